@@ -1,0 +1,41 @@
+# Every target runs in .venv, which the first one makes from pyproject.toml and constraints.txt.
+
+# `make demo KERAS_BACKEND=torch` picks the backend of the demo; the tests run on each of BACKENDS.
+export KERAS_BACKEND ?= jax
+BACKENDS ?= jax tensorflow torch
+PYTEST_ARGS ?=
+
+SHELL := bash
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+# The first of these that runs and is new enough makes the environment.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-all check
+
+demo: .venv/installed
+	.venv/bin/python examples/demo.py
+
+test: .venv/installed
+	@mkdir -p build; failed=0; \
+	for backend in $(BACKENDS); do \
+		(set -o pipefail; KERAS_BACKEND=$$backend .venv/bin/python -m pytest $(PYTEST_ARGS) | tee build/test-$$backend.log) \
+			|| failed=1; \
+	done; \
+	for backend in $(BACKENDS); do echo "$$backend: $$(tail -n 1 build/test-$$backend.log | tr -d =)"; done; \
+	exit $$failed
+
+# With the tests that take minutes or download something.
+test-all:
+	@$(MAKE) test PYTEST_ARGS="-m ''"
+
+check: .venv/installed
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Installing kerasllm and its dependencies into .venv (minutes, once)"
+	@.venv/bin/python -m pip install -qq -c constraints.txt -e '.[all,dev]'
+	@touch $@

@@ -1,0 +1,237 @@
+"""Scaled dot-product attention with many heads, and the masks it takes."""
+
+import keras
+from keras import ops
+
+from kerasllm import backend
+from kerasllm.arguments import check_positive, check_rate
+from kerasllm.layers.positions import rotate
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class MultiHeadAttention(keras.layers.Layer):
+    """Multi-head attention: self or cross, grouped heads, rotary and biased, with a cache that goes in and comes out.
+
+        head_n = softmax(q_n k_n^T / sqrt(H) + bias + mask) v_n,   output = concat(head_1 .. head_N) W_output
+
+    Args:
+        num_heads: number of query heads N.
+        head_dim: width H of a head. Default: width of the query input / `num_heads`, which must divide it.
+        num_key_value_heads: number of key and value heads; a divisor of `num_heads`. 1 is multi-query attention,
+            between 1 and `num_heads` grouped-query attention. Default: `num_heads`.
+        use_bias: whether the four projections have a bias.
+        dropout: rate at which attention weights are dropped in training.
+        kernel_initializer: initializer of the four kernels.
+
+    Call arguments:
+        query: (B, T, D).
+        context: (B, S, C), where keys and values come from. Default: `query` (self-attention).
+        attention_mask: boolean, broadcast to (B, 1, T, S); True means "may look".
+        attention_bias: float, broadcast to (B, N, T, S), added to the scaled scores.
+        rotary: pair (cos, sin) of `RotaryPositions.tables`, rotates queries and keys.
+        use_causal_mask: whether position t sees positions 0 .. t only.
+        cache: pair (keys, values), each (B, key/value heads, S, H): keys and values of `query` are written into it
+            from slot `index` on, and attention looks at the whole of it.
+        index: scalar, the slot of the first query.
+        return_attention_scores: whether to return the attention weights (B, N, T, S) as well.
+
+    Returns:
+        (B, T, D); with `cache` a pair of that and the new cache; with `return_attention_scores` a pair of that and
+        the weights.
+
+    Sources: Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
+
+    Example:
+        >>> attention = MultiHeadAttention(num_heads=8)
+        >>> y = attention(x, use_causal_mask=True)  # x, y: (B, T, D)
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        head_dim=None,
+        num_key_value_heads=None,
+        use_bias=True,
+        dropout=0.0,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_positive("num_heads", num_heads)
+        if head_dim is not None:
+            check_positive("head_dim", head_dim)
+        num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
+        check_positive("num_key_value_heads", num_key_value_heads)
+        if num_heads % num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads ({num_key_value_heads}) must be a divisor of num_heads ({num_heads})."
+            )
+        check_rate("dropout", dropout)
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.num_key_value_heads = num_key_value_heads
+        self.use_bias = use_bias
+        self.kernel_initializer = kernel_initializer
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, query_shape, context_shape=None):
+        """Create the projections for a query (B, T, D) and a context (B, S, C)."""
+        hidden_dim = query_shape[-1]
+        if self.head_dim is None:
+            if hidden_dim % self.num_heads:
+                raise ValueError(
+                    f"hidden_dim ({hidden_dim}) must be divisible by num_heads ({self.num_heads})."
+                )
+            self.head_dim = hidden_dim // self.num_heads
+        query_dim, key_dim = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        context_shape = query_shape if context_shape is None else context_shape
+        self.query = self._projection("query", query_dim, query_shape)
+        self.key = self._projection("key", key_dim, context_shape)
+        self.value = self._projection("value", key_dim, context_shape)
+        self.output_projection = self._projection("output", hidden_dim, (*query_shape[:-1], query_dim))
+
+    def _projection(self, name, units, input_shape):
+        layer = keras.layers.Dense(
+            units,
+            use_bias=self.use_bias,
+            kernel_initializer=keras.initializers.get(self.kernel_initializer),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        layer.build(input_shape)
+        return layer
+
+    def call(
+        self,
+        query,
+        context=None,
+        attention_mask=None,
+        attention_bias=None,
+        rotary=None,
+        use_causal_mask=False,
+        cache=None,
+        index=0,
+        return_attention_scores=False,
+        training=None,
+    ):
+        """Attend; the arguments are in the class docstring."""
+        keys_values = self.project(query if context is None else context, rotary)
+        if cache is not None:
+            keys_values = append(cache, keys_values, index)
+        if use_causal_mask:
+            causal = causal_mask(ops.shape(query)[1], ops.shape(keys_values[0])[2], index)
+            attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
+        output, scores = self.attend(
+            query, keys_values, attention_mask, attention_bias, rotary, return_attention_scores, training
+        )
+        results = (
+            output,
+            *([] if cache is None else [keys_values]),
+            *([scores] if return_attention_scores else []),
+        )
+        return results if len(results) > 1 else output
+
+    def project(self, context, rotary=None):
+        """Keys and values of a context (B, S, C): two (B, key/value heads, S, H)."""
+        keys = self._split(self.key(context), self.num_key_value_heads)
+        values = self._split(self.value(context), self.num_key_value_heads)
+        return (keys if rotary is None else rotate(keys, *rotary)), values
+
+    def attend(
+        self,
+        query,
+        keys_values,
+        attention_mask=None,
+        attention_bias=None,
+        rotary=None,
+        return_attention_scores=False,
+        training=None,
+    ):
+        """Attend from a query (B, T, D) to projected keys and values: (B, T, D) and the weights or None."""
+        q = self._split(self.query(query), self.num_heads)  # (B, N, T, H)
+        if rotary is not None:
+            q = rotate(q, *rotary)
+        k, v = keys_values
+        if return_attention_scores or (training and self.dropout.rate > 0):
+            weights = attention_weights(q, k, attention_mask, attention_bias)
+            mixed = mix(self.dropout(weights, training=training), v)
+        else:
+            weights = None
+            mixed = backend.attention(q, k, v, attention_mask, attention_bias)
+            mixed = (
+                mix(attention_weights(q, k, attention_mask, attention_bias), v) if mixed is None else mixed
+            )
+        mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (B, T, N, H)
+        output = self.output_projection(
+            ops.reshape(mixed, (-1, ops.shape(query)[1], self.num_heads * self.head_dim))
+        )
+        return output, weights
+
+    def _split(self, x, num_heads):
+        x = ops.reshape(x, (-1, ops.shape(x)[1], num_heads, self.head_dim))
+        return ops.transpose(x, (0, 2, 1, 3))  # (B, N, T, H)
+
+    def compute_output_shape(self, query_shape, *args, **kwargs):
+        """The query's shape: (B, T, D)."""
+        return query_shape
+
+
+def attention_weights(q, k, attention_mask=None, attention_bias=None):
+    """softmax(q k^T / sqrt(H) + bias) over the keys that the mask allows, in float32.
+
+    Args:
+        q: (B, N, T, H).
+        k: (B, K, S, H), K a divisor of N: each key head serves N / K query heads.
+        attention_mask: boolean, broadcasts to (B, 1, T, S). A query that may look nowhere looks everywhere alike.
+        attention_bias: float, broadcasts to (B, N, T, S).
+
+    Returns:
+        (B, N, T, S) in q's dtype.
+    """
+    num_heads, head_dim = q.shape[1], q.shape[3]
+    scores = ops.matmul(_grouped(q * head_dim**-0.5, k.shape[1]), ops.transpose(k, (0, 1, 3, 2)))
+    scores = _ungrouped(scores, num_heads, ops.shape(q)[2])  # (B, N, T, S)
+    if attention_bias is not None:
+        scores = scores + ops.cast(attention_bias, scores.dtype)
+    if attention_mask is not None:
+        # -3e4 is finite in float16 and far below any score.
+        scores = ops.where(attention_mask, scores, ops.cast(-3e4, scores.dtype))
+    return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), q.dtype)
+
+
+def mix(weights, v):
+    """Weights (B, N, T, S) times values (B, K, S, H), K a divisor of N: (B, N, T, H)."""
+    num_heads = weights.shape[1]
+    return _ungrouped(ops.matmul(_grouped(weights, v.shape[1]), v), num_heads, ops.shape(weights)[2])
+
+
+def _grouped(x, num_groups):
+    """(B, N, T, X) -> (B, K, N/K * T, X): the query heads that share a key head become longer sequences."""
+    if x.shape[1] == num_groups:
+        return x
+    return ops.reshape(x, (-1, num_groups, x.shape[1] // num_groups * ops.shape(x)[2], ops.shape(x)[3]))
+
+
+def _ungrouped(x, num_heads, length):
+    if x.shape[1] == num_heads:
+        return x
+    return ops.reshape(x, (-1, num_heads, length, ops.shape(x)[3]))
+
+
+def causal_mask(query_length, key_length, index=0):
+    """Query t sits in slot index + t and sees slots 0 .. index + t: (1, 1, T, S) boolean."""
+    query_slots = ops.reshape(ops.arange(query_length, dtype="int32") + index, (1, 1, -1, 1))
+    key_slots = ops.reshape(ops.arange(key_length, dtype="int32"), (1, 1, 1, -1))
+    return ops.less_equal(key_slots, query_slots)
+
+
+def padding_attention_mask(padding_mask):
+    """Every query sees the real keys: (B, S) boolean or 0/1 -> (B, 1, 1, S) boolean."""
+    return ops.reshape(ops.cast(padding_mask, "bool"), (-1, 1, 1, ops.shape(padding_mask)[1]))
+
+
+def append(cache, update, index):
+    """Write keys and values (B, N, T, H) into the slots index .. index + T - 1 of a cache (B, N, S, H)."""
+    return tuple(
+        ops.slice_update(c, (0, 0, index, 0), ops.cast(u, c.dtype))
+        for c, u in zip(cache, update, strict=True)
+    )

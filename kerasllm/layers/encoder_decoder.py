@@ -1,0 +1,247 @@
+"""The recurrent encoder and decoder: each walks its embeddings and recurrent layers, for training and decoding alike."""
+
+import keras
+from keras import ops
+
+from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.layers.alignment import AdditiveAttention, DotAttention
+from kerasllm.layers.recurrent import CELLS, Recurrent
+
+ATTENTIONS = ("additive", "dot", "general", None)
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class RecurrentEncoder(keras.layers.Layer):
+    """Embeddings and recurrent layers over a source, in both directions or one.
+
+    Args:
+        vocabulary_size: number of symbols V.
+        num_layers: number of layers.
+        hidden_dim: width U of a layer in each direction.
+        embedding_dim: width of the embeddings. Default: `hidden_dim`.
+        cell: "lstm", "gru" or "simple".
+        bidirectional: whether each layer walks in both directions, outputs and states concatenated.
+        dropout: rate before each layer in training.
+
+    Call arguments:
+        token_ids: (B, S) int.
+        padding_mask: (B, S), True or 1 = real. Default: all real.
+
+    Returns:
+        The memory (B, S, M), M = 2 U or U, and the last states of each layer: a list of lists of (B, M).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        num_layers,
+        hidden_dim,
+        embedding_dim=None,
+        cell="lstm",
+        bidirectional=True,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout)
+        self.output_dim = hidden_dim * (2 if bidirectional else 1)
+        self.embedding_dim = embedding_dim or hidden_dim
+        policy = {"dtype": self.dtype_policy}
+        self.embedding = keras.layers.Embedding(
+            vocabulary_size, self.embedding_dim, name="embedding", **policy
+        )
+        self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
+        directions = {"forward": False, "backward": True} if bidirectional else {"forward": False}
+        self.layers = [
+            [
+                Recurrent(hidden_dim, cell, reverse, name=f"{direction}_{i}", **policy)
+                for direction, reverse in directions.items()
+            ]
+            for i in range(num_layers)
+        ]
+
+    def build(self, token_ids_shape):
+        """Build embeddings and layers for token ids (B, S)."""
+        self.embedding.build(token_ids_shape)
+        width = self.embedding_dim
+        for directions in self.layers:
+            for layer in directions:
+                layer.build((*token_ids_shape, width))
+            width = self.output_dim
+
+    def call(self, token_ids, padding_mask=None, training=None):
+        """Encode."""
+        x = self.embedding(token_ids)
+        last_states = []
+        for directions in self.layers:
+            x = self.dropout(x, training=training)
+            outputs, states = zip(*[layer(x, padding_mask=padding_mask) for layer in directions], strict=True)
+            x = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=-1)
+            last_states.append(
+                [s[0] if len(s) == 1 else ops.concatenate(s, axis=-1) for s in zip(*states, strict=True)]
+            )
+        return x, last_states
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class RecurrentDecoder(keras.layers.Layer):
+    """Embeddings, recurrent layers, and attention to a memory after the last of them (Luong et al. 2015).
+
+        outputs = layers(embed(token_ids)),   context = attention(outputs, memory),   tanh(W [context; outputs])
+
+    The context does not feed the recurrence, so that training walks a whole target with fused kernels.
+
+    Args:
+        vocabulary_size: number of symbols V.
+        num_layers: number of layers.
+        hidden_dim: width U of a layer.
+        embedding_dim: width of the embeddings. Default: `hidden_dim`.
+        cell: "lstm", "gru" or "simple".
+        attention: "additive" (Bahdanau et al. 2015), "dot", "general" (Luong et al. 2015) or None.
+        output_dim: width D of the result. Default: `hidden_dim`.
+        dropout: rate before each layer and on the result in training.
+
+    Call arguments:
+        token_ids: (B, T) int.
+        states: for each layer the list of its states (B, U). Default: zeros.
+        padding_mask: (B, T), True or 1 = real. Default: all real. Padding on the right changes nothing at the real
+            tokens, so that it may be left out unless the last states matter.
+        memory: (B, S, M), with attention.
+        memory_padding_mask: (B, S), True or 1 = real.
+        keys: (B, S, K), `attention.project(memory)`, which decoding computes once.
+
+    Returns:
+        Hidden states (B, T, D), and the last states of each layer.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        num_layers,
+        hidden_dim,
+        embedding_dim=None,
+        cell="lstm",
+        attention=None,
+        output_dim=None,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout)
+        check_choice("attention", attention, ATTENTIONS)
+        self.hidden_dim, self.embedding_dim = hidden_dim, embedding_dim or hidden_dim
+        self.output_dim = output_dim or hidden_dim
+        policy = {"dtype": self.dtype_policy}
+        self.embedding = keras.layers.ReversibleEmbedding(
+            vocabulary_size, self.embedding_dim, name="embedding", **policy
+        )
+        self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
+        self.layers = [Recurrent(hidden_dim, cell, name=f"layer_{i}", **policy) for i in range(num_layers)]
+        self.attention = None
+        if attention == "additive":
+            self.attention = AdditiveAttention(hidden_dim, name="attention", **policy)
+        elif attention:
+            self.attention = DotAttention(attention, name="attention", **policy)
+        self.combine = None
+        if attention or self.output_dim != hidden_dim:
+            self.combine = keras.layers.Dense(
+                self.output_dim, "tanh", use_bias=False, name="combine", **policy
+            )
+
+    def build(self, token_ids_shape, memory_shape=None):
+        """Build the layers for token ids (B, T) and a memory (B, S, M)."""
+        self.embedding.build(token_ids_shape)
+        width = self.embedding_dim
+        for layer in self.layers:
+            layer.build((*token_ids_shape, width))
+            width = self.hidden_dim
+        if self.attention:
+            self.attention.build((*token_ids_shape, width), memory_shape)
+            width += memory_shape[-1]
+        if self.combine:
+            self.combine.build((*token_ids_shape, width))
+
+    def call(
+        self,
+        token_ids,
+        states=None,
+        padding_mask=None,
+        memory=None,
+        memory_padding_mask=None,
+        keys=None,
+        training=None,
+    ):
+        """Decode; the arguments are in the class docstring."""
+        x = self.embedding(token_ids)
+        last_states = []
+        for i, layer in enumerate(self.layers):
+            x = self.dropout(x, training=training)
+            x, state = layer(x, initial_state=states and states[i], padding_mask=padding_mask)
+            last_states.append(state)
+        if self.attention:
+            context = self.attention(x, memory, padding_mask=memory_padding_mask, keys=keys)
+            x = ops.concatenate([context, x], axis=-1)
+        if self.combine:
+            x = self.combine(x)
+        return self.dropout(x, training=training), last_states
+
+
+class Bridge(keras.layers.Layer):
+    """The decoder's first states from the encoder's last: h = tanh(W h'), c = W c', where the widths differ.
+
+    Call arguments:
+        states: for each layer the list [h, c] or [h] of (B, M).
+
+    Returns:
+        The same nest of (B, U).
+    """
+
+    def __init__(self, hidden_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+
+    def build(self, states_shape):
+        """Create a projection for each state."""
+        self.projections = []
+        for i, shapes in enumerate(states_shape):
+            for name, activation, shape in zip("hc", ("tanh", None), shapes, strict=False):
+                if shape[-1] != self.hidden_dim:
+                    layer = keras.layers.Dense(
+                        self.hidden_dim, activation, dtype=self.dtype_policy, name=f"{name}_{i}"
+                    )
+                    layer.build(shape)
+                    self.projections.append(layer)
+
+    def call(self, states):
+        """Project."""
+        if not self.projections:
+            return states
+        projections = iter(self.projections)
+        return [[next(projections)(state) for state in layer] for layer in states]
+
+
+class TiedHead(keras.layers.Layer):
+    """Logits by the transposed embeddings and a bias: (B, T, D) -> (B, T, V)."""
+
+    def __init__(self, embedding, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = embedding
+
+    def build(self, hidden_shape):
+        """Create the bias."""
+        self.bias = self.add_weight((self.embedding.input_dim,), initializer="zeros", name="bias")
+
+    def call(self, hidden):
+        """Score all symbols."""
+        return self.embedding(hidden, reverse=True) + self.bias
+
+
+def check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout):
+    """Raise `ValueError` unless the arguments that recurrent stacks share are in range."""
+    check_positive("vocabulary_size", vocabulary_size)
+    check_positive("num_layers", num_layers)
+    check_positive("hidden_dim", hidden_dim)
+    if embedding_dim is not None:
+        check_positive("embedding_dim", embedding_dim)
+    check_choice("cell", cell, CELLS)
+    check_rate("dropout", dropout)

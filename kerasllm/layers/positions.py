@@ -1,0 +1,244 @@
+"""Where a token stands: learned and sinusoidal embeddings, rotations, relative biases."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class LearnedPositions(keras.layers.Layer):
+    """Add a learned vector for each position (Gehring et al. 2017, arXiv:1705.03122; BERT, GPT-2).
+
+    Args:
+        max_sequence_length: number of positions.
+        embeddings_initializer: initializer of the (max_sequence_length, D) table.
+
+    Call arguments:
+        x: (B, T, D).
+        positions: (T,) or (B, T) int. Default: 0 .. T - 1.
+
+    Returns:
+        (B, T, D).
+
+    Raises:
+        ValueError: T is known and exceeds `max_sequence_length`.
+    """
+
+    def __init__(self, max_sequence_length, embeddings_initializer="uniform", **kwargs):
+        super().__init__(**kwargs)
+        self.max_sequence_length = max_sequence_length
+        self.embeddings_initializer = embeddings_initializer
+
+    def build(self, x_shape):
+        """Create the table for x (B, T, D)."""
+        self.embeddings = self.add_weight(
+            (self.max_sequence_length, x_shape[-1]),
+            initializer=keras.initializers.get(self.embeddings_initializer),
+            name="embeddings",
+        )
+
+    def call(self, x, positions=None):
+        """Add the rows of the table."""
+        if x.shape[1] is not None and x.shape[1] > self.max_sequence_length:
+            raise ValueError(
+                f"sequence length ({x.shape[1]}) must be at most max_sequence_length ({self.max_sequence_length})."
+            )
+        if positions is None:
+            positions = ops.arange(ops.shape(x)[1], dtype="int32")
+        return x + ops.cast(ops.take(self.embeddings, positions, axis=0), x.dtype)
+
+    def compute_output_shape(self, x_shape, positions_shape=None):
+        """The shape of x: (B, T, D)."""
+        return x_shape
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class SinusoidalPositions(keras.layers.Layer):
+    """Add sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762).
+
+        p[2i] = sin(position / max_wavelength^(2i/D)),   p[2i + 1] = cos(position / max_wavelength^(2i/D))
+
+    Args:
+        max_wavelength: the longest wavelength / 2 pi.
+
+    Call arguments:
+        x: (B, T, D).
+        positions: (T,) or (B, T) int. Default: 0 .. T - 1.
+
+    Returns:
+        (B, T, D).
+    """
+
+    def __init__(self, max_wavelength=10000.0, **kwargs):
+        super().__init__(**kwargs)
+        self.max_wavelength = max_wavelength
+
+    def call(self, x, positions=None):
+        """Add the waves."""
+        if positions is None:
+            positions = ops.arange(ops.shape(x)[1], dtype="int32")
+        column = np.arange(x.shape[-1])
+        frequency = self.max_wavelength ** -((column // 2 * 2) / x.shape[-1])  # (D,)
+        phase = np.where(column % 2, math.pi / 2, 0.0)  # cos(a) = sin(a + pi/2)
+        angles = ops.multiply(
+            ops.expand_dims(ops.cast(positions, "float32"), -1), frequency.astype("float32")
+        )
+        return x + ops.cast(ops.sin(ops.add(angles, phase.astype("float32"))), x.dtype)
+
+    def compute_output_shape(self, x_shape, positions_shape=None):
+        """The shape of x: (B, T, D)."""
+        return x_shape
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class RotaryPositions(keras.layers.Layer):
+    """Rotate pairs of a head's channels by angles that grow with the position (Su et al. 2021, arXiv:2104.09864).
+
+    Channel i pairs with channel i + H/2, as in GPT-NeoX and Llama checkpoints. The dot product of a rotated query
+    and key depends on the distance of their positions only.
+
+    Args:
+        base: the longest wavelength / 2 pi.
+
+    Call arguments:
+        x: (B, N, T, H), H even.
+        positions: (T,) or (B, T) int. Default: 0 .. T - 1.
+
+    Returns:
+        (B, N, T, H).
+    """
+
+    def __init__(self, base=10000.0, **kwargs):
+        super().__init__(**kwargs)
+        self.base = base
+
+    def call(self, x, positions=None):
+        """Rotate x."""
+        if positions is None:
+            positions = ops.arange(ops.shape(x)[2], dtype="int32")
+        return rotate(x, *self.tables(positions, x.shape[-1]))
+
+    def tables(self, positions, head_dim):
+        """Cosines and sines that `rotate` takes: positions (T,) or (B, T) -> two (1 or B, 1, T, H/2) float32."""
+        if head_dim % 2:
+            raise ValueError(f"head_dim ({head_dim}) must be even for rotary positions.")
+        frequency = (self.base ** -(np.arange(0, head_dim, 2) / head_dim)).astype("float32")  # (H/2,)
+        angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency)
+        angles = ops.reshape(angles, (-1, 1, ops.shape(positions)[-1], head_dim // 2))
+        return ops.cos(angles), ops.sin(angles)
+
+    def compute_output_shape(self, x_shape, positions_shape=None):
+        """The shape of x: (B, N, T, H)."""
+        return x_shape
+
+
+def rotate(x, cos, sin):
+    """Rotate the pairs (x[i], x[i + H/2]) of x (B, N, T, H) by the angles of `RotaryPositions.tables`."""
+    cos, sin = ops.cast(cos, x.dtype), ops.cast(sin, x.dtype)
+    a, b = ops.split(x, 2, axis=-1)
+    return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class RelativePositionBias(keras.layers.Layer):
+    """A learned bias for each head and each bucket of key position - query position (T5: Raffel et al. 2020).
+
+    Half the buckets hold one distance each; the rest widen logarithmically up to `max_distance`.
+    Source: arXiv:1910.10683 and its released code.
+
+    Args:
+        num_heads: number of heads N.
+        num_buckets: number of buckets of distances.
+        max_distance: distance from which on all share the last bucket.
+        bidirectional: whether keys may stand after the query; then half the buckets are theirs.
+
+    Call arguments:
+        query_positions: (T,) int.
+        key_positions: (S,) int.
+
+    Returns:
+        (1, N, T, S), an `attention_bias`.
+    """
+
+    def __init__(self, num_heads, num_buckets=32, max_distance=128, bidirectional=True, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads, self.num_buckets = num_heads, num_buckets
+        self.max_distance, self.bidirectional = max_distance, bidirectional
+
+    def build(self, query_positions_shape, key_positions_shape=None):
+        """Create the (num_buckets, N) table."""
+        self.embeddings = self.add_weight(
+            (self.num_buckets, self.num_heads), initializer="uniform", name="embeddings"
+        )
+
+    def call(self, query_positions, key_positions):
+        """Look the biases up."""
+        distance = ops.reshape(key_positions, (1, -1)) - ops.reshape(query_positions, (-1, 1))  # (T, S)
+        bias = ops.take(
+            ops.cast(self.embeddings, self.compute_dtype), self._bucket(distance), axis=0
+        )  # (T, S, N)
+        return ops.expand_dims(ops.transpose(bias, (2, 0, 1)), 0)
+
+    def _bucket(self, distance):
+        buckets = self.num_buckets
+        offset = 0
+        if self.bidirectional:
+            buckets //= 2
+            offset = ops.cast(distance > 0, "int32") * buckets
+            distance = ops.abs(distance)
+        else:
+            distance = ops.maximum(-distance, 0)
+        exact = buckets // 2
+        ratio = ops.log(ops.cast(ops.maximum(distance, 1), "float32") / exact) / math.log(
+            self.max_distance / exact
+        )
+        far = ops.minimum(exact + ops.cast(ratio * (buckets - exact), "int32"), buckets - 1)
+        return offset + ops.where(distance < exact, ops.cast(distance, "int32"), far)
+
+    def compute_output_shape(self, query_shape, key_shape):
+        """(1, N, T, S)."""
+        return (1, self.num_heads, query_shape[-1], key_shape[-1])
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class ALiBi(keras.layers.Layer):
+    """A fixed penalty that grows linearly with the distance, steeper or flatter by head (Press et al. 2021).
+
+        bias[n, t, s] = -slope_n |t - s|,   slope_n = 2^(-8 n / N),  n = 1 .. N
+
+    For N not a power of two the slopes are those of the next smaller power, then every other one of the next larger,
+    as in the authors' code. Source: arXiv:2108.12409.
+
+    Args:
+        num_heads: number of heads N.
+
+    Call arguments:
+        query_positions: (T,) int.
+        key_positions: (S,) int.
+
+    Returns:
+        (1, N, T, S) float, an `attention_bias`.
+    """
+
+    def __init__(self, num_heads, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+
+    def call(self, query_positions, key_positions):
+        """Compute the penalties."""
+        distance = ops.abs(ops.reshape(key_positions, (1, 1, -1)) - ops.reshape(query_positions, (1, -1, 1)))
+        slopes = ops.reshape(ops.cast(_slopes(self.num_heads), self.compute_dtype), (-1, 1, 1))
+        return ops.expand_dims(-slopes * ops.cast(distance, self.compute_dtype), 0)
+
+    def compute_output_shape(self, query_shape, key_shape):
+        """(1, N, T, S)."""
+        return (1, self.num_heads, query_shape[-1], key_shape[-1])
+
+
+def _slopes(num_heads):
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8 * n / power) for n in range(1, power + 1)]
+    between = [2.0 ** (-8 * n / (2 * power)) for n in range(1, 2 * power, 2)]
+    return np.array(slopes + between[: num_heads - power], "float32")

@@ -1,0 +1,566 @@
+"""The Transformer: one block, and the one walk over embeddings, blocks and norm that training and decoding share."""
+
+import keras
+from keras import ops
+
+from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.layers.attention import MultiHeadAttention, causal_mask, padding_attention_mask
+from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
+from kerasllm.layers.positions import (
+    ALiBi,
+    LearnedPositions,
+    RelativePositionBias,
+    RotaryPositions,
+    SinusoidalPositions,
+)
+
+NORMS = ("layer", "rms")
+POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "alibi", None)
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class TransformerBlock(keras.layers.Layer):
+    """Attention, perhaps cross-attention, and feed-forward, each with a norm and a residual connection.
+
+        pre-norm:   x + sublayer(norm(x))          post-norm:   norm(x + sublayer(x))
+
+    Whether the block belongs to an encoder or a decoder is a matter of `attention_mask`.
+
+    Args:
+        attention: the self-attention, a `MultiHeadAttention`.
+        feed_forward: a `FeedForward` or `GatedFeedForward`.
+        cross_attention: a second `MultiHeadAttention`, over `memory`. Default: none.
+        norm: "layer" or "rms".
+        norm_first: True for pre-norm, False for post-norm.
+        norm_epsilon: added to the variance.
+        dropout: rate at which a sublayer's output is dropped in training.
+
+    Call arguments:
+        x: (B, T, D).
+        attention_mask, attention_bias, rotary, cache, index: as for `MultiHeadAttention`.
+        memory: (B, S, D), or its keys and values from `project_memory`.
+        cross_attention_mask: boolean, broadcasts to (B, 1, T, S).
+
+    Returns:
+        (B, T, D); with `cache` a pair of that and the new cache.
+
+    Example:
+        >>> block = TransformerBlock(MultiHeadAttention(8), FeedForward(2048))
+        >>> y = block(x, attention_mask=causal_mask(100, 100))  # x, y: (B, 100, D)
+    """
+
+    def __init__(
+        self,
+        attention,
+        feed_forward,
+        cross_attention=None,
+        norm="layer",
+        norm_first=True,
+        norm_epsilon=1e-5,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_choice("norm", norm, NORMS)
+        check_rate("dropout", dropout)
+        self.attention, self.feed_forward, self.cross_attention = attention, feed_forward, cross_attention
+        self.norm, self.norm_first, self.norm_epsilon = norm, norm_first, norm_epsilon
+        self.attention_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "attention_norm")
+        self.cross_attention_norm = (
+            make_norm(norm, norm_epsilon, self.dtype_policy, "cross_attention_norm")
+            if cross_attention
+            else None
+        )
+        self.feed_forward_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "feed_forward_norm")
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, x_shape, memory_shape=None):
+        """Build the sublayers for x (B, T, D) and memory (B, S, C)."""
+        self.attention.build(x_shape)
+        self.attention_norm.build(x_shape)
+        if self.cross_attention:
+            self.cross_attention.build(x_shape, memory_shape)
+            self.cross_attention_norm.build(x_shape)
+        self.feed_forward.build(x_shape)
+        self.feed_forward_norm.build(x_shape)
+
+    def call(
+        self,
+        x,
+        attention_mask=None,
+        attention_bias=None,
+        rotary=None,
+        cache=None,
+        index=0,
+        memory=None,
+        cross_attention_mask=None,
+        training=None,
+    ):
+        """Run the sublayers; the arguments are in the class docstring."""
+
+        def attend(h):
+            nonlocal cache
+            h = self.attention(
+                h,
+                attention_mask=attention_mask,
+                attention_bias=attention_bias,
+                rotary=rotary,
+                cache=cache,
+                index=index,
+                training=training,
+            )
+            if cache is not None:
+                h, cache = h
+            return h
+
+        def attend_memory(h):
+            keys_values = memory if isinstance(memory, tuple | list) else self.project_memory(memory)
+            return self.cross_attention.attend(h, keys_values, cross_attention_mask, training=training)[0]
+
+        x = self._residual(x, self.attention_norm, attend, training)
+        if self.cross_attention:
+            x = self._residual(x, self.cross_attention_norm, attend_memory, training)
+        x = self._residual(
+            x, self.feed_forward_norm, lambda h: self.feed_forward(h, training=training), training
+        )
+        return x if cache is None else (x, cache)
+
+    def _residual(self, x, norm, sublayer, training):
+        if self.norm_first:
+            return x + self.dropout(sublayer(norm(x)), training=training)
+        return norm(x + self.dropout(sublayer(x), training=training))
+
+    def project_memory(self, memory):
+        """Keys and values of a memory (B, S, C), which decoding computes once: two (B, N, S, H)."""
+        return self.cross_attention.project(memory)
+
+    def compute_output_shape(self, x_shape, *args, **kwargs):
+        """The shape of x: (B, T, D)."""
+        return x_shape
+
+    def get_config(self):
+        """The arguments, layers serialised."""
+
+        def serialize(layer):
+            config = keras.saving.serialize_keras_object(layer)
+            config.pop("build_config", None)  # the block builds its layers
+            return config
+
+        return {
+            **super().get_config(),
+            "attention": serialize(self.attention),
+            "feed_forward": serialize(self.feed_forward),
+            "cross_attention": self.cross_attention and serialize(self.cross_attention),
+            "norm": self.norm,
+            "norm_first": self.norm_first,
+            "norm_epsilon": self.norm_epsilon,
+            "dropout": self.dropout.rate,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """The inverse of `get_config`."""
+        layers = ("attention", "feed_forward", "cross_attention")
+        restored = {key: keras.saving.deserialize_keras_object(config[key]) for key in layers if config[key]}
+        return super().from_config({**config, **restored})
+
+
+class TransformerStack(keras.layers.Layer):
+    """Token ids to hidden states: embeddings, blocks, final norm. The base of encoder and decoder.
+
+    Args:
+        vocabulary_size: number of symbols V.
+        num_layers: number of blocks.
+        num_heads: query heads of each attention.
+        hidden_dim: width D.
+        intermediate_dim: width F of the feed-forward. Default: 4 D.
+        max_sequence_length: positions of the learned table; other kinds of position have no limit of their own.
+        positions: "learned", "sinusoidal", "rotary", "relative", "alibi" or None.
+        num_segments: number of segment (token type) embeddings; 0 for none.
+        scale_embeddings: whether token embeddings are multiplied by sqrt(D) (Vaswani et al.).
+        norm_embeddings: whether a norm follows the embeddings (BERT).
+        num_key_value_heads, head_dim, use_bias: as for `MultiHeadAttention`.
+        activation: of the feed-forward. gated: whether that is a `GatedFeedForward`.
+        norm, norm_first, norm_epsilon: as for `TransformerBlock`. With pre-norm a final norm closes the stack.
+        cross_attention: whether the blocks attend to a memory.
+        rope_base: base of rotary positions.
+        dropout: rate after the embeddings and each sublayer, and on attention weights.
+        initializer_range: standard deviation of the initial kernels and embeddings. Default: Glorot-uniform kernels
+            and embeddings of deviation 1 / sqrt(D).
+    """
+
+    bidirectional = True
+
+    def __init__(
+        self,
+        vocabulary_size,
+        num_layers,
+        num_heads,
+        hidden_dim,
+        intermediate_dim=None,
+        max_sequence_length=512,
+        positions="learned",
+        num_segments=0,
+        scale_embeddings=False,
+        norm_embeddings=False,
+        num_key_value_heads=None,
+        head_dim=None,
+        use_bias=True,
+        activation="gelu",
+        gated=False,
+        norm="layer",
+        norm_first=True,
+        norm_epsilon=1e-5,
+        cross_attention=False,
+        rope_base=10000.0,
+        dropout=0.0,
+        initializer_range=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_positive("num_layers", num_layers)
+        check_positive("num_heads", num_heads)
+        check_positive("hidden_dim", hidden_dim)
+        check_choice("norm", norm, NORMS)
+        check_choice("positions", positions, POSITIONS)
+        if head_dim is None and hidden_dim % num_heads:
+            raise ValueError(f"hidden_dim ({hidden_dim}) must be divisible by num_heads ({num_heads}).")
+        self.hidden_dim, self.max_sequence_length = hidden_dim, max_sequence_length
+        self.num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
+        self.head_dim = hidden_dim // num_heads if head_dim is None else head_dim
+        if positions == "rotary" and self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions.")
+        policy = {"dtype": self.dtype_policy}
+        self.embeddings = TransformerEmbeddings(
+            vocabulary_size,
+            hidden_dim,
+            max_sequence_length=max_sequence_length,
+            positions=positions if positions in ("learned", "sinusoidal") else None,
+            num_segments=num_segments,
+            scale=scale_embeddings,
+            norm=norm if norm_embeddings else None,
+            norm_epsilon=norm_epsilon,
+            dropout=dropout,
+            initializer_range=initializer_range,
+            name="embeddings",
+            **policy,
+        )
+        kernels = {"kernel_initializer": _normal(initializer_range) or "glorot_uniform", "use_bias": use_bias}
+
+        def attention(name, key_value_heads):
+            return MultiHeadAttention(
+                num_heads, head_dim, key_value_heads, dropout=dropout, name=name, **kernels, **policy
+            )
+
+        feed_forward = GatedFeedForward if gated else FeedForward
+        intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
+        self.blocks = [
+            TransformerBlock(
+                attention("attention", num_key_value_heads),
+                feed_forward(
+                    intermediate_dim, activation, name="feed_forward", **kernels, **policy
+                ),
+                attention("cross_attention", None) if cross_attention else None,
+                norm=norm,
+                norm_first=norm_first,
+                norm_epsilon=norm_epsilon,
+                dropout=dropout,
+                name=f"block_{i}",
+                **policy,
+            )
+            for i in range(num_layers)
+        ]
+        self.final_norm = (
+            make_norm(norm, norm_epsilon, self.dtype_policy, "final_norm") if norm_first else None
+        )
+        self.rotary = RotaryPositions(rope_base, name="rotary") if positions == "rotary" else None
+        self.position_bias = None
+        if positions == "relative":
+            self.position_bias = RelativePositionBias(
+                num_heads, bidirectional=self.bidirectional, name="position_bias", **policy
+            )
+        elif positions == "alibi":
+            self.position_bias = ALiBi(num_heads, name="position_bias", **policy)
+
+    def build(self, token_ids_shape):
+        """Build embeddings, blocks and norm for token ids (B, T)."""
+        self.embeddings.build(token_ids_shape)
+        x_shape = (*token_ids_shape, self.hidden_dim)
+        for block in self.blocks:
+            block.build(x_shape, (None, None, self.hidden_dim))
+        if self.final_norm:
+            self.final_norm.build(x_shape)
+        if self.position_bias:
+            self.position_bias.build(None)
+
+    def walk(
+        self,
+        x,
+        positions,
+        attention_mask,
+        caches=None,
+        index=0,
+        memories=None,
+        memory_mask=None,
+        training=None,
+    ):
+        """Blocks and final norm: x (B, T, D), its positions (T,) or (B, T) -> (B, T, D), and the new caches or None."""
+        length = ops.shape(x)[1]
+        rotary = self.rotary and self.rotary.tables(positions, self.head_dim)
+        bias = None
+        if self.position_bias:  # depends on distances only, so slots do as well as positions
+            slots = ops.arange(length, dtype="int32")
+            bias = self.position_bias(
+                slots + index, slots if caches is None else ops.arange(caches[0][0].shape[2])
+            )
+        new_caches = []
+        for i, block in enumerate(self.blocks):
+            x = block(
+                x,
+                attention_mask=attention_mask,
+                attention_bias=bias,
+                rotary=rotary,
+                cache=None if caches is None else caches[i],
+                index=index,
+                memory=None if memories is None else memories[i],
+                cross_attention_mask=memory_mask,
+                training=training,
+            )
+            if caches is not None:
+                x, cache = x
+                new_caches.append(cache)
+        return (self.final_norm(x) if self.final_norm else x), (None if caches is None else new_caches)
+
+    def logits(self, hidden):
+        """Scores of all symbols by the transposed token embeddings: (B, T, D) -> (B, T, V)."""
+        return self.embeddings.token(hidden, reverse=True)
+
+    def compute_output_shape(self, token_ids_shape, *args, **kwargs):
+        """(B, T, D)."""
+        return (*token_ids_shape, self.hidden_dim)
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class TransformerEncoder(TransformerStack):
+    """A stack whose tokens all see each other.
+
+    Args: see `TransformerStack`.
+
+    Call arguments:
+        token_ids: (B, T) int.
+        padding_mask: (B, T), True or 1 = real. Default: all real.
+        segment_ids: (B, T) int, where the stack has segments.
+
+    Returns:
+        (B, T, D).
+    """
+
+    def call(self, token_ids, padding_mask=None, segment_ids=None, training=None):
+        """Encode."""
+        positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        x = self.embeddings(token_ids, positions, segment_ids, training=training)
+        attention_mask = None if padding_mask is None else padding_attention_mask(padding_mask)
+        return self.walk(x, positions, attention_mask, training=training)[0]
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class TransformerDecoder(TransformerStack):
+    """A stack whose tokens see themselves and what stands before them, and perhaps a memory.
+
+    `call` takes whole sequences, for training. `start` and `step` do the same with a cache, for decoding; all three
+    run the same walk.
+
+    Args: see `TransformerStack`.
+
+    Call arguments:
+        token_ids: (B, T) int.
+        padding_mask: (B, T), True or 1 = real. Default: all real.
+        memory: (B, S, D) for cross-attention.
+        memory_padding_mask: (B, S), True or 1 = real. Default: all real.
+
+    Returns:
+        (B, T, D).
+    """
+
+    bidirectional = False
+
+    def call(self, token_ids, padding_mask=None, memory=None, memory_padding_mask=None, training=None):
+        """Decode whole sequences at once."""
+        length = ops.shape(token_ids)[1]
+        positions = ops.arange(length, dtype="int32")
+        x = self.embeddings(token_ids, positions, training=training)
+        attention_mask = causal_mask(length, length)
+        if padding_mask is not None:
+            attention_mask = ops.logical_and(attention_mask, padding_attention_mask(padding_mask))
+        memories = None if memory is None else [memory] * len(self.blocks)
+        memory_mask = None if memory_padding_mask is None else padding_attention_mask(memory_padding_mask)
+        return self.walk(
+            x, positions, attention_mask, memories=memories, memory_mask=memory_mask, training=training
+        )[0]
+
+    def start(self, token_ids, padding_mask, capacity, memory=None, memory_padding_mask=None):
+        """The state after all but the last token of left-padded prompts.
+
+        Args:
+            token_ids: (B, P) int, P >= 1 known.
+            padding_mask: (B, P), True or 1 = real; padding stands on the left.
+            capacity: number of slots, at least P.
+            memory, memory_padding_mask: as for `call`.
+
+        Returns:
+            A dict of tensors with the batch axis first: `caches`, `padding` (B,), the number of padded slots, and
+            with a memory its projected `memories` and `memory_mask`.
+        """
+        batch_size, length = ops.shape(token_ids)[0], token_ids.shape[1]
+        shape = (batch_size, self.num_key_value_heads, length - 1, self.head_dim)
+        state = {
+            "caches": [(ops.zeros(shape, self.compute_dtype),) * 2 for _ in self.blocks],
+            "padding": length - ops.sum(ops.cast(padding_mask, "int32"), axis=1),
+        }
+        if memory is not None:
+            state["memories"] = [block.project_memory(memory) for block in self.blocks]
+            state["memory_mask"] = ops.cast(memory_padding_mask, "bool")
+        if length > 1:
+            _, state = self.step(token_ids[:, :-1], state, 0)
+        return self.grow(state, capacity)
+
+    def step(self, token_ids, state, index):
+        """Tokens (B, T) in the slots from `index` on -> their hidden states (B, T, D) and the new state."""
+        length, capacity = ops.shape(token_ids)[1], state["caches"][0][0].shape[2]
+        padding = ops.expand_dims(state["padding"], 1)  # (B, 1)
+        positions = ops.expand_dims(ops.arange(length, dtype="int32") + index, 0) - padding  # (B, T)
+        # Padding stands before position 0; a finished row may walk on past the last one.
+        positions = ops.clip(positions, 0, self.max_sequence_length - 1)
+        x = self.embeddings(token_ids, positions)
+        slots = ops.expand_dims(ops.arange(capacity, dtype="int32"), 0)
+        is_real = padding_attention_mask(slots >= padding)
+        attention_mask = ops.logical_and(causal_mask(length, capacity, index), is_real)
+        memory_mask = padding_attention_mask(state["memory_mask"]) if "memories" in state else None
+        x, caches = self.walk(
+            x,
+            positions,
+            attention_mask,
+            state["caches"],
+            index,
+            state.get("memories"),
+            memory_mask,
+            training=False,
+        )
+        return x, {**state, "caches": caches}
+
+    def grow(self, state, capacity):
+        """The same state with room for `capacity` slots."""
+
+        def pad(cache):
+            return ops.pad(cache, ((0, 0), (0, 0), (0, capacity - cache.shape[2]), (0, 0)))
+
+        return {**state, "caches": [tuple(map(pad, pair)) for pair in state["caches"]]}
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class TransformerEmbeddings(keras.layers.Layer):
+    """Token, position and segment embeddings, summed; then perhaps a norm; then dropout.
+
+    Args:
+        vocabulary_size: number of symbols V.
+        hidden_dim: width D.
+        max_sequence_length: size of the learned table of positions.
+        positions: "learned", "sinusoidal" or None.
+        num_segments: number of segment embeddings; 0 for none.
+        scale: whether token embeddings are multiplied by sqrt(D).
+        norm: "layer", "rms" or None.
+        norm_epsilon, dropout, initializer_range: as for `TransformerStack`.
+
+    Call arguments:
+        token_ids: (B, T) int.
+        positions: (T,) or (B, T) int. Default: 0 .. T - 1.
+        segment_ids: (B, T) int. Default: all 0.
+
+    Returns:
+        (B, T, D).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        hidden_dim,
+        max_sequence_length=512,
+        positions="learned",
+        num_segments=0,
+        scale=False,
+        norm=None,
+        norm_epsilon=1e-5,
+        dropout=0.0,
+        initializer_range=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_positive("vocabulary_size", vocabulary_size)
+        check_positive("max_sequence_length", max_sequence_length)
+        check_rate("dropout", dropout)
+        policy = {"dtype": self.dtype_policy}
+        self.hidden_dim, self.scale = hidden_dim, scale
+        initializer = _normal(initializer_range or hidden_dim**-0.5)
+
+        self.token = keras.layers.ReversibleEmbedding(
+            vocabulary_size,
+            hidden_dim,
+            embeddings_initializer=keras.initializers.get(initializer),
+            name="token",
+            **policy,
+        )
+        self.position = None
+        if positions == "learned":
+            self.position = LearnedPositions(max_sequence_length, initializer, name="position", **policy)
+        elif positions == "sinusoidal":
+            self.position = SinusoidalPositions(name="position", **policy)
+        self.segment = None
+        if num_segments:
+            self.segment = keras.layers.Embedding(
+                num_segments,
+                hidden_dim,
+                embeddings_initializer=keras.initializers.get(initializer),
+                name="segment",
+                **policy,
+            )
+        self.norm = make_norm(norm, norm_epsilon, self.dtype_policy, "norm") if norm else None
+        self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
+
+    def build(self, token_ids_shape):
+        """Create the tables."""
+        x_shape = (*token_ids_shape, self.hidden_dim)
+        self.token.build(token_ids_shape)
+        if self.position:
+            self.position.build(x_shape)
+        if self.segment:
+            self.segment.build(token_ids_shape)
+        if self.norm:
+            self.norm.build(x_shape)
+
+    def call(self, token_ids, positions=None, segment_ids=None, training=None):
+        """Embed."""
+        x = self.token(token_ids)
+        if self.scale:
+            x = x * self.hidden_dim**0.5
+        if self.position:
+            x = self.position(x, positions)
+        if self.segment:
+            x = x + self.segment(ops.zeros_like(token_ids) if segment_ids is None else segment_ids)
+        if self.norm:
+            x = self.norm(x)
+        return self.dropout(x, training=training)
+
+    def compute_output_shape(self, token_ids_shape, *args, **kwargs):
+        """(B, T, D)."""
+        return (*token_ids_shape, self.hidden_dim)
+
+
+def make_norm(kind, epsilon, dtype, name):
+    """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis."""
+    layer = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}[kind]
+    return layer(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def _normal(stddev):
+    # A plain dict: layers that take it write their own config, and each use draws afresh.
+    return stddev and keras.initializers.serialize(keras.initializers.RandomNormal(stddev=stddev))

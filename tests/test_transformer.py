@@ -1,0 +1,141 @@
+"""Block and stacks: parity with torch, causality, and the walk with a cache equal to the walk without."""
+
+import keras
+import numpy as np
+import pytest
+from checks import check_layer
+from keras import ops
+
+from kerasllm.layers import (
+    FeedForward,
+    MultiHeadAttention,
+    TransformerBlock,
+    TransformerDecoder,
+    TransformerEncoder,
+)
+
+to_numpy = ops.convert_to_numpy
+IDS = np.random.default_rng(0).integers(0, 11, (2, 7)).astype("int32")
+SIZES = {"vocabulary_size": 11, "num_layers": 2, "num_heads": 4, "hidden_dim": 16, "initializer_range": 0.3}
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_block_equals_torchs_encoder_layer(norm_first):
+    """torch.nn.TransformerEncoderLayer's arithmetic, written out in numpy."""
+    block = TransformerBlock(MultiHeadAttention(2), FeedForward(12, "relu"), norm_first=norm_first)
+    x = normal(2, 5, 8)
+    block(x)
+    weights = {v.path.split("/", 1)[1]: to_numpy(v) for v in block.weights}
+
+    def dense(h, name):
+        return h @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
+
+    def norm(h, name):
+        scale = np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+        return (h - h.mean(-1, keepdims=True)) / scale * weights[f"{name}/gamma"] + weights[f"{name}/beta"]
+
+    attention = block.attention.name
+
+    def attend(h):
+        q, k, v = (dense(h, f"{attention}/{p}").reshape(2, 5, 2, 4) for p in ("query", "key", "value"))
+        scores = np.einsum("btnh,bsnh->bnts", q, k) / 2
+        probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        mixed = np.einsum("bnts,bsnh->btnh", probabilities, v).reshape(2, 5, 8)
+        return dense(mixed, f"{attention}/output")
+
+    def feed(h):
+        name = block.feed_forward.name
+        return dense(np.maximum(dense(h, f"{name}/input"), 0), f"{name}/output")
+
+    expected = x
+    for sublayer, name in ((attend, "attention_norm"), (feed, "feed_forward_norm")):
+        if norm_first:
+            expected = expected + sublayer(norm(expected, name))
+        else:
+            expected = norm(expected + sublayer(expected), name)
+    np.testing.assert_allclose(to_numpy(block(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_key_value_heads", [None, 2])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "relative", "alibi", None])
+def test_cached_steps_over_ragged_prompts_equal_the_full_pass(positions, num_key_value_heads):
+    decoder = TransformerDecoder(
+        **SIZES, positions=positions, num_key_value_heads=num_key_value_heads, max_sequence_length=8
+    )
+    whole = to_numpy(decoder(IDS))
+    alone = to_numpy(decoder(np.pad(IDS[:1, 2:], [(0, 0), (0, 2)])))  # row 0 without its first two tokens
+    padding_mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1]], bool)
+    ids = ops.convert_to_tensor(IDS)
+    state = decoder.start(ids[:, :4], ops.convert_to_tensor(padding_mask), capacity=4)
+    hidden, state = decoder.step(ids[:, 3:4], state, 3)
+    state = decoder.grow(state, 8)
+    more, state = decoder.step(ids[:, 4:], state, 4)  # several tokens at once
+    steps = np.concatenate([to_numpy(hidden), to_numpy(more)], axis=1)
+    np.testing.assert_allclose(steps[1], whole[1, 3:], atol=1e-5)
+    np.testing.assert_allclose(steps[0], alone[0, 1:5], atol=1e-5)
+
+
+def test_a_decoder_with_memory_steps_as_it_walks():
+    decoder = TransformerDecoder(**SIZES, cross_attention=True, norm_first=False, positions="sinusoidal")
+    memory, memory_mask = normal(2, 3, 16), np.array([[1, 1, 0], [1, 1, 1]], bool)
+    whole = to_numpy(decoder(IDS, memory=memory, memory_padding_mask=memory_mask))
+    ids, ones = ops.convert_to_tensor(IDS), ops.ones((2, 3), "bool")
+    state = decoder.start(
+        ids[:, :3], ones, 8, ops.convert_to_tensor(memory), ops.convert_to_tensor(memory_mask)
+    )
+    hidden, _ = decoder.step(ids[:, 2:], state, 2)
+    np.testing.assert_allclose(to_numpy(hidden), whole[:, 2:], atol=1e-5)
+    other = np.where(memory_mask[..., None], memory, 7.0).astype("float32")
+    changed = to_numpy(decoder(IDS, memory=other, memory_padding_mask=memory_mask))
+    np.testing.assert_allclose(changed, whole, atol=1e-5)
+
+
+def test_a_decoder_is_causal_and_an_encoder_is_not():
+    later = IDS.copy()
+    later[:, 4:] = (later[:, 4:] + 1) % 11
+    decoder = TransformerDecoder(**SIZES)
+    np.testing.assert_allclose(to_numpy(decoder(IDS))[:, :4], to_numpy(decoder(later))[:, :4], atol=1e-6)
+    encoder = TransformerEncoder(**SIZES)
+    assert np.abs(to_numpy(encoder(IDS))[:, :4] - to_numpy(encoder(later))[:, :4]).max() > 1e-3
+
+
+def test_an_encoder_does_not_see_padding():
+    encoder = TransformerEncoder(**SIZES, norm_first=False, norm_embeddings=True, num_segments=2)
+    padding_mask = np.array([[1] * 5 + [0] * 2] * 2, bool)
+    short = to_numpy(encoder(IDS[:, :5], np.ones((2, 5), bool)))
+    np.testing.assert_allclose(to_numpy(encoder(IDS, padding_mask))[:, :5], short, atol=1e-5)
+
+
+def test_a_block_keeps_the_layer_contract():
+    def make(**kwargs):
+        policy = {"dtype": kwargs.get("dtype")}
+        return TransformerBlock(
+            MultiHeadAttention(2, name="attention", **policy),
+            FeedForward(12, name="feed_forward", **policy),
+            MultiHeadAttention(2, name="cross_attention", **policy),
+            dropout=0.1,
+            **kwargs,
+        )
+
+    inputs = {"x": normal(2, 5, 8), "memory": normal(2, 3, 8)}
+    check_layer(make, inputs, lengths=(5, 3), unreached=("key/bias",))
+
+
+@pytest.mark.parametrize("stack", [TransformerEncoder, TransformerDecoder])
+def test_a_stack_keeps_the_layer_contract(stack):
+    def make(**kwargs):
+        return stack(11, 1, 2, 8, norm="rms", gated=True, positions="rotary", **kwargs)
+
+    check_layer(make, {"token_ids": IDS, "padding_mask": IDS > -1}, lengths=(7,), unreached=("key/bias",))
+
+
+def test_a_stack_runs_in_mixed_precision():
+    policy = keras.dtype_policies.get("mixed_bfloat16")
+    decoder = TransformerDecoder(**SIZES, dtype=policy)
+    hidden = decoder(IDS)
+    assert keras.backend.standardize_dtype(hidden.dtype) == "bfloat16"
+    assert {v.dtype for v in decoder.weights} == {"float32"}
