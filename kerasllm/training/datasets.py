@@ -1,0 +1,294 @@
+"""Batches for `fit`: sentence pairs, masked language modelling, next-token blocks.
+
+All are `keras.utils.PyDataset`s that tokenize once, when they are made, and draw a batch by `(seed, epoch,
+index)` alone. The batches are cheap, so one worker does.
+
+Two habits of Keras's `fit`: it shuffles the order of batches once more, with Python's `random`, unless it is
+given `shuffle=False` (the datasets shuffle by themselves); and with two or more workers the first `fit` after
+`compile` begins with batches of epoch 0 that it fetched to build the model.
+"""
+
+import keras
+import numpy as np
+
+from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.text import batches
+
+
+class BucketedDataset(keras.utils.PyDataset):
+    """The base of the datasets: examples of like length in a batch, a new order in every epoch.
+
+    Attributes:
+        epoch: counts up at the end of each epoch, and once at the start of each `fit`. Set it to the number
+            of finished epochs to go on with an interrupted training as if nothing had happened.
+
+    Args:
+        lengths: (N,) or (N, C) int, the lengths that decide an example's batch.
+        batch_size: examples in a batch. Every batch is full but one.
+        multiple: batches are padded to multiples of it; larger ones give fewer shapes to compile.
+        seed: a non-negative int.
+        shuffle: draw a new order (and a new mask) in every epoch. False, for evaluation: the same every time.
+        **kwargs: `workers`, `use_multiprocessing`, `max_queue_size` of `keras.utils.PyDataset`.
+    """
+
+    def __init__(self, lengths, batch_size, multiple, seed, shuffle, **kwargs):
+        super().__init__(**kwargs)
+        check_positive("batch_size", batch_size)
+        check_positive("multiple", multiple)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed ({seed!r}) must be a non-negative whole number.")
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.multiple = multiple
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def make_batch(self, indices, widths, generator):
+        """The batch of the examples at `indices`, padded to `widths`; all chance comes from `generator`."""
+        raise NotImplementedError
+
+    @property
+    def epoch(self):
+        """The epoch whose batches the dataset gives now."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch = epoch
+        generator = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
+        plan = batches.bucket(self.lengths, self.batch_size, self.multiple, generator)
+        # Keras on TensorFlow takes the shapes of the first two batches for those of all, and fixes an axis in
+        # which they agree. So the widest and the narrowest come first.
+        first, rest = plan[:1] + plan[1:][-1:], plan[1:-1]
+        if self.shuffle:
+            rest = [rest[i] for i in generator.permutation(len(rest))]
+        self._plan = first + rest
+
+    def on_epoch_end(self):
+        if self.shuffle:
+            self.epoch += 1
+
+    def __len__(self):
+        return len(self._plan)
+
+    def __getitem__(self, index):
+        indices, widths = self._plan[index]
+        return self.make_batch(indices, widths, np.random.default_rng([self.seed, self.epoch, index]))
+
+    def arrays(self):
+        """All examples in their order as one batch: plain arrays for `fit(x, y)`."""
+        ((indices, widths),) = batches.bucket(self.lengths, len(self.lengths), self.multiple)
+        order = np.argsort(indices)
+        return self.make_batch(indices[order], widths, np.random.default_rng([self.seed, self.epoch]))
+
+
+class TranslationDataset(BucketedDataset):
+    """Sentence pairs for a translator, with teacher forcing.
+
+    A batch is `(inputs, labels)`: `inputs` has `source_token_ids` and `source_padding_mask` (B, S),
+    `target_token_ids` and `target_padding_mask` (B, T). The target is `[bos, *target]`, the labels (B, T) are
+    `[*target, eos]` with -1 at the padding.
+
+        dataset = TranslationDataset([("Go.", "Ve."), ...], english, spanish, batch_size=64, max_length=32)
+        model.fit(dataset, epochs=5, shuffle=False)
+
+    Args:
+        pairs: sequence of (source, target). Sources are strings, or token ids as `source_tokenizer.encode`
+            gives them; targets are strings, or token ids without bos and eos.
+        source_tokenizer, target_tokenizer: the target's needs bos and eos.
+        max_length: the most tokens of a source, and of a target with its bos.
+        too_long: what is done with longer pairs: "error" raises, "drop" leaves them out, "truncate" cuts
+            them; `num_too_long` counts them.
+        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self,
+        pairs,
+        source_tokenizer,
+        target_tokenizer,
+        batch_size=64,
+        max_length=64,
+        too_long="error",
+        multiple=8,
+        seed=0,
+        shuffle=True,
+        **kwargs,
+    ):
+        check_positive("max_length", max_length)
+        for role in ("bos", "eos"):
+            if role not in target_tokenizer.roles:
+                raise ValueError(f"target_tokenizer ({target_tokenizer}) must have a token for {role}.")
+        pairs = list(pairs)
+        for index, pair in enumerate(pairs):
+            if isinstance(pair, str | None) or len(pair) != 2:
+                raise ValueError(f"pairs[{index}] ({pair!r:.80}) must be a (source, target).")
+        sources = tokenize([source for source, _ in pairs], source_tokenizer, "sources", special_tokens=True)
+        targets = tokenize([target for _, target in pairs], target_tokenizer, "targets")
+        check_choice("too_long", too_long, ("error", "drop", "truncate"))
+        longest = np.maximum([len(row) for row in sources], [len(row) + 1 for row in targets])
+        keep = fitting(longest, max_length, too_long, "pairs")
+        self.num_too_long = int((longest > max_length).sum())
+        self.sources = [sources[i][:max_length] for i in keep]
+        self.target_inputs, self.labels = batches.shift(
+            [targets[i][: max_length - 1] for i in keep], target_tokenizer.bos_id, target_tokenizer.eos_id
+        )
+        lengths = [(len(s), len(t)) for s, t in zip(self.sources, self.target_inputs, strict=True)]
+        super().__init__(np.array(lengths), batch_size, multiple, seed, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        source_token_ids, source_padding_mask = batches.pad([self.sources[i] for i in indices], widths[0])
+        target_token_ids, target_padding_mask = batches.pad(
+            [self.target_inputs[i] for i in indices], widths[1]
+        )
+        labels, _ = batches.pad([self.labels[i] for i in indices], widths[1], value=batches.IGNORED)
+        inputs = {
+            "source_token_ids": source_token_ids,
+            "source_padding_mask": source_padding_mask,
+            "target_token_ids": target_token_ids,
+            "target_padding_mask": target_padding_mask,
+        }
+        return inputs, labels
+
+
+class MaskedLMDataset(BucketedDataset):
+    """Texts for a masked language model, with new masks in every epoch.
+
+    A batch is `(inputs, labels)`: `inputs` has `token_ids`, `segment_ids` (all 0) and `padding_mask` (B, T),
+    and `masked_positions` (B, P); the labels (B, P) are the true ids there, -1 where a row has fewer.
+
+    Args:
+        texts: sequence of strings, or of token ids; [CLS] and [SEP] are put round each.
+        tokenizer: needs cls, sep and mask. Special tokens are neither masked nor drawn as random tokens.
+        max_length: the most tokens of a row, [CLS] and [SEP] included.
+        too_long: what is done with longer texts: "error" raises, "drop" leaves them out, "truncate" cuts
+            them, "split" makes several rows of one; `num_too_long` counts them.
+        rate: share of the tokens to mask; see `kerasllm.text.batches.mask_tokens`.
+        whole_words: mask all pieces of a word or none.
+        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self,
+        texts,
+        tokenizer,
+        batch_size=32,
+        max_length=128,
+        too_long="error",
+        rate=0.15,
+        whole_words=False,
+        multiple=32,
+        seed=0,
+        shuffle=True,
+        **kwargs,
+    ):
+        check_positive("max_length", max_length)
+        check_rate("rate", rate)
+        check_choice("too_long", too_long, ("error", "drop", "truncate", "split"))
+        for role in ("cls", "sep", "mask"):
+            if role not in tokenizer.roles:
+                raise ValueError(f"tokenizer ({tokenizer}) must have a token for {role}.")
+        space = max_length - 2
+        check_positive("max_length - 2", space)
+        rows = tokenize(texts, tokenizer, "texts")
+        sizes = np.array([len(row) for row in rows])
+        rows = [rows[i] for i in fitting(sizes, space, too_long, "texts")]
+        self.num_too_long = int((sizes > space).sum())
+        step = space if too_long == "split" else sizes.max()
+        rows = [row[i : i + step][:space] for row in rows for i in range(0, len(row), step)]
+        self.rows = [np.array([tokenizer.cls_id, *row, tokenizer.sep_id], "int32") for row in rows]
+        self.mask_id = tokenizer.mask_id
+        self.rate = rate
+        self.ordinary = np.ones(tokenizer.vocabulary_size, dtype=bool)
+        self.ordinary[tokenizer.special_ids] = False
+        self.word_starts = tokenizer.word_starts if whole_words else None
+        super().__init__(
+            np.array([len(row) for row in self.rows]), batch_size, multiple, seed, shuffle, **kwargs
+        )
+
+    def make_batch(self, indices, widths, generator):
+        token_ids, padding_mask = batches.pad([self.rows[i] for i in indices], widths[0])
+        token_ids, masked_positions, labels = batches.mask_tokens(
+            token_ids,
+            padding_mask & self.ordinary[token_ids],
+            self.mask_id,
+            np.flatnonzero(self.ordinary),
+            generator,
+            self.rate,
+            word_starts=None if self.word_starts is None else self.word_starts[token_ids],
+            num_positions=max(1, round(self.rate * widths[0])),
+        )
+        inputs = {
+            "token_ids": token_ids,
+            "segment_ids": np.zeros_like(token_ids),
+            "padding_mask": padding_mask,
+            "masked_positions": masked_positions,
+        }
+        return inputs, labels
+
+
+class LanguageModelDataset(BucketedDataset):
+    """Documents for a causal language model, packed into blocks: every token is predicted once an epoch.
+
+    A batch is `(inputs, labels)`: `inputs` has `token_ids` and `padding_mask` (B, T), the labels (B, T) are
+    the next tokens. Only the last block is padded, with label -1.
+
+    Args:
+        documents: sequence of strings, or of token ids.
+        tokenizer: its bos and eos, as far as it has them, are put round each document; where both are one
+            token it stands once between two documents.
+        sequence_length: T.
+        batch_size, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self, documents, tokenizer, batch_size=32, sequence_length=128, seed=0, shuffle=True, **kwargs
+    ):
+        rows = tokenize(documents, tokenizer, "documents")
+        self.token_ids, self.padding_mask, self.labels = batches.pack(
+            rows, sequence_length, tokenizer.bos_id, tokenizer.eos_id
+        )
+        lengths = np.full(len(self.labels), sequence_length)
+        super().__init__(lengths, batch_size, sequence_length, seed, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        inputs = {"token_ids": self.token_ids[indices], "padding_mask": self.padding_mask[indices]}
+        return inputs, self.labels[indices]
+
+
+def tokenize(texts, tokenizer, name, special_tokens=False):
+    """Token ids (int32 arrays) of strings; token ids are checked against the vocabulary and kept."""
+    if isinstance(texts, str | None):
+        raise ValueError(f"{name} ({texts!r:.80}) must be a sequence of strings or of token ids.")
+    texts = list(texts)
+    if not texts:
+        raise ValueError(f"{name} must not be empty.")
+    if any(isinstance(text, str) for text in texts):
+        rows = tokenizer.encode_batch(texts, special_tokens=special_tokens)
+    else:
+        for index, row in enumerate(texts):
+            if np.ndim(row) != 1:
+                raise ValueError(
+                    f"{name}[{index}] ({row!r:.80}) must be a string or a flat list of token ids."
+                )
+            batches.check_ids(row, tokenizer.vocabulary_size, f"{name}[{index}]")
+        rows = texts
+    for index, row in enumerate(rows):
+        if len(row) == 0:
+            raise ValueError(f"{name}[{index}] ({texts[index]!r:.80}) has no tokens.")
+    return [np.asarray(row, dtype="int32") for row in rows]
+
+
+def fitting(lengths, limit, too_long, name):
+    """The indices of the examples to keep: all, or with `too_long="drop"` those of at most `limit` tokens."""
+    over = np.flatnonzero(lengths > limit)
+    if too_long == "error" and len(over):
+        raise ValueError(
+            f"{name}[{over[0]}] has {lengths[over[0]]} tokens, more than {limit}, as have {len(over)} of "
+            f"{len(lengths)}: raise max_length, or say with too_long what to do."
+        )
+    keep = np.flatnonzero(lengths <= limit) if too_long == "drop" else np.arange(len(lengths))
+    if not len(keep):
+        raise ValueError(f"{name} all have more than {limit} tokens; raise max_length or truncate.")
+    return keep

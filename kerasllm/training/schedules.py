@@ -1,0 +1,129 @@
+"""Learning rates that rise in a straight line, then fall: `adamw(WarmupCosine(3e-4, 200, 5000))`.
+
+Keras hands a schedule the number of batches trained on, 0 at the first, whose learning rate is therefore 0
+(as with transformers' schedules). With `gradient_accumulation_steps` it still counts batches, not updates: so
+must `warmup_steps` and `total_steps`.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from kerasllm.arguments import check_positive
+
+
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """Base class: `peak_learning_rate * step / warmup_steps`, then `peak_learning_rate * decay(step)`."""
+
+    def __init__(self, peak_learning_rate, warmup_steps):
+        _check_number("peak_learning_rate", peak_learning_rate)
+        if warmup_steps != 0:
+            check_positive("warmup_steps", warmup_steps)
+        self.peak_learning_rate = peak_learning_rate
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rise = step / max(self.warmup_steps, 1)
+        return self.peak_learning_rate * ops.where(step < self.warmup_steps, rise, self.decay(step))
+
+    def decay(self, step):
+        """Share of the peak from `warmup_steps` on: scalar float32 -> scalar float32."""
+        raise NotImplementedError
+
+    def get_config(self):
+        return {"peak_learning_rate": self.peak_learning_rate, "warmup_steps": self.warmup_steps}
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class WarmupLinear(Warmup):
+    """Up to the peak, then down to zero, in straight lines (Devlin et al., 2018).
+
+    Args:
+        peak_learning_rate: highest learning rate.
+        warmup_steps: number of steps on the way up, or 0.
+        total_steps: step from which on the learning rate is zero.
+    """
+
+    def __init__(self, peak_learning_rate, warmup_steps, total_steps):
+        super().__init__(peak_learning_rate, warmup_steps)
+        _check_total_steps(total_steps, warmup_steps)
+        self.total_steps = total_steps
+
+    def decay(self, step):
+        left = (self.total_steps - step) / (self.total_steps - self.warmup_steps)
+        return ops.maximum(left, 0.0)
+
+    def get_config(self):
+        return {**super().get_config(), "total_steps": self.total_steps}
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class WarmupCosine(Warmup):
+    """Up to the peak in a straight line, down on half a cosine (Loshchilov & Hutter, 2016).
+
+    Args:
+        peak_learning_rate: highest learning rate.
+        warmup_steps: number of steps on the way up, or 0.
+        total_steps: step from which on the learning rate is `final_learning_rate`.
+        final_learning_rate: lowest learning rate after the peak.
+    """
+
+    def __init__(self, peak_learning_rate, warmup_steps, total_steps, final_learning_rate=0.0):
+        super().__init__(peak_learning_rate, warmup_steps)
+        _check_total_steps(total_steps, warmup_steps)
+        _check_number("final_learning_rate", final_learning_rate, "non-negative")
+        self.total_steps = total_steps
+        self.final_learning_rate = final_learning_rate
+
+    def decay(self, step):
+        done = ops.minimum((step - self.warmup_steps) / (self.total_steps - self.warmup_steps), 1.0)
+        final = self.final_learning_rate / self.peak_learning_rate
+        return final + (1 - final) * 0.5 * (1 + ops.cos(math.pi * done))
+
+    def get_config(self):
+        own = {"total_steps": self.total_steps, "final_learning_rate": self.final_learning_rate}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class InverseSquareRoot(Warmup):
+    """Up to the peak in a straight line, down as peak * sqrt(warmup_steps / step), without end.
+
+    `InverseSquareRoot.noam(hidden_dim, warmup_steps)` takes the peak from the width of the model.
+
+    Args:
+        peak_learning_rate: highest learning rate.
+        warmup_steps: number of steps on the way up, at least 1.
+    """
+
+    def __init__(self, peak_learning_rate, warmup_steps):
+        check_positive("warmup_steps", warmup_steps)
+        super().__init__(peak_learning_rate, warmup_steps)
+
+    @classmethod
+    def noam(cls, hidden_dim, warmup_steps=4000, scale=1.0):
+        """The schedule of Vaswani et al. (2017), 5.3.
+
+        scale * hidden_dim**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
+        """
+        check_positive("hidden_dim", hidden_dim)
+        check_positive("warmup_steps", warmup_steps)
+        _check_number("scale", scale)
+        return cls(scale * (hidden_dim * warmup_steps) ** -0.5, warmup_steps)
+
+    def decay(self, step):
+        return ops.sqrt(self.warmup_steps / ops.maximum(step, 1.0))
+
+
+def _check_number(name, value, wanted="positive"):
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or value < 0 or (value == 0 and wanted == "positive"):
+        raise ValueError(f"{name} ({value!r}) must be a {wanted} number.")
+
+
+def _check_total_steps(total_steps, warmup_steps):
+    check_positive("total_steps", total_steps)
+    if total_steps <= warmup_steps:
+        raise ValueError(f"total_steps ({total_steps}) must be greater than warmup_steps ({warmup_steps}).")

@@ -1,0 +1,141 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kerasllm.training.optimizers import AdamW, adamw
+from kerasllm.training.schedules import WarmupLinear
+
+RNG = np.random.default_rng(0)
+SHAPES = {"kernel": (4, 3), "bias": (2, 3), "vector": (5,)}
+START = {name: RNG.normal(size=shape).astype("float32") for name, shape in SHAPES.items()}
+GRADIENTS = [
+    {name: RNG.normal(size=shape).astype("float32") for name, shape in SHAPES.items()} for _ in range(6)
+]
+
+
+def stepped(optimizer, gradients=GRADIENTS):
+    """The variables of START after a step with each of the gradients."""
+    variables = [keras.Variable(value, name=name) for name, value in START.items()]
+    optimizer.build(variables)
+    for gradient in gradients:
+        optimizer.apply([ops.convert_to_tensor(gradient[name]) for name in SHAPES], variables)
+    return {v.name: ops.convert_to_numpy(v.value) for v in variables}
+
+
+def assert_close(actual, expected, atol=1e-6):
+    for name in SHAPES:
+        np.testing.assert_allclose(actual[name], expected[name], atol=atol, err_msg=name)
+
+
+def test_steps_follow_the_formula():
+    lr, decay, beta_1, beta_2, epsilon = 0.1, 0.2, 0.8, 0.9, 1e-3
+    expected = {}
+    for name, x in START.items():
+        x, m, v = x.astype("float64"), 0.0, 0.0
+        for t, gradient in enumerate(GRADIENTS, 1):
+            g = gradient[name] * min(
+                1, 1 / np.sqrt(sum((a.astype("float64") ** 2).sum() for a in gradient.values()))
+            )
+            x = x * (1 - lr * decay) if name == "kernel" else x
+            m, v = beta_1 * m + (1 - beta_1) * g, beta_2 * v + (1 - beta_2) * g**2
+            x = x - lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (np.sqrt(v) + epsilon)
+        expected[name] = x
+    assert_close(
+        stepped(adamw(lr, decay, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)), expected, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"global_clipnorm": 0.5},
+        {"global_clipnorm": 100.0},
+        {"clipnorm": 0.5},
+        {"clipvalue": 0.1},
+        {"amsgrad": True},
+        {"epsilon": 0.1},
+        {"gradient_accumulation_steps": 2},
+        {"use_ema": True, "ema_overwrite_frequency": 2},
+        {"learning_rate": WarmupLinear(0.1, 2, 6)},
+    ],
+    ids=str,
+)
+def test_without_exclusions_it_is_the_adamw_of_keras(arguments):
+    ours = AdamW(**{"learning_rate": 0.1, "weight_decay": 0.3, **arguments})
+    theirs = keras.optimizers.AdamW(**{"learning_rate": 0.1, "weight_decay": 0.3, **arguments})
+    theirs.exclude_from_weight_decay(var_names=["vector"])
+    assert isinstance(ours, keras.optimizers.AdamW)
+    assert_close(stepped(ours), stepped(theirs), atol=1e-5)
+
+
+def small_model(dtype=None):
+    inputs = keras.Input((4,), dtype="int32")
+    x = keras.layers.Embedding(7, 8, name="token", dtype=dtype)(inputs)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention", dtype=dtype)(x, x)
+    x = keras.layers.LayerNormalization(name="norm", dtype=dtype)(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="head", dtype=dtype)(x))
+
+
+def decayed(model, optimizer):
+    """Paths of the variables that shrink when all gradients are zero."""
+    variables = model.trainable_variables
+    model.set_weights([np.ones_like(w) for w in model.get_weights()])
+    if not optimizer.built:
+        optimizer.build(variables)
+    optimizer.apply([ops.zeros(v.shape) for v in variables], variables)
+    weights = {v.path: ops.convert_to_numpy(v.value) for v in variables}
+    assert all((w == w.max()).all() for w in weights.values())
+    return {path for path, w in weights.items() if w.max() < 1}
+
+
+KERNELS = {f"attention/{name}/kernel" for name in ("query", "key", "value", "attention_output")} | {
+    "head/kernel"
+}
+
+
+def test_biases_and_norms_do_not_decay():
+    assert decayed(small_model(), adamw(0.1, 0.5)) == KERNELS | {"token/embeddings"}
+
+
+def test_embeddings_decay_only_if_asked():
+    assert decayed(small_model(), adamw(0.1, 0.5, decay_embeddings=False)) == KERNELS
+
+
+def test_a_saved_model_goes_on_without_decaying_what_is_excluded(tmp_path):
+    model = small_model()
+    model.compile(adamw(0.1, 0.5, decay_embeddings=False), loss="mse")
+    model.fit(np.zeros((2, 4)), np.ones((2, 4, 3)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is AdamW
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a.value), ops.convert_to_numpy(b.value))
+    for v in loaded.optimizer.variables:
+        if "momentum" in v.path:
+            v.assign(ops.zeros(v.shape))
+    assert decayed(loaded, loaded.optimizer) == KERNELS
+
+
+def test_keras_own_exclusions_are_refused_not_forgotten():
+    with pytest.raises(ValueError, match="no_decay"):
+        adamw().exclude_from_weight_decay(var_names=["bias"])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_mixed_precision_and_loss_scaling_train(scaled):
+    model = small_model("float32" if scaled else "mixed_bfloat16")
+    optimizer = adamw(0.01, global_clipnorm=0.5)
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, loss="mse")
+    x, y = RNG.integers(0, 7, (4, 4)), np.ones((4, 4, 3))
+    losses = model.fit(x, y, epochs=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] and int(optimizer.iterations) == 8
+
+
+def test_a_schedule_counts_batches_also_under_gradient_accumulation():
+    optimizer = adamw(WarmupLinear(0.1, 4, 8), gradient_accumulation_steps=2)
+    stepped(optimizer, GRADIENTS[:4])
+    assert float(optimizer.learning_rate) == pytest.approx(0.1)
+    assert int(optimizer.iterations) == 2

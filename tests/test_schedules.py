@@ -1,0 +1,100 @@
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from kerasllm.training.schedules import InverseSquareRoot, WarmupCosine, WarmupLinear
+
+STEPS = [0, 1, 5, 9, 10, 11, 60, 109, 110, 111, 1000]
+
+
+def rates(schedule):
+    return [float(schedule(step)) for step in STEPS]
+
+
+def transformers_linear(step, warmup, total):
+    """The lambda of transformers.get_linear_schedule_with_warmup."""
+    return step / max(1, warmup) if step < warmup else max(0.0, (total - step) / max(1, total - warmup))
+
+
+def transformers_cosine(step, warmup, total):
+    """The lambda of transformers.get_cosine_schedule_with_warmup, with its half cycle and held at its end."""
+    progress = min((step - warmup) / max(1, total - warmup), 1.0)
+    return step / max(1, warmup) if step < warmup else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def transformers_inverse_square_root(step, warmup):
+    """The lambda of transformers.get_inverse_sqrt_schedule."""
+    return step / max(1, warmup) if step < warmup else 1.0 / math.sqrt(step / warmup)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_schedules_equal_those_of_transformers(warmup):
+    linear = [1e-3 * transformers_linear(step, warmup, 110) for step in STEPS]
+    np.testing.assert_allclose(rates(WarmupLinear(1e-3, warmup, 110)), linear, rtol=1e-5, atol=1e-12)
+    cosine = [1e-3 * transformers_cosine(step, warmup, 110) for step in STEPS]
+    np.testing.assert_allclose(rates(WarmupCosine(1e-3, warmup, 110)), cosine, rtol=1e-5, atol=1e-10)
+    if warmup:
+        root = [1e-3 * transformers_inverse_square_root(step, warmup) for step in STEPS]
+        np.testing.assert_allclose(rates(InverseSquareRoot(1e-3, warmup)), root, rtol=1e-5)
+
+
+def test_cosine_ends_at_the_final_learning_rate():
+    schedule = WarmupCosine(1e-3, 10, 110, final_learning_rate=1e-4)
+    assert float(schedule(10)) == pytest.approx(1e-3, rel=1e-5)
+    assert float(schedule(60)) == pytest.approx(5.5e-4, rel=1e-5)
+    assert float(schedule(110)) == float(schedule(9999)) == pytest.approx(1e-4, rel=1e-5)
+
+
+def test_noam_equals_the_formula_of_the_paper():
+    schedule = InverseSquareRoot.noam(512, warmup_steps=4000, scale=2.0)
+    for step in (1, 100, 3999, 4000, 4001, 100_000):
+        expected = 2.0 * 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "schedule", [WarmupLinear(1e-3, 2, 9), WarmupCosine(1e-3, 2, 9, 1e-5), InverseSquareRoot.noam(16, 7)]
+)
+def test_config_brings_the_schedule_back(schedule):
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(schedule)))
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is type(schedule) and copy.get_config() == schedule.get_config()
+    assert rates(copy) == rates(schedule)
+
+
+def test_fit_follows_the_schedule():
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")]
+    )
+    model.compile(keras.optimizers.SGD(WarmupLinear(1.0, 2, 4)), loss=lambda y, y_pred: y_pred)
+    x = np.ones((1, 1))  # The gradient is 1, so the weight is minus the sum of the learning rates.
+    weights = []
+    for _ in range(3):
+        model.fit(x, x, verbose=0)
+        weights.append(float(model.get_weights()[0][0, 0]))
+    assert weights == pytest.approx([0.0, -0.5, -1.5])
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WarmupLinear(0.0, 1, 2), r"peak_learning_rate \(0.0\) must be a positive number"),
+        (lambda: WarmupLinear("1e-3", 1, 2), "peak_learning_rate"),
+        (lambda: WarmupLinear(float("nan"), 1, 2), "peak_learning_rate"),
+        (lambda: WarmupLinear(1e-3, -1, 2), r"warmup_steps \(-1\)"),
+        (lambda: WarmupLinear(1e-3, 1.5, 2), r"warmup_steps \(1.5\)"),
+        (lambda: WarmupLinear(1e-3, 2, 2), r"total_steps \(2\) must be greater than warmup_steps \(2\)"),
+        (lambda: WarmupCosine(1e-3, 0, 0), r"total_steps \(0\)"),
+        (lambda: WarmupCosine(1e-3, 1, 2, -1e-5), r"final_learning_rate \(-1e-05\) must be a non-negative"),
+        (lambda: InverseSquareRoot(1e-3, 0), r"warmup_steps \(0\)"),
+        (lambda: InverseSquareRoot.noam(0), r"hidden_dim \(0\)"),
+        (lambda: InverseSquareRoot.noam(16, scale=0), r"scale \(0\)"),
+    ],
+)
+def test_arguments_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,332 @@
+import collections
+import os
+import pickle
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from kerasllm.text.tokenizers import Tokenizer
+from kerasllm.training.datasets import LanguageModelDataset, MaskedLMDataset, TranslationDataset
+
+WORDS = "the cat dog sat ran on under mat log a big small and then it was good bad very not".split()
+RNG = np.random.default_rng(0)
+SENTENCES = [" ".join(RNG.choice(WORDS, size=n)) for n in RNG.integers(1, 15, size=50)]
+PAIRS = [(text, text.upper()) for text in SENTENCES]
+SOURCE = Tokenizer.train_words(SENTENCES, 100)
+TARGET = Tokenizer.train_words([target for _, target in PAIRS], 100)
+BERT = Tokenizer.train_wordpiece(SENTENCES, 60)
+GPT = Tokenizer.train_bpe(SENTENCES, 300)
+
+
+def translation(**arguments):
+    return TranslationDataset(PAIRS, SOURCE, TARGET, **{"batch_size": 8, **arguments})
+
+
+def masked(**arguments):
+    return MaskedLMDataset(SENTENCES, BERT, **{"batch_size": 8, "multiple": 16, **arguments})
+
+
+def language_model(**arguments):
+    return LanguageModelDataset(SENTENCES, GPT, **{"batch_size": 4, "sequence_length": 16, **arguments})
+
+
+KINDS = pytest.mark.parametrize("make", [translation, masked, language_model])
+
+
+def assert_equal(a, b):
+    """The structures hold equal arrays of equal dtypes."""
+    a, b = keras.tree.flatten(a), keras.tree.flatten(b)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+
+
+def equal(a, b):
+    a, b = keras.tree.flatten(a), keras.tree.flatten(b)
+    return all(x.shape == y.shape and (x == y).all() for x, y in zip(a, b, strict=True))
+
+
+def shapes(batch):
+    return tuple(x.shape for x in keras.tree.flatten(batch))
+
+
+# What is in a batch
+
+
+@KINDS
+def test_batches_have_the_stated_names_dtypes_and_shapes(make):
+    names = {
+        translation: "source_token_ids source_padding_mask target_token_ids target_padding_mask",
+        masked: "token_ids segment_ids padding_mask masked_positions",
+        language_model: "token_ids padding_mask",
+    }
+    for inputs, labels in make():
+        assert list(inputs) == names[make].split()
+        for name, x in inputs.items():
+            assert x.dtype == (bool if name.endswith("mask") else "int32")
+        assert labels.dtype == "int32"
+    sizes = [len(labels) for _, labels in make()]
+    assert sorted(sizes)[1:] == [max(sizes)] * (len(sizes) - 1)
+
+
+def test_translation_is_shifted_for_teacher_forcing():
+    dataset = translation()
+    seen = []
+    for inputs, labels in dataset:
+        np.testing.assert_array_equal(inputs["target_padding_mask"], labels != -1)
+        for row in range(len(labels)):
+            source = inputs["source_token_ids"][row][inputs["source_padding_mask"][row]]
+            target = inputs["target_token_ids"][row][inputs["target_padding_mask"][row]]
+            label = labels[row][labels[row] != -1]
+            assert target[0] == TARGET.bos_id and label[-1] == TARGET.eos_id
+            np.testing.assert_array_equal(target[1:], label[:-1])
+            seen.append((SOURCE.decode(source), TARGET.decode(label)))
+    assert collections.Counter(seen) == collections.Counter(PAIRS)
+
+
+def test_masked_positions_point_at_hidden_ordinary_tokens():
+    texts = collections.Counter()
+    for inputs, labels in masked():
+        assert labels.shape == inputs["masked_positions"].shape
+        ids = inputs["token_ids"].copy()
+        rows, places = np.nonzero(labels != -1)
+        ids[rows, inputs["masked_positions"][rows, places]] = labels[rows, places]
+        assert not np.isin(labels, BERT.special_ids).any()
+        assert (inputs["token_ids"] == BERT.mask_id).any()
+        assert (ids[:, 0] == BERT.cls_id).all() and not inputs["segment_ids"].any()
+        texts.update(BERT.decode(row[real]) for row, real in zip(ids, inputs["padding_mask"], strict=True))
+    assert texts == collections.Counter(SENTENCES)
+
+
+def test_whole_words_hide_all_pieces_of_a_word():
+    texts = [text for text in SENTENCES if len(text.split()) > 5]  # Some word fits into the number.
+    dataset = MaskedLMDataset(texts, BERT, whole_words=True, rate=0.6, batch_size=8, multiple=8)
+    for inputs, labels in dataset:
+        rows, places = np.nonzero(labels != -1)
+        positions = inputs["masked_positions"][rows, places]
+        chosen = np.zeros(inputs["token_ids"].shape, bool)
+        chosen[rows, positions] = True
+        ids = inputs["token_ids"].copy()
+        ids[rows, positions] = labels[rows, places]
+        continues = ~BERT.word_starts[ids] & inputs["padding_mask"]
+        # A piece that continues a word shares the fate of the piece before it.
+        np.testing.assert_array_equal(chosen[:, 1:][continues[:, 1:]], chosen[:, :-1][continues[:, 1:]])
+    assert continues.any()
+
+
+def test_blocks_hold_the_whole_stream():
+    dataset = language_model(shuffle=False)
+    inputs, labels = dataset.arrays()
+    real = inputs["padding_mask"]
+    stream = [*inputs["token_ids"][real], labels[real][-1]]
+    assert GPT.decode(stream, skip_special_tokens=False) == "<|endoftext|>".join(["", *SENTENCES, ""])
+    np.testing.assert_array_equal(labels[real][:-1], inputs["token_ids"][real][1:])
+
+
+@KINDS
+def test_arrays_are_all_examples_in_their_order(make):
+    inputs, labels = make().arrays()
+    assert len(labels) == sum(len(labels) for _, labels in make())
+    if make is translation:
+        texts = [SOURCE.decode(ids[real]) for ids, real in zip(*list(inputs.values())[:2], strict=True)]
+        assert texts == SENTENCES
+
+
+def test_token_ids_serve_as_well_as_strings():
+    ids = [(SOURCE.encode(s), TARGET.encode(t)) for s, t in PAIRS]
+    assert_equal(TranslationDataset(ids, SOURCE, TARGET, batch_size=8)[3], translation()[3])
+    ids = [BERT.encode(text, special_tokens=False) for text in SENTENCES]
+    assert_equal(MaskedLMDataset(ids, BERT, batch_size=8, multiple=16)[2], masked()[2])
+    ids = [np.array(GPT.encode(text)) for text in SENTENCES]
+    assert_equal(LanguageModelDataset(ids, GPT, batch_size=4, sequence_length=16)[1], language_model()[1])
+
+
+# Order and chance
+
+
+@KINDS
+def test_a_batch_depends_on_seed_epoch_and_index_only(make):
+    dataset, again = make(seed=3), make(seed=3)
+    for epoch in (0, 1, 5):
+        dataset.epoch = again.epoch = epoch
+        forwards = [dataset[i] for i in range(len(dataset))]
+        backwards = [again[i] for i in reversed(range(len(again)))]
+        assert_equal(forwards, backwards[::-1])
+        assert_equal(pickle.loads(pickle.dumps(dataset))[1], forwards[1])
+    dataset.epoch = 0
+    batches = [dataset[i] for i in range(len(dataset))]
+    assert not equal(batches, forwards)
+    assert not all(equal(a, b) for a, b in zip(make(seed=4), batches, strict=True))
+
+
+@KINDS
+def test_epochs_advance_and_evaluation_stays_the_same(make):
+    dataset = make()
+    first = list(dataset)
+    dataset.on_epoch_end()
+    assert dataset.epoch == 1
+    assert collections.Counter(map(shapes, dataset)) == collections.Counter(map(shapes, first))
+    assert not all(equal(a, b) for a, b in zip(dataset, first, strict=True))
+    still = make(shuffle=False)
+    first = list(still)
+    still.on_epoch_end()
+    assert_equal(list(still), first)
+
+
+@KINDS
+def test_shapes_are_few_and_the_first_two_batches_differ_where_any_do(make):
+    for shuffle in (True, False):
+        dataset = make(shuffle=shuffle)
+        assert len(set(map(shapes, dataset))) <= 3
+        every = np.array([sum(shapes(batch), ()) for batch in dataset])
+        np.testing.assert_array_equal(every[0] != every[1], (every != every[0]).any(axis=0))
+
+
+# Lengths
+
+
+def test_too_long_is_an_explicit_choice():
+    lengths = np.array([len(SOURCE.encode(s)) for s in SENTENCES])
+    with pytest.raises(ValueError, match=r"pairs\[\d+\] has \d+ tokens, more than 8, as have \d+ of 50"):
+        translation(max_length=8)
+    dropped = translation(max_length=8, too_long="drop")
+    assert dropped.num_too_long == (lengths + 1 > 8).sum() == 50 - len(dropped.arrays()[1])
+    cut = translation(max_length=8, too_long="truncate")
+    inputs, labels = cut.arrays()
+    assert cut.num_too_long == dropped.num_too_long and labels.shape == (50, 8)
+    # A cut target still ends with the end token.
+    assert (labels.max(axis=1) >= 0).all()
+    ends = (labels != -1).sum(axis=1) - 1
+    assert (labels[np.arange(50), ends] == TARGET.eos_id).all()
+    assert inputs["source_token_ids"].shape == (50, 8)
+
+
+def test_long_texts_of_a_masked_lm_are_cut_or_split():
+    with pytest.raises(ValueError, match="texts.*more than 6"):
+        masked(max_length=8)
+    cut, parts = masked(max_length=8, too_long="truncate"), masked(max_length=8, too_long="split")
+    assert len(cut.rows) == 50 and cut.num_too_long == parts.num_too_long > 0
+    assert max(map(len, cut.rows)) == max(map(len, parts.rows)) == 8
+    ids = BERT.encode_batch(SENTENCES, special_tokens=False)
+    assert [i for row in parts.rows for i in row[1:-1]] == [i for row in ids for i in row]
+    assert all(row[0] == BERT.cls_id and row[-1] == BERT.sep_id for row in cut.rows + parts.rows)
+    assert len(masked(max_length=8, too_long="drop").rows) == 50 - cut.num_too_long
+
+
+# fit
+
+
+def tiny_model(dataset):
+    """Embeds every integer input, adds what it sees and predicts the labels."""
+    (example, labels) = dataset[0]
+    inputs = {name: keras.Input((None,), dtype=str(x.dtype), name=name) for name, x in example.items()}
+    names = {translation: "target_token_ids", masked: "masked_positions", language_model: "token_ids"}
+    makes = {TranslationDataset: translation, MaskedLMDataset: masked, LanguageModelDataset: language_model}
+    x = keras.layers.Embedding(320, 8)(inputs[names[makes[type(dataset)]]])
+    outputs = keras.layers.Dense(320)(x)
+    model = keras.Model(inputs, outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    model.compile("sgd", loss)
+    return model
+
+
+@KINDS
+def test_fit_trains_alike_with_any_number_of_workers(make):
+    model = tiny_model(make())
+    model.fit(make(), verbose=0)  # With two workers the fit that builds a model is special; see the module.
+    weights = [np.array(w) for w in model.get_weights()]
+    losses = []
+    for workers in (0, 1, 2):
+        model.set_weights(weights)
+        dataset = make(workers=workers)
+        history = model.fit(
+            dataset, validation_data=make(workers=workers, shuffle=False), epochs=2, shuffle=False, verbose=0
+        )
+        assert dataset.epoch == 3  # One at the start of fit, one at the end of each epoch.
+        losses.append(history.history["loss"] + history.history["val_loss"])
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-6)
+    assert losses[0][1] < losses[0][0]
+
+
+@KINDS
+def test_fit_takes_plain_arrays(make):
+    dataset = make()
+    inputs, labels = dataset.arrays()
+    tiny_model(dataset).fit(inputs, labels, batch_size=16, verbose=0)
+
+
+def test_fit_goes_through_every_batch_of_an_epoch_once():
+    dataset = translation()
+    asked = collections.defaultdict(list)
+    make_batch = dataset.make_batch
+
+    def recorded(indices, widths, generator):
+        asked[dataset.epoch].extend(indices)
+        return make_batch(indices, widths, generator)
+
+    model = tiny_model(dataset)
+    model.fit(dataset, epochs=1, verbose=0)  # Builds the model, which looks at a batch.
+    dataset.epoch = 10
+    dataset.make_batch = recorded
+    model.fit(dataset, epochs=2, verbose=0)
+    for epoch in (11, 12):
+        assert set(asked[epoch]) == set(range(50))
+
+
+CHILD = """
+import sys
+import numpy as np, keras
+from kerasllm.text.tokenizers import Tokenizer
+from kerasllm.training.datasets import LanguageModelDataset
+dataset = LanguageModelDataset(["a b c d e"] * 9, Tokenizer.train_words(["a b c d e"], 20), 2, 4)
+inputs = {n: keras.Input((None,), dtype=str(x.dtype), name=n) for n, x in dataset[0][0].items()}
+model = keras.Model(inputs, keras.layers.Embedding(20, 20)(inputs["token_ids"]))
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
+model.fit(dataset, verbose=0)
+foreign = {"tensorflow", "torch"} - {keras.backend.backend()}
+print(sorted(foreign & set(sys.modules)))
+"""
+
+
+def test_fit_imports_no_other_backend():
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env=environment)
+    assert child.stdout.strip() == "[]", child.stderr
+
+
+# Bad input
+
+NO_EOS = Tokenizer.train_words(SENTENCES, 100, bos=None, eos=None)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: TranslationDataset([], SOURCE, TARGET), "sources must not be empty"),
+        (lambda: TranslationDataset([("a", "b"), "cd"], SOURCE, TARGET), r"pairs\[1\]"),
+        (lambda: TranslationDataset([("a", "b"), None], SOURCE, TARGET), r"pairs\[1\]"),
+        (lambda: TranslationDataset([("a", "")], SOURCE, TARGET), r"targets\[0\] \(''\) has no tokens"),
+        (lambda: TranslationDataset([("a", None)], SOURCE, TARGET), r"targets\[0\] .None. must be"),
+        (lambda: TranslationDataset([([1], [100])], SOURCE, TARGET), r"targets\[0\] holds 100"),
+        (lambda: TranslationDataset([([-1], [1])], SOURCE, TARGET), r"sources\[0\] holds -1"),
+        (lambda: TranslationDataset(PAIRS, SOURCE, NO_EOS), "target_tokenizer .* must have a token for bos"),
+        (lambda: translation(batch_size=0), "batch_size .0."),
+        (lambda: translation(too_long="ignore"), "too_long .'ignore'. must be one of"),
+        (lambda: translation(max_length=1, too_long="drop"), "all have more than 1 tokens"),
+        (lambda: translation(seed=-1), "seed .-1."),
+        (lambda: MaskedLMDataset("a text", BERT), "texts .'a text'. must be a sequence"),
+        (lambda: MaskedLMDataset(SENTENCES, GPT), "tokenizer .* must have a token for cls"),
+        (lambda: masked(rate=1.0), "rate .1.0."),
+        (lambda: masked(max_length=2), "max_length . 2 .0."),
+        (lambda: MaskedLMDataset([[[3]]], BERT), r"texts\[0\]"),
+        (lambda: LanguageModelDataset(None, GPT), "documents .None."),
+        (lambda: LanguageModelDataset([[0.5]], GPT), r"documents\[0\] .* must hold integers"),
+        (lambda: language_model(sequence_length=0), "length .0."),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
