@@ -1,0 +1,158 @@
+"""Tables of reversible rows between the fields of a Hugging Face config.json and our constructors' arguments.
+
+A table is a list of rows `(field or fields, our argument, kind, default)`. The default is what transformers
+takes when the field is absent. The same table reads and writes:
+
+    ("n_layer", "num_layers", size, 12)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values of a field that we understand, and what they are called on either side.
+
+    Args:
+        accepted: the values in words, for errors.
+        accepts: foreign value -> whether it is understood.
+        to_ours: values of all fields of a row -> our value.
+        to_foreign: our value -> foreign value, one that is not accepted if there is none.
+    """
+
+    accepted: str
+    accepts: Callable
+    to_ours: Callable = lambda values: values[0]
+    to_foreign: Callable = lambda value: value
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+size = Kind("a positive whole number", _is_size)
+optional_size = Kind("null or a positive whole number", lambda value: value is None or _is_size(value))
+positive = Kind("a positive number", lambda value: _is_number(value) and value > 0)
+boolean = Kind("true or false", lambda value: isinstance(value, bool))
+# Others have several rates, we have one: the largest. It matters to further training only.
+rate = Kind("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1, to_ours=max)
+
+
+def choice(ours):
+    """The `Kind` of words: `ours` maps foreign words to ours; the first of several is the one written."""
+    foreign = {our_word: word for word, our_word in reversed(ours.items())}
+    return Kind(
+        " or ".join(map(repr, ours)),
+        lambda value: isinstance(value, str) and value in ours,
+        lambda values: ours[values[0]],
+        foreign.get,
+    )
+
+
+activation = choice(
+    {
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_fast": "gelu_tanh",
+        "relu": "relu",
+        "silu": "silu",
+        "swish": "silu",
+    }
+)
+
+# Fields of any config that change nothing we compute: records, token ids, defaults for generation.
+IRRELEVANT = frozenset(
+    """
+    architectures attn_implementation _attn_implementation_autoset bad_words_ids begin_suppress_tokens
+    bos_token_id chunk_size_feed_forward cls_token_id _commit_hash decoder_start_token_id
+    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing id2label label2id length_penalty mask_token_id max_length min_length
+    model_type _name_or_path no_repeat_ngram_size num_beam_groups num_beams _num_labels num_labels
+    num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id
+    prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
+    """.split()
+)
+# Fields of any config that are understood with these values only.
+SUPPORTED = {
+    "add_cross_attention": (False,),
+    "auto_map": (None,),
+    "cross_attention_hidden_size": (None,),
+    "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+    "tie_encoder_decoder": (False,),
+}
+
+
+def read(table, config, supported=None, irrelevant=()):
+    """Our arguments from a foreign config.
+
+    Args:
+        table: rows that name all arguments.
+        config: dict, the content of config.json.
+        supported: dict field -> tuple of the values understood, beside `SUPPORTED`.
+        irrelevant: fields that change nothing, beside `IRRELEVANT`.
+
+    Returns:
+        dict argument -> value.
+
+    Raises:
+        ValueError: names every field whose value is not understood, and every field that is unknown.
+    """
+    supported, arguments, problems = SUPPORTED | (supported or {}), {}, []
+    known = IRRELEVANT | set(irrelevant) | set(supported)
+    for fields, argument, kind, default in table:
+        fields = _fields(fields)
+        known |= set(fields)
+        values = [config.get(field, default) for field in fields]
+        refused = [f for f, value in zip(fields, values, strict=True) if not kind.accepts(value)]
+        problems += [f"{field} ({config[field]!r}) must be {kind.accepted}" for field in refused]
+        if not refused:
+            arguments[argument] = kind.to_ours(values)
+    for field, values in supported.items():
+        if field in config and config[field] not in values:
+            problems.append(f"{field} ({config[field]!r}) must be {' or '.join(map(repr, values))}")
+    problems += [f"{field} ({config[field]!r}) is unknown" for field in config if field not in known]
+    if problems:
+        raise ValueError("config.json: " + "; ".join(problems) + ".")
+    return arguments
+
+
+def write(table, arguments, fixed):
+    """The fields of a foreign config from our arguments: the inverse of `read`.
+
+    Args:
+        table: as for `read`.
+        arguments: dict argument -> value, all of the constructor's.
+        fixed: dict argument -> tuple of the values that the foreign family is built with.
+
+    Returns:
+        dict field -> value; None if an argument says something that the foreign config cannot.
+    """
+    rows = {argument: (_fields(fields), kind) for fields, argument, kind, default in table}
+    config = {}
+    for argument, value in arguments.items():
+        if argument in rows:
+            fields, kind = rows[argument]
+            foreign_value = kind.to_foreign(value)
+            if not kind.accepts(foreign_value):
+                return None
+            config |= dict.fromkeys(fields, foreign_value)
+        elif value not in fixed.get(argument, ()):
+            return None
+    return config
+
+
+def _fields(fields):
+    return (fields,) if isinstance(fields, str) else fields

@@ -1,0 +1,138 @@
+"""Presets: folders of config.json, model.safetensors and tokenizer files, as the model's family has them.
+
+A family is a module with `MODEL_TYPE`, `ARCHITECTURES` (our class name -> its own), and pairs of functions:
+
+    read_config(config, class_name, tensor_names) -> arguments
+    write_config(class_name, arguments) -> config, or None for a model that the family cannot say
+    read_weights(class_name, arguments, tensors, shapes) -> arrays
+    write_weights(class_name, arguments, arrays) -> tensors
+
+Models that no foreign family can say have our own layout, the module `ours`.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kerasllm.checkpoints import bert, files, gpt2, ours
+
+FAMILIES = (bert, gpt2, ours)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a folder says about a model.
+
+    Args:
+        arguments: dict, what the model's constructor takes.
+        read_weights: function (dict variable path -> shape) -> dict variable path -> array. The arrays are
+            memory-mapped. A `ValueError` names every tensor that is missing, left over or misshaped.
+    """
+
+    arguments: dict
+    read_weights: Callable
+
+
+def read_preset(folder, model_class):
+    """Open a preset.
+
+    Args:
+        folder: path of a folder with config.json and model.safetensors (or its shards and their index).
+        model_class: the class of the model to be made.
+
+    Returns:
+        A `Preset`.
+
+    Raises:
+        ValueError: a file is missing or malformed, the folder holds a model of another family or class, or
+            config.json says something that `model_class` does not know.
+
+    Example:
+        >>> preset = read_preset("presets/tiny", GPT)
+        >>> model = GPT(**preset.arguments)
+        >>> arrays = preset.read_weights({v.path: v.shape for v in model.weights})
+        >>> for v in model.weights:
+        ...     v.assign(arrays[v.path])
+    """
+    class_name = model_class.__name__
+    config = files.read_json(Path(folder) / files.CONFIG)
+    with _errors_name(folder):
+        family = _family_read_by(class_name, config)
+        tensors = files.read_tensors(folder)
+        arguments = family.read_config(config, class_name, list(tensors))
+        _check_signature(model_class, arguments)
+
+    def read_weights(shapes):
+        with _errors_name(folder):
+            return family.read_weights(class_name, arguments, tensors, shapes)
+
+    return Preset(arguments, read_weights)
+
+
+def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, write_files=None):
+    """Write a preset, in the first layout that can say the model; the whole folder is written or nothing is.
+
+    Args:
+        folder: path of the folder, made if need be.
+        class_name: name of the model's class.
+        arguments: dict of plain values, what the model's constructor takes. `dtype` is left out: what a model
+            computes in is for those to say who load it, as with transformers.
+        arrays: dict variable path -> array, all of the model's.
+        special_token_ids: dict with "bos_token_id", "eos_token_id" and "pad_token_id", where the tokenizer
+            has them. transformers stops generating at the second.
+        write_files: function of a folder that writes what else belongs to the preset, such as the tokenizer.
+
+    Raises:
+        ValueError: the folder cannot be written; what was there before is whole.
+    """
+    arguments = {name: value for name, value in arguments.items() if name != "dtype"}
+    family, config = _layout_of(class_name, arguments)
+    if family is not ours:
+        ids = special_token_ids or {}
+        config |= {name: ids.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config["dtype"] = next(iter(arrays.values())).dtype.name
+    with files.replaced_folder(folder) as staging:
+        files.write_json(staging / files.CONFIG, config)
+        files.write_tensors(staging, family.write_weights(class_name, arguments, arrays))
+        if write_files:
+            write_files(staging)
+
+
+def _family_read_by(class_name, config):
+    model_type = config.get("model_type")
+    family = next((family for family in FAMILIES if model_type == family.MODEL_TYPE), None)
+    if family is None:
+        names = ", ".join(repr(family.MODEL_TYPE) for family in FAMILIES)
+        raise ValueError(f"config.json: model_type ({model_type!r}) must be one of {names}.")
+    readers = list(family.ARCHITECTURES) or config.get("architectures")
+    if not isinstance(readers, list) or class_name not in readers:
+        raise ValueError(f"it holds a {model_type!r} model, which {readers} can read, not {class_name!r}.")
+    return family
+
+
+def _layout_of(class_name, arguments):
+    for family in FAMILIES:
+        if class_name in family.ARCHITECTURES or family is ours:
+            config = family.write_config(class_name, arguments)
+            if config is not None:
+                architecture = family.ARCHITECTURES.get(class_name, class_name)
+                return family, {"model_type": family.MODEL_TYPE, "architectures": [architecture], **config}
+
+
+def _check_signature(model_class, arguments):
+    signature = inspect.signature(model_class.__init__)
+    named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    try:
+        signature.replace(parameters=named).bind(None, **arguments)
+    except TypeError as error:
+        raise ValueError(f"config.json: {model_class.__name__} {error}.") from None
+
+
+@contextmanager
+def _errors_name(folder):
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"preset ({str(folder)!r}): {error}") from error

@@ -1,0 +1,166 @@
+"""Tables of reversible rows between the tensors of a checkpoint and our variables.
+
+A table is a list of rows `(foreign name, our variable path or paths, layout)`, in which `{i}` stands for the
+number of a block. The same table reads and writes:
+
+    ("h.{i}.ln_1.weight", "decoder/block_{i}/attention_norm/gamma", same)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+FLOATS = {np.dtype(dtype) for dtype in ("float16", ml_dtypes.bfloat16, "float32", "float64")}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one foreign tensor lies in one or more of our variables: two functions, each the other's inverse.
+
+    Args:
+        to_ours: (tensor, shapes of the variables) -> list of an array for each variable.
+        to_foreign: list of an array for each variable -> tensor.
+        foreign_shape: shapes of the variables -> shape of the tensor.
+    """
+
+    to_ours: Callable
+    to_foreign: Callable
+    foreign_shape: Callable
+
+
+def _split(tensor, shapes):
+    return np.split(tensor, np.cumsum([shape[-1] for shape in shapes])[:-1], axis=-1)
+
+
+# Embeddings, norms and biases; kernels that are stored (in, out), such as GPT-2's Conv1D.
+same = Layout(lambda tensor, shapes: [tensor], lambda arrays: arrays[0], lambda shapes: shapes[0])
+# torch.nn.Linear stores (out, in), we (in, out).
+transposed = Layout(
+    lambda tensor, shapes: [tensor.T], lambda arrays: arrays[0].T, lambda shapes: shapes[0][::-1]
+)
+# Several (in, out) kernels, or several biases, side by side in the last axis.
+fused = Layout(
+    _split,
+    lambda arrays: np.concatenate(arrays, axis=-1),
+    lambda shapes: (*shapes[0][:-1], sum(shape[-1] for shape in shapes)),
+)
+
+
+class Row(NamedTuple):
+    """A row of a table for one block."""
+
+    name: str
+    paths: tuple
+    layout: Layout
+
+
+def expand(table, num_layers):
+    """The `Row`s of a table, those with an `{i}` once for each block."""
+    rows = []
+    for name, paths, layout in table:
+        paths = (paths,) if isinstance(paths, str) else paths
+        for i in range(num_layers if "{i}" in name else 1):
+            rows.append(
+                Row(name.replace("{i}", str(i)), tuple(p.replace("{i}", str(i)) for p in paths), layout)
+            )
+    return rows
+
+
+def read(rows, tensors, shapes, ignored=(), tied=None):
+    """Values for our variables from the tensors of a checkpoint.
+
+    Args:
+        rows: `Row`s that cover all variables.
+        tensors: dict foreign name -> array.
+        shapes: dict variable path -> shape.
+        ignored: patterns (`fnmatch`) of foreign names that hold nothing a model of ours has.
+        tied: dict of foreign names, duplicate -> original. A duplicate must equal its original; it stands in
+            for an original that is absent.
+
+    Returns:
+        dict variable path -> array, a view of the tensor where the layout allows it.
+
+    Raises:
+        ValueError: names every tensor that is missing, left over, misshaped, of a wrong dtype or unequal to
+            the one it is tied to, and every variable without a row.
+    """
+    tensors, problems = _untied(tensors, tied or {})
+    problems += _name_problems(rows, tensors, shapes, ignored)
+    arrays, misshaped, mistyped = {}, [], []
+    for name, paths, layout in rows:
+        if name not in tensors or any(path not in shapes for path in paths):
+            continue
+        tensor, path_shapes = tensors[name], [tuple(shapes[path]) for path in paths]
+        expected = tuple(layout.foreign_shape(path_shapes))
+        if tensor.shape != expected:
+            misshaped.append(f"{name} {tensor.shape} instead of {expected}")
+        elif tensor.dtype not in FLOATS:
+            mistyped.append(f"{name} {tensor.dtype}")
+        else:
+            arrays.update(zip(paths, layout.to_ours(tensor, path_shapes), strict=True))
+    problems += _problem("misshaped tensors", misshaped)
+    problems += _problem("tensors of no floating point type", mistyped)
+    if problems:
+        raise ValueError("; ".join(problems) + ".")
+    return arrays
+
+
+def write(rows, arrays):
+    """The tensors of a checkpoint from the values of our variables: the inverse of `read`.
+
+    Args:
+        rows: `Row`s that cover all variables.
+        arrays: dict variable path -> array.
+
+    Returns:
+        dict foreign name -> array.
+
+    Raises:
+        ValueError: names the variables that have no row and the rows that have no variable.
+    """
+    paths = [path for row in rows for path in row.paths]
+    problems = _problem("variables without a row", sorted(set(arrays) - set(paths)))
+    problems += _problem("rows without a variable", [path for path in paths if path not in arrays])
+    if problems:
+        raise ValueError("; ".join(problems) + ".")
+    return {row.name: row.layout.to_foreign([arrays[path] for path in row.paths]) for row in rows}
+
+
+def renamed(tensors, rename):
+    """The same tensors under the names `rename(name)`, for families whose files differ in a prefix."""
+    names = {name: rename(name) for name in tensors}
+    if len(set(names.values())) < len(names):
+        twice = sorted(name for name, new in names.items() if list(names.values()).count(new) > 1)
+        raise ValueError(f"tensors of the same meaning: {', '.join(twice)}.")
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _untied(tensors, tied):
+    tensors, differing = dict(tensors), []
+    for duplicate, original in tied.items():
+        if duplicate in tensors:
+            copy = tensors.pop(duplicate)
+            if not np.array_equal(copy, tensors.setdefault(original, copy)):
+                differing.append(f"{duplicate} (tied to {original})")
+    return tensors, _problem("tensors that differ from the one they are tied to", differing)
+
+
+def _name_problems(rows, tensors, shapes, ignored):
+    names = {row.name for row in rows}
+    paths = {path for row in rows for path in row.paths}
+    extra = [name for name in tensors if name not in names and not any(fnmatchcase(name, p) for p in ignored)]
+    return (
+        _problem("missing tensors", [row.name for row in rows if row.name not in tensors])
+        + _problem("extra tensors", extra)
+        + _problem("variables without a row", [path for path in shapes if path not in paths])
+        + _problem("rows without a variable", sorted(paths - set(shapes)))
+    )
+
+
+def _problem(kind, names, most=12):
+    rest = [f"and {len(names) - most} more"] if len(names) > most else []
+    return [f"{kind}: {', '.join([*names[:most], *rest])}"] if names else []

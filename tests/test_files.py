@@ -1,0 +1,228 @@
+import json
+import os
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from kerasllm.checkpoints import files
+
+TENSORS = {
+    "a": np.arange(6, dtype="float32").reshape(2, 3),
+    "b": np.array([1.5, -2.0], ml_dtypes.bfloat16),
+    "c": np.array(3, "float16"),
+    "empty": np.zeros((0, 4), "float32"),
+    "ids": np.arange(3),
+}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write_raw(path, header, data=b""):
+    header = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def test_tensors_come_back_as_they_were(tmp_path):
+    files.write_tensors(tmp_path, TENSORS)
+    tensors = files.read_tensors(tmp_path)
+    assert set(tensors) == set(TENSORS)
+    for name, tensor in tensors.items():
+        assert (tensor.dtype, tensor.shape) == (TENSORS[name].dtype, TENSORS[name].shape)
+        np.testing.assert_array_equal(tensor, TENSORS[name])
+
+
+def test_the_metadata_say_what_transformers_asks_for(tmp_path):
+    files.write_tensors(tmp_path, TENSORS)
+    with safe_open(tmp_path / files.WEIGHTS, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_transposed_arrays_are_written_by_value(tmp_path):
+    files.write_tensors(tmp_path, {"a": TENSORS["a"].T, "b": TENSORS["a"][:, ::2]})
+    tensors = files.read_tensors(tmp_path)
+    np.testing.assert_array_equal(tensors["a"], TENSORS["a"].T)
+    np.testing.assert_array_equal(tensors["b"], TENSORS["a"][:, ::2])
+
+
+def test_tensors_are_mapped_and_cannot_be_written(tmp_path):
+    files.write_tensors(tmp_path, TENSORS)
+    tensor = files.read_tensors(tmp_path)["a"]
+    assert isinstance(tensor.base.base, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        tensor[0, 0] = 1
+
+
+def test_shards_are_read_through_their_index(tmp_path):
+    for i, name in enumerate(["a", "b"]):
+        files.write_tensors(tmp_path, {name: TENSORS[name]})
+        os.rename(tmp_path / files.WEIGHTS, tmp_path / f"model-0000{i}-of-00002.safetensors")
+    index = {"a": "model-00000-of-00002.safetensors", "b": "model-00001-of-00002.safetensors"}
+    files.write_json(tmp_path / files.INDEX, {"metadata": {}, "weight_map": index})
+    assert set(files.read_tensors(tmp_path)) == {"a", "b"}
+
+    files.write_json(tmp_path / files.INDEX, {"weight_map": {**index, "c": index["a"]}})
+    with pytest.raises(ValueError, match="different tensors: c"):
+        files.read_tensors(tmp_path)
+    (tmp_path / index["b"]).unlink()
+    files.write_json(tmp_path / files.INDEX, {"weight_map": index})
+    with pytest.raises(ValueError, match="has no model-00001-of-00002.safetensors"):
+        files.read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shard", ["../secret.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "a.bin", ""]
+)
+def test_a_shard_outside_the_folder_is_refused(tmp_path, shard):
+    files.write_json(tmp_path / files.INDEX, {"weight_map": {"a": shard}})
+    with pytest.raises(ValueError, match="no file name in its folder"):
+        files.read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
+def test_a_malformed_index_is_refused(tmp_path, index):
+    files.write_json(tmp_path / files.INDEX, index)
+    with pytest.raises(ValueError, match="must have a weight_map"):
+        files.read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 40, -1])
+def test_a_file_that_is_cut_off_is_refused(tmp_path, length):
+    files.write_tensors(tmp_path, TENSORS)
+    path = tmp_path / files.WEIGHTS
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
+        files.read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 2**40]},
+        {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
+        {"dtype": "F32", "shape": [2]},
+        {"dtype": "X32", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]},
+        "nonsense",
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, entry):
+    write_raw(tmp_path / files.WEIGHTS, {"x": entry}, b"\0" * 8)
+    with pytest.raises(ValueError, match="model.safetensors"):
+        files.read_tensors(tmp_path)
+
+
+def test_overlapping_tensors_are_refused(tmp_path):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    write_raw(tmp_path / files.WEIGHTS, {"x": entry, "y": entry}, b"\0" * 8)
+    with pytest.raises(ValueError, match="model.safetensors"):
+        files.read_tensors(tmp_path)
+
+
+def test_missing_folders_and_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.* does not exist"):
+        files.read_tensors(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="has no model.safetensors"):
+        files.read_tensors(tmp_path)
+    with pytest.raises(ValueError, match="has no config.json"):
+        files.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("text", ["", '{"a": 1', "[1, 2]", '{"a": NaN}', '{"a": Infinity}', "[" * 100000])
+def test_json_that_is_no_whole_object_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json"):
+        files.read_json(tmp_path / "config.json")
+
+
+def test_json_of_bad_utf8_is_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match="config.json"):
+        files.read_json(tmp_path / "config.json")
+
+
+def write(folder, value, fail=None):
+    with files.replaced_folder(folder) as staging:
+        files.write_json(staging / "config.json", {"value": value})
+        files.write_tensors(staging, {"x": np.full(3, value, "float32")})
+        if fail:
+            raise fail
+
+
+def test_a_folder_appears_and_is_replaced(tmp_path):
+    folder = tmp_path / "presets" / "tiny"
+    for value in (1, 2):
+        write(folder, value)
+        assert set(contents(folder)) == {"config.json", "model.safetensors"}
+        assert files.read_json(folder / "config.json") == {"value": value}
+        np.testing.assert_array_equal(files.read_tensors(folder)["x"], np.full(3, value))
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_files_are_readable_by_those_who_may_read_the_folder(tmp_path):
+    write(tmp_path / "new", 1)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+    assert len(modes) == 1
+    assert (tmp_path / "new").stat().st_mode & 0o444 == modes.pop() & 0o444
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("half way"), KeyboardInterrupt(), OSError("disk full")])
+def test_a_save_that_fails_half_way_leaves_the_old_preset_whole(tmp_path, failure):
+    write(tmp_path / "preset", 1)
+    before = contents(tmp_path / "preset")
+    with pytest.raises(ValueError if isinstance(failure, OSError) else type(failure)):
+        write(tmp_path / "preset", 2, fail=failure)
+    assert contents(tmp_path / "preset") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["preset"]
+
+
+def test_a_save_that_fails_half_way_leaves_no_new_folder(tmp_path):
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "preset", 2, fail=RuntimeError())
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_cannot_be_written_leave_the_old_preset_whole(tmp_path, monkeypatch):
+    write(tmp_path / "preset", 1)
+    before = contents(tmp_path / "preset")
+
+    def save_half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise files.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(files, "save_file", save_half)
+    with pytest.raises(ValueError, match="cannot be written: No space left"):
+        write(tmp_path / "preset", 2)
+    assert contents(tmp_path / "preset") == before
+
+
+def test_other_files_stay_and_stale_ones_go(tmp_path):
+    for name in ("README.md", "tokenizer.json", "source_tokenizer.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "notes").mkdir()
+    write(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "notes",
+    }
+
+
+def test_a_target_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="file.* cannot be written"):
+            write(folder, 1)
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "preset" / "model.safetensors").mkdir(parents=True)
+    (tmp_path / "preset" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="model.safetensors is a folder"):
+        write(tmp_path / "preset", 1)
+    assert (tmp_path / "preset" / "config.json").read_text() == "{}"
