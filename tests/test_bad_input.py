@@ -1,0 +1,266 @@
+"""Every mistake is a `ValueError` that names the argument, its value and what to do."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kerasllm import (
+    GPT,
+    BERT,
+    BERTMaskedLM,
+    GenerationConfig,
+    LSTMTranslator,
+    RNNLanguageModel,
+    Tokenizer,
+    TransformerTranslator,
+    layers,
+)
+from kerasllm.training import LanguageModelDataset, MaskedLMDataset, TokenCrossentropy, TranslationDataset, WarmupCosine
+
+TEXTS = ["the cat sat on the mat .", "the dog ran to the cat .", "a bird sings"]
+SMALL = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "max_sequence_length": 16}
+
+
+@pytest.fixture(scope="module")
+def words():
+    return Tokenizer.train_words(TEXTS, 40, pad="<pad>", unk="<unk>", bos="<s>", eos="</s>")
+
+
+@pytest.fixture(scope="module")
+def startless():
+    return Tokenizer.train_words(TEXTS, 40, bos=None)
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return Tokenizer.train_wordpiece(TEXTS, 60)
+
+
+@pytest.fixture(scope="module")
+def gpt(words):
+    return GPT(words.vocabulary_size, **SMALL, tokenizer=words)
+
+
+@pytest.fixture(scope="module")
+def bert(pieces):
+    return BERTMaskedLM(pieces.vocabulary_size, **SMALL, tokenizer=pieces)
+
+
+@pytest.fixture(scope="module")
+def translator(words):
+    n = words.vocabulary_size
+    return TransformerTranslator(n, n, **SMALL, source_tokenizer=words, target_tokenizer=words)
+
+
+def refused(call, *said):
+    """`call` raises a `ValueError` that holds every one of `said`."""
+    with pytest.raises(ValueError) as error:
+        call()
+    for part in said:
+        assert part in str(error.value), f"{part!r} is not in: {error.value}"
+
+
+CONSTRUCTORS = {
+    "heads do not divide the width": (lambda: GPT(9, 1, 3, 8), "hidden_dim (8)", "num_heads (3)"),
+    "key/value heads do not divide heads": (
+        lambda: GPT(9, 1, 4, 8, num_key_value_heads=3),
+        "num_key_value_heads (3)",
+        "num_heads (4)",
+    ),
+    "no layers": (lambda: BERT(9, 0, 2, 8), "num_layers (0)", "positive"),
+    "negative width": (lambda: RNNLanguageModel(9, hidden_dim=-1), "hidden_dim (-1)", "positive"),
+    "no vocabulary": (lambda: GPT(0, 1, 2, 8), "vocabulary_size (0)", "positive"),
+    "a fraction of a layer": (lambda: LSTMTranslator(9, 9, num_layers=1.5), "num_layers (1.5)", "whole"),
+    "no positions": (lambda: GPT(9, 1, 2, 8, max_sequence_length=0), "max_sequence_length (0)", "positive"),
+    "no intermediate width": (lambda: GPT(9, 1, 2, 8, intermediate_dim=0), "intermediate_dim (0)", "positive"),
+    "dropout of one": (lambda: GPT(9, 1, 2, 8, dropout=1.0), "dropout (1.0)", "[0, 1)"),
+    "negative dropout": (lambda: LSTMTranslator(9, 9, dropout=-0.1), "dropout (-0.1)", "[0, 1)"),
+    "unknown size": (lambda: BERT.from_size("huge", vocabulary_size=9), "size ('huge')", "'tiny'"),
+    "unknown cell": (lambda: LSTMTranslator(9, 9, cell="rnn"), "cell ('rnn')", "'lstm'"),
+    "unknown attention": (lambda: LSTMTranslator(9, 9, attention="luong"), "attention ('luong')", "'additive'"),
+    "unknown norm": (lambda: GPT(9, 1, 2, 8, norm="batch"), "norm ('batch')", "'rms'"),
+    "unknown positions": (lambda: GPT(9, 1, 2, 8, positions="absolute"), "positions ('absolute')", "'rotary'"),
+    "unknown activation": (lambda: GPT(9, 1, 2, 8, activation="glue"), "activation ('glue')"),
+    "odd rotary heads": (lambda: GPT(9, 1, 2, 6, positions="rotary"), "head_dim (3)", "even"),
+    "no heads": (lambda: layers.MultiHeadAttention(0), "num_heads (0)", "positive"),
+    "label smoothing of one": (lambda: TokenCrossentropy(label_smoothing=1.0), "label_smoothing (1.0)"),
+    "warm-up longer than training": (lambda: WarmupCosine(1e-3, 10, 5), "total_steps (5)"),
+    "both lengths": (
+        lambda: GenerationConfig(max_length=3, max_new_tokens=3),
+        "max_length (3)",
+        "max_new_tokens (3)",
+    ),
+    "no length": (lambda: GenerationConfig(max_new_tokens=0), "max_new_tokens (0)", ">= 1"),
+    "negative length": (lambda: GenerationConfig(max_length=-2), "max_length (-2)", ">= 1"),
+    "negative temperature": (lambda: GenerationConfig(temperature=-1.0), "temperature (-1.0)", ">= 0"),
+    "temperature not a number": (lambda: GenerationConfig(temperature=float("nan")), "temperature (nan)"),
+    "top_p of zero": (lambda: GenerationConfig(top_p=0.0), "top_p (0.0)", "(0, 1]"),
+    "top_p above one": (lambda: GenerationConfig(top_p=1.5), "top_p (1.5)", "(0, 1]"),
+    "top_k of zero": (lambda: GenerationConfig(top_k=0), "top_k (0)", ">= 1"),
+    "no sequences": (lambda: GenerationConfig(num_return_sequences=0), "num_return_sequences (0)", ">= 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", CONSTRUCTORS)
+def test_constructors_refuse(mistake):
+    call, *said = CONSTRUCTORS[mistake]
+    refused(call, *said)
+
+
+GENERATE = {
+    "None": (lambda gpt: gpt.generate(None), "prompts (None)"),
+    "an empty list": (lambda gpt: gpt.generate([]), "prompts ([])"),
+    "a number": (lambda gpt: gpt.generate(3), "prompts (3)"),
+    "an empty row": (lambda gpt: gpt.generate([[1], []]), "prompts[1]", "non-empty"),
+    "strings among ids": (lambda gpt: gpt.generate(["the", [1]]), "prompts"),
+    "a negative id": (lambda gpt: gpt.generate([[1, -1]]), "prompts", "-1"),
+    "an id beyond the vocabulary": (lambda gpt: gpt.generate(np.array([[1, 999]])), "prompts", "999"),
+    "fractions": (lambda gpt: gpt.generate(np.array([[0.5, 1.0]])), "prompts[0]"),
+    "a prompt beyond the positions": (lambda gpt: gpt.generate([[1] * 17]), "17 tokens", "max_sequence_length (16)"),
+    "max_length beyond the positions": (lambda gpt: gpt.generate([[1]], max_length=17), "max_length (17)", "(16)"),
+    "too many new tokens": (lambda gpt: gpt.generate([[1, 2]], max_new_tokens=15), "max_new_tokens (15)", "(16)"),
+    "a prompt as long as max_length": (lambda gpt: gpt.generate([[1, 2]], max_length=2), "max_length (2)"),
+    "an unknown option": (lambda gpt: gpt.generate([[1]], max_tokens=3), "max_tokens", "max_new_tokens"),
+    "a config of another kind": (lambda gpt: gpt.generate([[1]], {"top_k": 3}), "config", "GenerationConfig"),
+    "no batch": (lambda gpt: gpt.generate([[1]], batch_size=0), "batch_size (0)"),
+}
+
+
+@pytest.mark.parametrize("mistake", GENERATE)
+def test_generate_refuses(mistake, gpt):
+    call, *said = GENERATE[mistake]
+    refused(lambda: call(gpt), *said)
+
+
+def test_an_empty_prompt_needs_a_start_token(startless):
+    model = GPT(startless.vocabulary_size, **SMALL, tokenizer=startless)
+    refused(lambda: model.generate(""), "prompts", "start token")
+    translator = LSTMTranslator(9, startless.vocabulary_size, hidden_dim=4, target_tokenizer=startless)
+    refused(lambda: translator.generate([[1]]), "prompts (None)", "start token")
+
+
+def test_strings_need_a_tokenizer():
+    refused(lambda: GPT(9, **SMALL).generate("the cat"), "tokenizer (None)", "Tokenizer.from_folder")
+
+
+TRANSLATE = {
+    "None": (lambda t: t.translate(None), "texts (None)"),
+    "an empty list": (lambda t: t.translate([]), "texts ([])"),
+    "an empty string": (lambda t: t.translate(""), "texts ('')", "not be empty"),
+    "a blank among texts": (lambda t: t.translate(["the cat", "  "]), "texts[1] ('  ')"),
+    "a number": (lambda t: t.translate(["the", 3]), "texts"),
+    "a text beyond the positions": (lambda t: t.translate("the cat " * 9), "18 tokens", "max_sequence_length (16)"),
+    "no source": (lambda t: t.generate([]), "sources ([])"),
+    "prompts of another number": (lambda t: t.generate([[1]], prompts=[[1], [2]]), "prompts (2", "sources (1)"),
+}
+
+
+@pytest.mark.parametrize("mistake", TRANSLATE)
+def test_translate_refuses(mistake, translator):
+    call, *said = TRANSLATE[mistake]
+    refused(lambda: call(translator), *said)
+
+
+FILL_MASK = {
+    "None": (lambda b: b.fill_mask(None), "texts (None)"),
+    "an empty list": (lambda b: b.fill_mask([]), "texts ([])"),
+    "an empty string": (lambda b: b.fill_mask(""), "texts ('')"),
+    "no mask": (lambda b: b.fill_mask(["the [MASK]", "the cat"]), "texts[1] ('the cat')", "[MASK]"),
+    "no proposals": (lambda b: b.fill_mask("the [MASK]", top_k=0), "top_k (0)"),
+    "more proposals than symbols": (lambda b: b.fill_mask("[MASK]", top_k=10**6), "top_k (1000000)"),
+    "a text beyond the positions": (lambda b: b.fill_mask("[MASK] " * 20), "22 tokens", "is 16"),
+}
+
+
+@pytest.mark.parametrize("mistake", FILL_MASK)
+def test_fill_mask_refuses(mistake, bert):
+    call, *said = FILL_MASK[mistake]
+    refused(lambda: call(bert), *said)
+
+
+def test_a_tokenizer_of_another_size_is_refused(words):
+    refused(lambda: GPT(99, **SMALL, tokenizer=words), f"tokenizer has {words.vocabulary_size} symbols", "99")
+
+
+def test_sequences_beyond_the_positions_are_refused_in_fit(gpt):
+    x = {"token_ids": np.ones((2, 17), "int32"), "padding_mask": np.ones((2, 17), bool)}
+    model = GPT(9, **SMALL)
+    model.compile("sgd", TokenCrossentropy())
+    refused(lambda: model.fit(x, np.ones((2, 17), "int32"), verbose=0), "(17)", "max_sequence_length (16)")
+
+
+def test_datasets_refuse_unknown_ids_and_long_texts(words, pieces):
+    refused(lambda: LanguageModelDataset([[1, 999]], words, sequence_length=4), "documents", "999")
+    refused(lambda: LanguageModelDataset([[1, -1]], words, sequence_length=4), "documents", "-1")
+    refused(lambda: LanguageModelDataset([], words), "documents")
+    refused(lambda: MaskedLMDataset([TEXTS[0] * 9], pieces, max_length=16), "texts[0]", "max_length")
+    refused(lambda: TranslationDataset([("a", None)], words, words), "None")
+    refused(lambda: TranslationDataset([("the cat",)], words, words), "pairs[0]")
+
+
+@pytest.fixture
+def preset(gpt, tmp_path):
+    gpt.save_to_preset(tmp_path / "preset")
+    return tmp_path / "preset"
+
+
+def test_a_missing_preset_is_refused(tmp_path):
+    refused(lambda: GPT.from_preset(tmp_path / "nothing"), "nothing")
+
+
+def test_a_preset_of_another_family_is_refused(preset):
+    refused(lambda: BERT.from_preset(preset), "gpt2", "BERT")
+
+
+def test_a_half_written_preset_is_refused(preset):
+    weights = preset / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    refused(lambda: GPT.from_preset(preset), "model.safetensors")
+
+
+def test_half_a_config_is_refused(preset):
+    config = preset / "config.json"
+    config.write_text(config.read_text()[:-10])
+    refused(lambda: GPT.from_preset(preset), "config.json")
+
+
+def test_an_unknown_config_field_is_refused(preset):
+    config = preset / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_flux_capacitor": True}))
+    refused(lambda: GPT.from_preset(preset), "use_flux_capacitor")
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "misshaped"])
+def test_tensors_that_do_not_fit_are_named(preset, change):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(preset / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("ln_f.weight"))
+    if change == "missing":
+        del tensors[name]
+    elif change == "misshaped":
+        tensors[name] = tensors[name][:-1]
+    else:
+        tensors[name.replace("ln_f", "ln_g")] = tensors[name]
+        name = name.replace("ln_f", "ln_g")
+    save_file(tensors, preset / "model.safetensors")
+    refused(lambda: GPT.from_preset(preset), name)
+
+
+def test_a_target_that_cannot_be_written_is_refused(gpt, tmp_path):
+    (tmp_path / "file").write_text("whole")
+    refused(lambda: gpt.save_to_preset(tmp_path / "file"), "file")
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_an_unknown_export_format_is_refused(gpt, tmp_path):
+    refused(lambda: gpt.export(tmp_path / "model", format="tflight"), "format=tflight", "litert")
+
+
+def test_an_unknown_backend_is_refused(monkeypatch):
+    from kerasllm import backend
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
+    refused(lambda: backend.compiled(lambda: None, None), "backend ('numpy')", "'torch'")

@@ -1,0 +1,171 @@
+"""What all models share: the contract of `keras.Model`, of generation, of files."""
+
+import keras
+import numpy as np
+import pytest
+from checks import check_generation, check_model, check_padding_changes_nothing
+from keras import ops
+
+from kerasllm import GPT, BERT, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, TransformerTranslator
+from kerasllm.training import TokenCrossentropy
+
+V = 13
+LLAMA = {
+    "norm": "rms",
+    "positions": "rotary",
+    "gated": True,
+    "activation": "silu",
+    "use_bias": False,
+    "num_key_value_heads": 1,
+    "tie_embeddings": False,
+}
+SMALL = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "initializer_range": 0.3}
+LANGUAGE_MODELS = {
+    "gpt": lambda **k: GPT(V, **SMALL, max_sequence_length=32, dropout=0.0, **k),
+    "llama": lambda **k: GPT(V, **SMALL, max_sequence_length=32, dropout=0.0, **LLAMA, **k),
+    "lstm": lambda **k: RNNLanguageModel(V, num_layers=2, hidden_dim=8, dropout=0.0, **k),
+    "gru": lambda **k: RNNLanguageModel(V, hidden_dim=8, cell="gru", tie_embeddings=True, embedding_dim=4, **k),
+    "rnn": lambda **k: RNNLanguageModel(V, hidden_dim=8, cell="simple", num_attention_heads=2, **k),
+}
+TRANSLATORS = {
+    "additive": lambda **k: LSTMTranslator(11, V, num_layers=2, hidden_dim=8, dropout=0.0, **k),
+    "general": lambda **k: LSTMTranslator(
+        11, V, hidden_dim=8, embedding_dim=4, cell="gru", attention="general", tie_embeddings=True, **k
+    ),
+    "dot": lambda **k: LSTMTranslator(11, V, hidden_dim=8, attention="dot", bidirectional=False, **k),
+    "none": lambda **k: LSTMTranslator(11, V, hidden_dim=8, attention=None, cell="simple", **k),
+    "transformer": lambda **k: TransformerTranslator(
+        11, V, num_layers=1, num_heads=2, hidden_dim=8, max_sequence_length=32, dropout=0.0, **k
+    ),
+    "pre-norm": lambda **k: TransformerTranslator(
+        11, V, 1, 2, 8, max_sequence_length=32, norm_first=True, positions="relative", tie_embeddings=False, **k
+    ),
+}
+ENCODERS = {
+    "bert": lambda **k: BERT(V, **SMALL, max_sequence_length=32, dropout=0.0, **k),
+    "masked_lm": lambda **k: BERTMaskedLM(V, **SMALL, max_sequence_length=32, dropout=0.0, **k),
+}
+
+
+def ids(*shape, size=V):
+    return np.random.default_rng(0).integers(1, size, shape).astype("int32")
+
+
+def ragged(rows=4, length=6):
+    return np.arange(length)[None] < length - np.arange(rows)[:, None]
+
+
+def language_batch():
+    labels = np.where(ragged(), ids(4, 6), -1)
+    return {"token_ids": ids(4, 6), "padding_mask": ragged()}, labels
+
+
+def translation_batch():
+    x = {
+        "source_token_ids": ids(4, 5, size=11),
+        "source_padding_mask": ragged(4, 5),
+        "target_token_ids": ids(4, 6),
+        "target_padding_mask": ragged(),
+    }
+    return x, np.where(ragged(), ids(4, 6), -1)
+
+
+def encoder_batch(name):
+    x = {"token_ids": ids(4, 6), "segment_ids": ids(4, 6) % 2, "padding_mask": ragged()}
+    if name == "masked_lm":
+        return {**x, "masked_positions": np.array([[1, 2], [0, 1], [0, 0], [2, 0]], "int32")}, ids(4, 2)
+    y = {"sequence_output": np.zeros((4, 6, 8), "float32"), "pooled_output": np.ones((4, 8), "float32")}
+    return x, y
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_a_language_model_keeps_the_model_contract(name):
+    check_model(LANGUAGE_MODELS[name], language_batch(), loss=TokenCrossentropy(), unreached=("key/bias",))
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_a_translator_keeps_the_model_contract(name):
+    check_model(TRANSLATORS[name], translation_batch(), loss=TokenCrossentropy(), unreached=("key/bias",))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_keeps_the_model_contract(name):
+    loss = TokenCrossentropy() if name == "masked_lm" else {"sequence_output": "mse", "pooled_output": "mse"}
+    check_model(ENCODERS[name], encoder_batch(name), loss=loss, unreached=("key/bias",))
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_language_models_do_not_see_padding_on_the_right(name):
+    x, _ = language_batch()
+    check_padding_changes_nothing(LANGUAGE_MODELS[name](), x)
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_translators_do_not_see_padding(name):
+    x, _ = translation_batch()
+    check_padding_changes_nothing(TRANSLATORS[name](), x, ["source_token_ids", "source_padding_mask"])
+    check_padding_changes_nothing(TRANSLATORS[name](), x, ["target_token_ids", "target_padding_mask"])
+
+
+def test_bert_does_not_see_padding():
+    x, _ = encoder_batch("masked_lm")
+    check_padding_changes_nothing(ENCODERS["masked_lm"](), x, ["token_ids", "segment_ids", "padding_mask"])
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_language_models_generate_what_the_full_pass_says(name):
+    check_generation(LANGUAGE_MODELS[name](), {}, [[1, 2, 3, 4, 5], [7], [3, 4]])
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_translators_generate_what_the_full_pass_says(name):
+    source = {"source_token_ids": ids(3, 4, size=11), "source_padding_mask": ragged(3, 4)}
+    check_generation(TRANSLATORS[name](), source, [[1], [1, 5, 6], [1]], prefix="target_")
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_language_models_are_causal(name):
+    x, _ = language_batch()
+    x["padding_mask"] = np.ones((4, 6), bool)
+    model = LANGUAGE_MODELS[name]()
+    later = {**x, "token_ids": np.where(np.arange(6) < 3, x["token_ids"], 1)}
+    first, second = (ops.convert_to_numpy(model(inputs, training=False)) for inputs in (x, later))
+    np.testing.assert_allclose(first[:, :3], second[:, :3], atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [LANGUAGE_MODELS["lstm"], TRANSLATORS["transformer"], LANGUAGE_MODELS["llama"]])
+def test_a_preset_gives_the_model_back(make, tmp_path):
+    model = make()
+    model.save_to_preset(tmp_path / "preset")
+    copy = type(model).from_preset(tmp_path / "preset")
+    assert copy.get_config() == model.get_config() | {"name": copy.name}
+    for a, b in zip(model.get_weights(), copy.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_trained_model_generates_with_its_new_weights():
+    model = LANGUAGE_MODELS["gpt"]()
+    before = model.generate([[1, 2]], max_new_tokens=8)
+    x, y = language_batch()
+    model.compile(keras.optimizers.SGD(5.0), TokenCrossentropy())
+    model.fit(x, y, epochs=2, verbose=0)
+    after = model.generate([[1, 2]], max_new_tokens=8)
+    fresh = LANGUAGE_MODELS["gpt"]()
+    fresh.set_weights(model.get_weights())
+    assert after == fresh.generate([[1, 2]], max_new_tokens=8) != before
+
+
+def test_parts_of_a_long_list_are_generated_like_the_whole():
+    model = LANGUAGE_MODELS["gpt"]()
+    prompts = [[1, 2], [3], [4, 5, 6], [7, 8], [9]]
+    options = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3}
+    assert model.generate(prompts, batch_size=2, **options) == model.generate(prompts, **options)
+
+
+def test_ids_come_back_in_the_form_they_came_in():
+    model = LANGUAGE_MODELS["gpt"]()
+    lists = model.generate([[1, 2], [3]], max_length=5)
+    assert [len(row) for row in lists] == [5, 5] and lists[0][:2] == [1, 2]
+    array = model.generate(np.array([[1, 2], [3, 4]]), max_new_tokens=3)
+    assert array.shape == (2, 5) and array.dtype == "int32"
+    assert model.generate(np.array([[1, 2]]), max_new_tokens=3, num_return_sequences=2).shape == (1, 2, 5)
