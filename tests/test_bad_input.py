@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kerasllm import (
-    GPT,
     BERT,
+    GPT,
     BERTMaskedLM,
     GenerationConfig,
     LSTMTranslator,

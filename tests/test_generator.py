@@ -90,9 +90,7 @@ class Recurrent(Fake):
         self.prefills += 1
         h = inputs["source"]
         for slot in range(prompt["token_ids"].shape[1] - 1):
-            h = ops.where(
-                prompt["padding_mask"][:, slot, None], self.cell(prompt["token_ids"][:, slot], h), h
-            )
+            h = ops.where(prompt["padding_mask"][:, slot, None], self.cell(prompt["token_ids"][:, slot], h), h)
         return [h]
 
     def cell(self, token, h):
@@ -212,23 +210,17 @@ def first_ids(generations):
 
 
 def run(model, prompts, inputs=None, end_ids=(), first_index=0, **options):
-    return generate(
-        model, inputs or {}, prompts, GenerationConfig(**options), end_ids, first_index=first_index
-    )
+    return generate(model, inputs or {}, prompts, GenerationConfig(**options), end_ids, first_index=first_index)
 
 
 def test_greedy_equals_a_plain_python_loop():
     model = attention_model()
-    assert first_ids(run(model, PROMPTS, max_new_tokens=20)) == [
-        reference(model.logits, p, 20) for p in PROMPTS
-    ]
+    assert first_ids(run(model, PROMPTS, max_new_tokens=20)) == [reference(model.logits, p, 20) for p in PROMPTS]
 
 
 def test_greedy_with_inputs_and_a_recurrent_state_equals_a_plain_python_loop():
     model = recurrent_model()
-    expected = [
-        reference(lambda t, s=s: model.logits(t, s), p, 20) for p, s in zip(PROMPTS, SOURCES, strict=True)
-    ]
+    expected = [reference(lambda t, s=s: model.logits(t, s), p, 20) for p, s in zip(PROMPTS, SOURCES, strict=True)]
     assert first_ids(run(model, PROMPTS, {"source": SOURCES}, max_new_tokens=20)) == expected
 
 
@@ -390,18 +382,14 @@ def test_changed_weights_are_seen():
     model = Markov(TABLE)
     run(model, PROMPTS, max_new_tokens=8)
     model.table.assign(-TABLE)
-    assert first_ids(run(model, PROMPTS, max_new_tokens=8)) == [
-        reference(model.logits, p, 8) for p in PROMPTS
-    ]
+    assert first_ids(run(model, PROMPTS, max_new_tokens=8)) == [reference(model.logits, p, 8) for p in PROMPTS]
 
 
 def test_replaced_variables_are_seen():
     model = Markov(TABLE)
     run(model, PROMPTS, max_new_tokens=8)
     model.table = keras.Variable(-TABLE)
-    assert first_ids(run(model, PROMPTS, max_new_tokens=8)) == [
-        reference(model.logits, p, 8) for p in PROMPTS
-    ]
+    assert first_ids(run(model, PROMPTS, max_new_tokens=8)) == [reference(model.logits, p, 8) for p in PROMPTS]
 
 
 def test_generating_keeps_no_model_alive():

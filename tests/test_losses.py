@@ -62,20 +62,14 @@ def test_value_and_gradient_equal_torch(label_smoothing):
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
 def test_labels_may_have_any_dtype_that_fit_passes(dtype):
-    assert float(TokenCrossentropy()(LABELS.astype(dtype), LOGITS)) == pytest.approx(
-        OF_TORCH[0.0][0], abs=1e-6
-    )
+    assert float(TokenCrossentropy()(LABELS.astype(dtype), LOGITS)) == pytest.approx(OF_TORCH[0.0][0], abs=1e-6)
 
 
 def test_another_ignored_class_and_none():
     ignored = reference(LABELS.clip(0), LOGITS, ignore_class=0)[0]
-    assert float(TokenCrossentropy(ignore_class=0)(LABELS.clip(0), LOGITS)) == pytest.approx(
-        ignored, abs=1e-6
-    )
+    assert float(TokenCrossentropy(ignore_class=0)(LABELS.clip(0), LOGITS)) == pytest.approx(ignored, abs=1e-6)
     all_count = reference(LABELS.clip(0), LOGITS, ignore_class=None)[0]
-    assert float(TokenCrossentropy(ignore_class=None)(LABELS.clip(0), LOGITS)) == pytest.approx(
-        all_count, abs=1e-6
-    )
+    assert float(TokenCrossentropy(ignore_class=None)(LABELS.clip(0), LOGITS)) == pytest.approx(all_count, abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 4)])

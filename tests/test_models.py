@@ -6,7 +6,7 @@ import pytest
 from checks import check_generation, check_model, check_padding_changes_nothing
 from keras import ops
 
-from kerasllm import GPT, BERT, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, TransformerTranslator
+from kerasllm import BERT, GPT, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, TransformerTranslator
 from kerasllm.training import TokenCrossentropy
 
 V = 13

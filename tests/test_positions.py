@@ -26,9 +26,7 @@ def test_learned_positions_add_rows_of_their_table():
     positions = np.array([[5, 6, 7], [0, 1, 2]])
     output = layer(x, positions)
     np.testing.assert_allclose(to_numpy(output), x + to_numpy(layer.embeddings)[positions], atol=1e-6)
-    np.testing.assert_allclose(
-        to_numpy(layer(x))[0], to_numpy(layer(x, positions))[1] + x[0] - x[1], atol=1e-6
-    )
+    np.testing.assert_allclose(to_numpy(layer(x))[0], to_numpy(layer(x, positions))[1] + x[0] - x[1], atol=1e-6)
 
 
 def test_learned_positions_refuse_longer_sequences():

@@ -16,9 +16,7 @@ def compiled_process(shape, has_top_k, has_top_p):
     """`process` with tensors for all values: one function for each shape of the logits."""
 
     def process(logits, temperature, top_k, top_p):
-        return processors.process(
-            logits, temperature, top_k if has_top_k else None, top_p if has_top_p else None
-        )
+        return processors.process(logits, temperature, top_k if has_top_k else None, top_p if has_top_p else None)
 
     return backend.compiled(process, keras.Model())
 
@@ -31,9 +29,7 @@ def processed(logits, temperature=1.0, top_k=None, top_p=None):
 
 def kept(logits, **options):
     """The sets of tokens that are left, row by row."""
-    return [
-        np.flatnonzero(np.isfinite(row)).tolist() for row in processed(np.array(logits, "float32"), **options)
-    ]
+    return [np.flatnonzero(np.isfinite(row)).tolist() for row in processed(np.array(logits, "float32"), **options)]
 
 
 LOGITS = (3 * np.random.default_rng(0).normal(size=(6, 300))).astype("float32")

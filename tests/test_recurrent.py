@@ -20,9 +20,7 @@ MASKS = {
     "unmasked": None,
     "right-padded": np.arange(LENGTH) < np.array([[6], [1], [3], [5], [3]]),
     "left-padded": np.arange(LENGTH) >= np.array([[0], [5], [3], [1], [3]]),
-    "with holes": np.array(
-        [[1, 0, 1, 1, 0, 1], [0] * 6, [1] * 6, [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 1, 0]], "bool"
-    ),
+    "with holes": np.array([[1, 0, 1, 1, 0, 1], [0] * 6, [1] * 6, [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 1, 0]], "bool"),
     "all padding": np.zeros((BATCH, LENGTH), "bool"),
 }
 
@@ -73,9 +71,7 @@ def test_cell_equals_keras_layer_with_the_same_weights(cell, mask):
     layer.build((None, None, WIDTH))
     layer.cell.set_weights(expected_layer.get_weights())
     x, mask, states = sequence(), MASKS[mask], states_for(cell)
-    assert_close(
-        layer(x, initial_state=states, mask=mask), expected_layer(x, initial_state=states, mask=mask)
-    )
+    assert_close(layer(x, initial_state=states, mask=mask), expected_layer(x, initial_state=states, mask=mask))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -118,9 +114,7 @@ def test_every_gradient_equals_that_of_keras_rnn(cell, mask, reverse):
         random_weights(layer)
     model.compile(keras.optimizers.SGD(0.1), loss="mse")
     inputs = [sequence(), np.ones((BATCH, LENGTH), "bool") if mask is None else mask, *states]
-    targets = [
-        rng().normal(size=shape) for shape in [(BATCH, LENGTH, UNITS)] + [(BATCH, UNITS)] * len(states)
-    ]
+    targets = [rng().normal(size=shape) for shape in [(BATCH, LENGTH, UNITS)] + [(BATCH, UNITS)] * len(states)]
     model.fit(inputs, targets * 2, batch_size=BATCH, verbose=0)
     assert_close(
         [before[0].get_weights(), bridge[0].get_weights(), fast.get_weights()],
@@ -191,9 +185,7 @@ def test_half_precision_stays_near_float32(cell, dtype):
         outputs, last = half(sequence(), padding_mask=reals)
         assert {keras.backend.standardize_dtype(y.dtype) for y in (outputs, *last)} == {half.compute_dtype}
         expected = layer(sequence(), padding_mask=reals)
-        assert_close(
-            keras.tree.map_structure(lambda y: ops.cast(y, "float32"), (outputs, last)), expected, 0.03
-        )
+        assert_close(keras.tree.map_structure(lambda y: ops.cast(y, "float32"), (outputs, last)), expected, 0.03)
 
 
 def test_layer_infers_shapes_with_open_sizes():

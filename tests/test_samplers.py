@@ -93,9 +93,7 @@ def exact(logits):
 
 
 def sampled(logits, uniform):
-    ids = samplers.sample(
-        ops.convert_to_tensor(logits), ops.convert_to_tensor(np.asarray(uniform, "float32"))
-    )
+    ids = samplers.sample(ops.convert_to_tensor(logits), ops.convert_to_tensor(np.asarray(uniform, "float32")))
     assert ops.dtype(ids) == "int32"
     return ops.convert_to_numpy(ids)
 

@@ -66,9 +66,7 @@ def test_config_brings_the_schedule_back(schedule):
 
 
 def test_fit_follows_the_schedule():
-    model = keras.Sequential(
-        [keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")]
-    )
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(WarmupLinear(1.0, 2, 4)), loss=lambda y, y_pred: y_pred)
     x = np.ones((1, 1))  # The gradient is 1, so the weight is minus the sum of the learning rates.
     weights = []

@@ -64,9 +64,7 @@ def test_gpt2_from_vocab_json_equals_the_installed_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     train("bpe", TEXTS + HARD * 2, 500).save_vocabulary(tmp_path)
     tokenizer = Tokenizer.from_folder(tmp_path)
-    reference = transformers.GPT2TokenizerFast(
-        vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt")
-    )
+    reference = transformers.GPT2TokenizerFast(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
     assert [tokenizer.encode(text) for text in HARD] == [reference(text)["input_ids"] for text in HARD]
 
 
@@ -214,9 +212,7 @@ for kind in ("wordpiece", "bpe", "unigram", "words"):
 
 def test_the_same_texts_give_the_same_tokenizer_in_every_process():
     texts = TEXTS + HARD
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, repr(texts)], capture_output=True, text=True, check=True
-    )
+    child = subprocess.run([sys.executable, "-c", CHILD, repr(texts)], capture_output=True, text=True, check=True)
     for kind, checksum in zip(KINDS, child.stdout.split(), strict=True):
         for _ in range(3):
             tokenizer = train(kind, iter(texts))

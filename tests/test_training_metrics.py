@@ -133,9 +133,7 @@ def test_early_stopping_knows_that_less_perplexity_is_better():
     assert [stop.monitor_op(1.0, 2.0) for stop in stops] == [True, False]
 
 
-@pytest.mark.parametrize(
-    "metric", [Perplexity(ignore_class=0, name="mine"), TokenAccuracy(ignore_class=None)]
-)
+@pytest.mark.parametrize("metric", [Perplexity(ignore_class=0, name="mine"), TokenAccuracy(ignore_class=None)])
 def test_config_brings_the_metric_back(metric):
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
     assert type(copy) is type(metric) and copy.get_config() == metric.get_config()

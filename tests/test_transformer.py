@@ -84,9 +84,7 @@ def test_a_decoder_with_memory_steps_as_it_walks():
     memory, memory_mask = normal(2, 3, 16), np.array([[1, 1, 0], [1, 1, 1]], bool)
     whole = to_numpy(decoder(IDS, memory=memory, memory_padding_mask=memory_mask))
     ids, ones = ops.convert_to_tensor(IDS), ops.ones((2, 3), "bool")
-    state = decoder.start(
-        ids[:, :3], ones, 8, ops.convert_to_tensor(memory), ops.convert_to_tensor(memory_mask)
-    )
+    state = decoder.start(ids[:, :3], ones, 8, ops.convert_to_tensor(memory), ops.convert_to_tensor(memory_mask))
     hidden, _ = decoder.step(ids[:, 2:], state, 2)
     np.testing.assert_allclose(to_numpy(hidden), whole[:, 2:], atol=1e-5)
     other = np.where(memory_mask[..., None], memory, 7.0).astype("float32")

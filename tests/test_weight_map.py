@@ -55,9 +55,7 @@ def test_layouts_put_values_where_the_table_says():
 def test_arrays_are_views_where_the_layout_allows_it():
     tensors = foreign_tensors()
     arrays = read(ROWS, tensors, SHAPES)
-    assert all(
-        any(np.shares_memory(array, tensor) for tensor in tensors.values()) for array in arrays.values()
-    )
+    assert all(any(np.shares_memory(array, tensor) for tensor in tensors.values()) for array in arrays.values())
 
 
 def test_one_error_names_all_that_is_wrong():
@@ -105,17 +103,13 @@ def test_a_tied_duplicate_stands_in_for_an_absent_original():
     tensors = foreign_tensors()
     expected = tensors["wte"]
     tensors["head"] = tensors.pop("wte")
-    np.testing.assert_array_equal(
-        read(ROWS, tensors, SHAPES, tied={"head": "wte"})["token/embeddings"], expected
-    )
+    np.testing.assert_array_equal(read(ROWS, tensors, SHAPES, tied={"head": "wte"})["token/embeddings"], expected)
 
 
 def test_writing_names_variables_and_rows_that_do_not_match():
     arrays = read(ROWS, foreign_tensors(), SHAPES)
     arrays["head/kernel"] = arrays.pop("token/embeddings")
-    with pytest.raises(
-        ValueError, match="without a row: head/kernel; rows without a variable: token/embeddings"
-    ):
+    with pytest.raises(ValueError, match="without a row: head/kernel; rows without a variable: token/embeddings"):
         write(ROWS, arrays)
 
 

@@ -51,9 +51,7 @@ def read_tensors(folder):
     tensors = {}
     for shard in sorted(set(shard_of.values())):
         if re.fullmatch(r"[\w.-]+\.safetensors", shard) is None:
-            raise ValueError(
-                f"{folder / INDEX} names the shard {shard!r}, which is no file name in its folder."
-            )
+            raise ValueError(f"{folder / INDEX} names the shard {shard!r}, which is no file name in its folder.")
         tensors.update(read_safetensors(folder / shard))
     if set(tensors) != set(shard_of):
         names = sorted(set(tensors) ^ set(shard_of))
@@ -125,9 +123,7 @@ def write_tensors(folder, tensors):
 
 def write_json(path, value):
     """Write a JSON file that people can read."""
-    Path(path).write_text(
-        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

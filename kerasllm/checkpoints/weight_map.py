@@ -39,9 +39,7 @@ def _split(tensor, shapes):
 # Embeddings, norms and biases; kernels that are stored (in, out), such as GPT-2's Conv1D.
 same = Layout(lambda tensor, shapes: [tensor], lambda arrays: arrays[0], lambda shapes: shapes[0])
 # torch.nn.Linear stores (out, in), we (in, out).
-transposed = Layout(
-    lambda tensor, shapes: [tensor.T], lambda arrays: arrays[0].T, lambda shapes: shapes[0][::-1]
-)
+transposed = Layout(lambda tensor, shapes: [tensor.T], lambda arrays: arrays[0].T, lambda shapes: shapes[0][::-1])
 # Several (in, out) kernels, or several biases, side by side in the last axis.
 fused = Layout(
     _split,
@@ -64,9 +62,7 @@ def expand(table, num_layers):
     for name, paths, layout in table:
         paths = (paths,) if isinstance(paths, str) else paths
         for i in range(num_layers if "{i}" in name else 1):
-            rows.append(
-                Row(name.replace("{i}", str(i)), tuple(p.replace("{i}", str(i)) for p in paths), layout)
-            )
+            rows.append(Row(name.replace("{i}", str(i)), tuple(p.replace("{i}", str(i)) for p in paths), layout))
     return rows
 
 

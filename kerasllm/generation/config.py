@@ -79,9 +79,7 @@ class GenerationConfig:
         accepted = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(overrides) - set(accepted))
         if unknown:
-            raise ValueError(
-                f"Unknown generation arguments: {', '.join(unknown)}. Accepted: {', '.join(accepted)}."
-            )
+            raise ValueError(f"Unknown generation arguments: {', '.join(unknown)}. Accepted: {', '.join(accepted)}.")
         for given, replaced in [("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")]:
             if overrides.get(given) is not None:
                 overrides.setdefault(replaced, None)

@@ -29,15 +29,13 @@ from keras import ops
 from kerasllm import backend
 from kerasllm.generation.processors import process
 from kerasllm.generation.samplers import sample, uniform, wrap_seed
+from kerasllm.text.batches import pad
 
 # Attention over 64 slots is a small part of a step: a smaller capacity is not worth its compilation.
 MIN_CAPACITY = 64
 CHUNK = 64
 # Colder than this only the largest of float32 logits is drawn; dividing by less could overflow.
 MIN_TEMPERATURE = 1e-6
-
-# torch compiles nothing and counts in Python integers, with which a model may slice its cache.
-COUNTS_IN_PYTHON = backend.name() == "torch"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,9 +81,11 @@ def generate(model, inputs, prompts, config, end_ids=(), pad_id=0, first_index=0
             has another number of rows.
     """
     _check_rows(inputs, len(prompts))
-    n = config.num_return_sequences
-    limits = np.repeat(_completion_limits(prompts, config), n)
-    prompt = _pad_left(prompts, pad_id)
+    end_ids, n = list(end_ids), config.num_return_sequences
+    limits = np.repeat(_completion_limits(prompts, config, first_index), n)
+    length = _next_power_of_two(max(map(len, prompts)))
+    token_ids, padding_mask = pad(prompts, length, pad_id, side="left")
+    prompt = {"token_ids": token_ids, "padding_mask": padding_mask}
     draw = _uniforms(config, first_index + np.arange(len(prompts)))
     ids = np.concatenate(list(_chunks(model, inputs, prompt, limits, config, end_ids, draw)), axis=1)
     rows = [_generation(prompts[i // n], ids[i], limits[i], end_ids) for i in range(len(ids))]
@@ -103,7 +103,7 @@ def _chunks(model, inputs, prompt, limits, config, end_ids, draw):
     finished, done = np.zeros(len(limits), dtype="bool"), 0
     inputs, prompt, token, finished, end_ids = keras.tree.map_structure(
         ops.convert_to_tensor,
-        (inputs, prompt, token, finished, np.array(list(end_ids) or [-1], dtype="int32")),
+        (inputs, prompt, token, finished, np.array(end_ids or [-1], dtype="int32")),
     )
     length, total = prompt["token_ids"].shape[1], int(limits.max())
     capacity = max(MIN_CAPACITY, min(2 * length, _next_power_of_two(length + total - 1)))
@@ -115,10 +115,8 @@ def _chunks(model, inputs, prompt, limits, config, end_ids, draw):
             state = programs.run(_grow, state, capacity=capacity)
         num_steps = min(CHUNK, capacity - slot, total - done)
         remaining, uniforms = ops.convert_to_tensor(limits - done), ops.convert_to_tensor(draw(done))
-        where = (_scalar(slot), _scalar(num_steps), remaining, end_ids)
-        ids, state, token, finished = programs.run(
-            _advance, (state, token, finished), where, (uniforms, parameters)
-        )
+        where = (np.int32(slot), np.int32(num_steps), remaining, end_ids)
+        ids, state, token, finished = programs.run(_advance, (state, token, finished), where, (uniforms, parameters))
         yield ops.convert_to_numpy(ids)[:num_steps].T
         done += num_steps
 
@@ -161,8 +159,14 @@ def _advance(model, rows, where, choice):
         finished = ops.logical_or(finished, ops.logical_or(ended, remaining <= step + 1))
         return step + 1, ops.slice_update(ids, (step, 0), token[None]), state, token, finished
 
-    ids = ops.zeros(uniforms.shape, dtype="int32")
-    return _while_loop(keep_going, advance, (_scalar(0), ids, *rows))[1:]
+    carry = (0, ops.zeros(uniforms.shape, dtype="int32"), *rows)
+    if not isinstance(num_steps, np.integer):
+        return ops.while_loop(keep_going, advance, carry)[1:]
+    # Nothing is compiled, and the slot is a number: the model may slice its cache with it.
+    index, num_steps = int(index), int(num_steps)
+    while keep_going(*carry):
+        carry = advance(*carry)
+    return carry[1:]
 
 
 def _choose(logits, uniforms, parameters):
@@ -172,29 +176,13 @@ def _choose(logits, uniforms, parameters):
     return sample(process(logits, **parameters), uniforms)
 
 
-def _while_loop(keep_going, advance, carry):
-    if not COUNTS_IN_PYTHON:
-        return ops.while_loop(keep_going, advance, carry)
-    while keep_going(*carry):
-        carry = advance(*carry)
-    return carry
-
-
-def _scalar(value):
-    return value if COUNTS_IN_PYTHON else ops.convert_to_tensor(value, dtype="int32")
-
-
 def _sampling_parameters(config):
     """The arguments of `process`."""
     if not config.sampling:
         return {}
     temperature = 1.0 if config.temperature is None else max(config.temperature, MIN_TEMPERATURE)
     values = {"temperature": temperature, "top_k": config.top_k, "top_p": config.top_p}
-    return {
-        name: ops.convert_to_tensor(value, dtype="float32")
-        for name, value in values.items()
-        if value is not None
-    }
+    return {name: ops.convert_to_tensor(value, dtype="float32") for name, value in values.items() if value is not None}
 
 
 def _uniforms(config, prompt_indices):
@@ -215,20 +203,20 @@ def _uniforms(config, prompt_indices):
 def _generation(prompt, ids, limit, end_ids):
     """Cut a row's ids after its limit and after its first end token."""
     ids = ids[:limit]
-    ends = np.flatnonzero(np.isin(ids, list(end_ids)))
+    ends = np.flatnonzero(np.isin(ids, end_ids))
     completion = ids[: ends[0] + 1] if len(ends) else ids
     token_ids = np.concatenate([np.asarray(prompt, dtype="int32"), completion])
     return Generation(token_ids, len(prompt), "stop" if len(ends) else "length")
 
 
-def _completion_limits(prompts, config):
+def _completion_limits(prompts, config, first_index):
     """The most tokens that may follow each prompt, (B,) int32."""
     if len(prompts) == 0:
         raise ValueError("prompts ([]) must hold at least one prompt.")
     lengths = np.array([len(prompt) for prompt in prompts], dtype="int32")
     if not lengths.all():
         raise ValueError(
-            f"prompts[{lengths.argmin()}] ([]) must hold at least one token, such as a start token."
+            f"prompts[{first_index + lengths.argmin()}] ([]) must hold at least one token, such as a start token."
         )
     if config.max_new_tokens is not None:
         return np.full_like(lengths, config.max_new_tokens)
@@ -237,7 +225,7 @@ def _completion_limits(prompts, config):
     if lengths.max() >= config.max_length:
         raise ValueError(
             f"max_length ({config.max_length}) must be greater than the length of each prompt; "
-            f"prompts[{lengths.argmax()}] has {lengths.max()} tokens."
+            f"prompts[{first_index + lengths.argmax()}] has {lengths.max()} tokens."
         )
     return np.int32(config.max_length) - lengths
 
@@ -246,17 +234,6 @@ def _check_rows(inputs, num_prompts):
     for name, array in inputs.items():
         if len(array) != num_prompts:
             raise ValueError(f"inputs[{name!r}] has {len(array)} rows for {num_prompts} prompts.")
-
-
-def _pad_left(prompts, pad_id):
-    """Token ids and padding mask, each (B, P), P a power of two."""
-    length = _next_power_of_two(max(len(prompt) for prompt in prompts))
-    token_ids = np.full((len(prompts), length), pad_id, dtype="int32")
-    padding_mask = np.zeros((len(prompts), length), dtype="bool")
-    for row, prompt in enumerate(prompts):
-        token_ids[row, length - len(prompt) :] = prompt
-        padding_mask[row, length - len(prompt) :] = True
-    return {"token_ids": token_ids, "padding_mask": padding_mask}
 
 
 def _next_power_of_two(number):
@@ -282,9 +259,7 @@ class _Programs:
         shapes = tuple(tuple(np.shape(leaf)) for leaf in keras.tree.flatten(arguments))
         key = (function, shapes, tuple(static.items()))
         if key not in self.functions:
-            self.functions[key] = backend.compiled(
-                functools.partial(function, self.model, **static), self.model
-            )
+            self.functions[key] = backend.compiled(functools.partial(function, self.model, **static), self.model)
         return self.functions[key](*arguments)
 
 

@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ],
         "feedforward": ["FeedForward", "GatedFeedForward", "SwiGLU", "GEGLU"],
         "recurrent": ["SimpleRNNCell", "LSTMCell", "GRUCell", "Recurrent"],
-        "transformer": ["TransformerBlock", "TransformerEncoder", "TransformerDecoder"],
+        "block": ["TransformerBlock"],
+        "transformer": ["TransformerEncoder", "TransformerDecoder"],
     },
 )

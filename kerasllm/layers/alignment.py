@@ -98,9 +98,7 @@ class DotAttention(Alignment):
     def build(self, query_shape, memory_shape):
         """Create W of "general" for a query (B, T, D) and a memory (B, S, M)."""
         if self.general:
-            self.key = keras.layers.Dense(
-                query_shape[-1], use_bias=False, dtype=self.dtype_policy, name="key"
-            )
+            self.key = keras.layers.Dense(query_shape[-1], use_bias=False, dtype=self.dtype_policy, name="key")
             self.key.build(memory_shape)
         elif query_shape[-1] != memory_shape[-1]:
             raise ValueError(

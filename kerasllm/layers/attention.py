@@ -78,9 +78,7 @@ class MultiHeadAttention(keras.layers.Layer):
         hidden_dim = query_shape[-1]
         if self.head_dim is None:
             if hidden_dim % self.num_heads:
-                raise ValueError(
-                    f"hidden_dim ({hidden_dim}) must be divisible by num_heads ({self.num_heads})."
-                )
+                raise ValueError(f"hidden_dim ({hidden_dim}) must be divisible by num_heads ({self.num_heads}).")
             self.head_dim = hidden_dim // self.num_heads
         query_dim, key_dim = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         context_shape = query_shape if context_shape is None else context_shape
@@ -157,13 +155,9 @@ class MultiHeadAttention(keras.layers.Layer):
         else:
             weights = None
             mixed = backend.attention(q, k, v, attention_mask, attention_bias)
-            mixed = (
-                mix(attention_weights(q, k, attention_mask, attention_bias), v) if mixed is None else mixed
-            )
+            mixed = mix(attention_weights(q, k, attention_mask, attention_bias), v) if mixed is None else mixed
         mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (B, T, N, H)
-        output = self.output_projection(
-            ops.reshape(mixed, (-1, ops.shape(query)[1], self.num_heads * self.head_dim))
-        )
+        output = self.output_projection(ops.reshape(mixed, (-1, ops.shape(query)[1], self.num_heads * self.head_dim)))
         return output, weights
 
     def _split(self, x, num_heads):
@@ -232,6 +226,5 @@ def padding_attention_mask(padding_mask):
 def append(cache, update, index):
     """Write keys and values (B, N, T, H) into the slots index .. index + T - 1 of a cache (B, N, S, H)."""
     return tuple(
-        ops.slice_update(c, (0, 0, index, 0), ops.cast(u, c.dtype))
-        for c, u in zip(cache, update, strict=True)
+        ops.slice_update(c, (0, 0, index, 0), ops.cast(u, c.dtype)) for c, u in zip(cache, update, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The recurrent encoder and decoder: each walks its embeddings and recurrent layers, for training and decoding alike."""
+"""The recurrent encoder and decoder: each one walk over embeddings and layers, for training and decoding."""
 
 import keras
 from keras import ops
@@ -47,9 +47,7 @@ class RecurrentEncoder(keras.layers.Layer):
         self.output_dim = hidden_dim * (2 if bidirectional else 1)
         self.embedding_dim = embedding_dim or hidden_dim
         policy = {"dtype": self.dtype_policy}
-        self.embedding = keras.layers.Embedding(
-            vocabulary_size, self.embedding_dim, name="embedding", **policy
-        )
+        self.embedding = keras.layers.Embedding(vocabulary_size, self.embedding_dim, name="embedding", **policy)
         self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
         directions = {"forward": False, "backward": True} if bidirectional else {"forward": False}
         self.layers = [
@@ -144,9 +142,7 @@ class RecurrentDecoder(keras.layers.Layer):
             self.attention = DotAttention(attention, name="attention", **policy)
         self.combine = None
         if attention or self.output_dim != hidden_dim:
-            self.combine = keras.layers.Dense(
-                self.output_dim, "tanh", use_bias=False, name="combine", **policy
-            )
+            self.combine = keras.layers.Dense(self.output_dim, "tanh", use_bias=False, name="combine", **policy)
 
     def build(self, token_ids_shape, memory_shape=None):
         """Build the layers for token ids (B, T) and a memory (B, S, M)."""
@@ -206,9 +202,7 @@ class Bridge(keras.layers.Layer):
         for i, shapes in enumerate(states_shape):
             for name, activation, shape in zip("hc", ("tanh", None), shapes, strict=False):
                 if shape[-1] != self.hidden_dim:
-                    layer = keras.layers.Dense(
-                        self.hidden_dim, activation, dtype=self.dtype_policy, name=f"{name}_{i}"
-                    )
+                    layer = keras.layers.Dense(self.hidden_dim, activation, dtype=self.dtype_policy, name=f"{name}_{i}")
                     layer.build(shape)
                     self.projections.append(layer)
 

@@ -13,9 +13,7 @@ def get_activation(name):
     try:
         return keras.activations.get(name)
     except (ValueError, TypeError):
-        raise ValueError(
-            f"activation ({name!r}) must be 'gelu_tanh' or the name of a Keras activation."
-        ) from None
+        raise ValueError(f"activation ({name!r}) must be 'gelu_tanh' or the name of a Keras activation.") from None
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -63,9 +61,7 @@ class FeedForward(keras.layers.Layer):
     def build(self, x_shape):
         """Create the projections for x (B, T, D)."""
         self.input_projection = self._projection("input", self.intermediate_dim, x_shape)
-        self.output_projection = self._projection(
-            "output", x_shape[-1], (*x_shape[:-1], self.intermediate_dim)
-        )
+        self.output_projection = self._projection("output", x_shape[-1], (*x_shape[:-1], self.intermediate_dim))
 
     def _projection(self, name, units, input_shape):
         layer = keras.layers.Dense(

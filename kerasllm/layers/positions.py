@@ -82,9 +82,7 @@ class SinusoidalPositions(keras.layers.Layer):
         column = np.arange(x.shape[-1])
         frequency = self.max_wavelength ** -((column // 2 * 2) / x.shape[-1])  # (D,)
         phase = np.where(column % 2, math.pi / 2, 0.0)  # cos(a) = sin(a + pi/2)
-        angles = ops.multiply(
-            ops.expand_dims(ops.cast(positions, "float32"), -1), frequency.astype("float32")
-        )
+        angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency.astype("float32"))
         return x + ops.cast(ops.sin(ops.add(angles, phase.astype("float32"))), x.dtype)
 
     def compute_output_shape(self, x_shape, positions_shape=None):
@@ -169,16 +167,12 @@ class RelativePositionBias(keras.layers.Layer):
 
     def build(self, query_positions_shape, key_positions_shape=None):
         """Create the (num_buckets, N) table."""
-        self.embeddings = self.add_weight(
-            (self.num_buckets, self.num_heads), initializer="uniform", name="embeddings"
-        )
+        self.embeddings = self.add_weight((self.num_buckets, self.num_heads), initializer="uniform", name="embeddings")
 
     def call(self, query_positions, key_positions):
         """Look the biases up."""
         distance = ops.reshape(key_positions, (1, -1)) - ops.reshape(query_positions, (-1, 1))  # (T, S)
-        bias = ops.take(
-            ops.cast(self.embeddings, self.compute_dtype), self._bucket(distance), axis=0
-        )  # (T, S, N)
+        bias = ops.take(ops.cast(self.embeddings, self.compute_dtype), self._bucket(distance), axis=0)  # (T, S, N)
         return ops.expand_dims(ops.transpose(bias, (2, 0, 1)), 0)
 
     def _bucket(self, distance):
@@ -191,9 +185,7 @@ class RelativePositionBias(keras.layers.Layer):
         else:
             distance = ops.maximum(-distance, 0)
         exact = buckets // 2
-        ratio = ops.log(ops.cast(ops.maximum(distance, 1), "float32") / exact) / math.log(
-            self.max_distance / exact
-        )
+        ratio = ops.log(ops.cast(ops.maximum(distance, 1), "float32") / exact) / math.log(self.max_distance / exact)
         far = ops.minimum(exact + ops.cast(ratio * (buckets - exact), "int32"), buckets - 1)
         return offset + ops.where(distance < exact, ops.cast(distance, "int32"), far)
 

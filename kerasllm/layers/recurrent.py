@@ -220,9 +220,7 @@ class Recurrent(keras.layers.Layer):
     def call(self, x, initial_state=None, padding_mask=None, training=None):
         """Walk the cell over x; the arguments are in the class docstring."""
         x = self.dropout(x, training=training)
-        states = (
-            self.cell.get_initial_state(ops.shape(x)[0]) if initial_state is None else list(initial_state)
-        )
+        states = self.cell.get_initial_state(ops.shape(x)[0]) if initial_state is None else list(initial_state)
         if len(states) != self.cell.num_states:
             raise ValueError(f"initial_state must be {self.cell.num_states} tensors, not {len(states)}.")
         if padding_mask is not None:

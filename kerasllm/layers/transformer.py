@@ -1,168 +1,16 @@
-"""The Transformer: one block, and the one walk over embeddings, blocks and norm that training and decoding share."""
+"""The Transformer encoder and decoder: one walk over embeddings, blocks and norm, for training and decoding."""
 
 import keras
 from keras import ops
 
-from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.arguments import check_choice, check_positive
 from kerasllm.layers.attention import MultiHeadAttention, causal_mask, padding_attention_mask
+from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
+from kerasllm.layers.embeddings import TransformerEmbeddings, normal_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
-from kerasllm.layers.positions import (
-    ALiBi,
-    LearnedPositions,
-    RelativePositionBias,
-    RotaryPositions,
-    SinusoidalPositions,
-)
+from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 
-NORMS = ("layer", "rms")
 POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "alibi", None)
-
-
-@keras.saving.register_keras_serializable("kerasllm")
-class TransformerBlock(keras.layers.Layer):
-    """Attention, perhaps cross-attention, and feed-forward, each with a norm and a residual connection.
-
-        pre-norm:   x + sublayer(norm(x))          post-norm:   norm(x + sublayer(x))
-
-    Whether the block belongs to an encoder or a decoder is a matter of `attention_mask`.
-
-    Args:
-        attention: the self-attention, a `MultiHeadAttention`.
-        feed_forward: a `FeedForward` or `GatedFeedForward`.
-        cross_attention: a second `MultiHeadAttention`, over `memory`. Default: none.
-        norm: "layer" or "rms".
-        norm_first: True for pre-norm, False for post-norm.
-        norm_epsilon: added to the variance.
-        dropout: rate at which a sublayer's output is dropped in training.
-
-    Call arguments:
-        x: (B, T, D).
-        attention_mask, attention_bias, rotary, cache, index: as for `MultiHeadAttention`.
-        memory: (B, S, D), or its keys and values from `project_memory`.
-        cross_attention_mask: boolean, broadcasts to (B, 1, T, S).
-
-    Returns:
-        (B, T, D); with `cache` a pair of that and the new cache.
-
-    Example:
-        >>> block = TransformerBlock(MultiHeadAttention(8), FeedForward(2048))
-        >>> y = block(x, attention_mask=causal_mask(100, 100))  # x, y: (B, 100, D)
-    """
-
-    def __init__(
-        self,
-        attention,
-        feed_forward,
-        cross_attention=None,
-        norm="layer",
-        norm_first=True,
-        norm_epsilon=1e-5,
-        dropout=0.0,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        check_choice("norm", norm, NORMS)
-        check_rate("dropout", dropout)
-        self.attention, self.feed_forward, self.cross_attention = attention, feed_forward, cross_attention
-        self.norm, self.norm_first, self.norm_epsilon = norm, norm_first, norm_epsilon
-        self.attention_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "attention_norm")
-        self.cross_attention_norm = (
-            make_norm(norm, norm_epsilon, self.dtype_policy, "cross_attention_norm")
-            if cross_attention
-            else None
-        )
-        self.feed_forward_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "feed_forward_norm")
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
-
-    def build(self, x_shape, memory_shape=None):
-        """Build the sublayers for x (B, T, D) and memory (B, S, C)."""
-        self.attention.build(x_shape)
-        self.attention_norm.build(x_shape)
-        if self.cross_attention:
-            self.cross_attention.build(x_shape, memory_shape)
-            self.cross_attention_norm.build(x_shape)
-        self.feed_forward.build(x_shape)
-        self.feed_forward_norm.build(x_shape)
-
-    def call(
-        self,
-        x,
-        attention_mask=None,
-        attention_bias=None,
-        rotary=None,
-        cache=None,
-        index=0,
-        memory=None,
-        cross_attention_mask=None,
-        training=None,
-    ):
-        """Run the sublayers; the arguments are in the class docstring."""
-
-        def attend(h):
-            nonlocal cache
-            h = self.attention(
-                h,
-                attention_mask=attention_mask,
-                attention_bias=attention_bias,
-                rotary=rotary,
-                cache=cache,
-                index=index,
-                training=training,
-            )
-            if cache is not None:
-                h, cache = h
-            return h
-
-        def attend_memory(h):
-            keys_values = memory if isinstance(memory, tuple | list) else self.project_memory(memory)
-            return self.cross_attention.attend(h, keys_values, cross_attention_mask, training=training)[0]
-
-        x = self._residual(x, self.attention_norm, attend, training)
-        if self.cross_attention:
-            x = self._residual(x, self.cross_attention_norm, attend_memory, training)
-        x = self._residual(
-            x, self.feed_forward_norm, lambda h: self.feed_forward(h, training=training), training
-        )
-        return x if cache is None else (x, cache)
-
-    def _residual(self, x, norm, sublayer, training):
-        if self.norm_first:
-            return x + self.dropout(sublayer(norm(x)), training=training)
-        return norm(x + self.dropout(sublayer(x), training=training))
-
-    def project_memory(self, memory):
-        """Keys and values of a memory (B, S, C), which decoding computes once: two (B, N, S, H)."""
-        return self.cross_attention.project(memory)
-
-    def compute_output_shape(self, x_shape, *args, **kwargs):
-        """The shape of x: (B, T, D)."""
-        return x_shape
-
-    def get_config(self):
-        """The arguments, layers serialised."""
-
-        def serialize(layer):
-            config = keras.saving.serialize_keras_object(layer)
-            config.pop("build_config", None)  # the block builds its layers
-            return config
-
-        return {
-            **super().get_config(),
-            "attention": serialize(self.attention),
-            "feed_forward": serialize(self.feed_forward),
-            "cross_attention": self.cross_attention and serialize(self.cross_attention),
-            "norm": self.norm,
-            "norm_first": self.norm_first,
-            "norm_epsilon": self.norm_epsilon,
-            "dropout": self.dropout.rate,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        layers = ("attention", "feed_forward", "cross_attention")
-        restored = {key: keras.saving.deserialize_keras_object(config[key]) for key in layers if config[key]}
-        return super().from_config({**config, **restored})
 
 
 class TransformerStack(keras.layers.Layer):
@@ -245,7 +93,10 @@ class TransformerStack(keras.layers.Layer):
             name="embeddings",
             **policy,
         )
-        kernels = {"kernel_initializer": _normal(initializer_range) or "glorot_uniform", "use_bias": use_bias}
+        kernels = {
+            "kernel_initializer": normal_initializer(initializer_range) if initializer_range else "glorot_uniform",
+            "use_bias": use_bias,
+        }
 
         def attention(name, key_value_heads):
             return MultiHeadAttention(
@@ -257,9 +108,7 @@ class TransformerStack(keras.layers.Layer):
         self.blocks = [
             TransformerBlock(
                 attention("attention", num_key_value_heads),
-                feed_forward(
-                    intermediate_dim, activation, name="feed_forward", **kernels, **policy
-                ),
+                feed_forward(intermediate_dim, activation, name="feed_forward", **kernels, **policy),
                 attention("cross_attention", None) if cross_attention else None,
                 norm=norm,
                 norm_first=norm_first,
@@ -270,9 +119,7 @@ class TransformerStack(keras.layers.Layer):
             )
             for i in range(num_layers)
         ]
-        self.final_norm = (
-            make_norm(norm, norm_epsilon, self.dtype_policy, "final_norm") if norm_first else None
-        )
+        self.final_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "final_norm") if norm_first else None
         self.rotary = RotaryPositions(rope_base, name="rotary") if positions == "rotary" else None
         self.position_bias = None
         if positions == "relative":
@@ -310,9 +157,7 @@ class TransformerStack(keras.layers.Layer):
         bias = None
         if self.position_bias:  # depends on distances only, so slots do as well as positions
             slots = ops.arange(length, dtype="int32")
-            bias = self.position_bias(
-                slots + index, slots if caches is None else ops.arange(caches[0][0].shape[2])
-            )
+            bias = self.position_bias(slots + index, slots if caches is None else ops.arange(caches[0][0].shape[2]))
         new_caches = []
         for i, block in enumerate(self.blocks):
             x = block(
@@ -394,9 +239,7 @@ class TransformerDecoder(TransformerStack):
             attention_mask = ops.logical_and(attention_mask, padding_attention_mask(padding_mask))
         memories = None if memory is None else [memory] * len(self.blocks)
         memory_mask = None if memory_padding_mask is None else padding_attention_mask(memory_padding_mask)
-        return self.walk(
-            x, positions, attention_mask, memories=memories, memory_mask=memory_mask, training=training
-        )[0]
+        return self.walk(x, positions, attention_mask, memories=memories, memory_mask=memory_mask, training=training)[0]
 
     def start(self, token_ids, padding_mask, capacity, memory=None, memory_padding_mask=None):
         """The state after all but the last token of left-padded prompts.
@@ -455,112 +298,3 @@ class TransformerDecoder(TransformerStack):
             return ops.pad(cache, ((0, 0), (0, 0), (0, capacity - cache.shape[2]), (0, 0)))
 
         return {**state, "caches": [tuple(map(pad, pair)) for pair in state["caches"]]}
-
-
-@keras.saving.register_keras_serializable("kerasllm")
-class TransformerEmbeddings(keras.layers.Layer):
-    """Token, position and segment embeddings, summed; then perhaps a norm; then dropout.
-
-    Args:
-        vocabulary_size: number of symbols V.
-        hidden_dim: width D.
-        max_sequence_length: size of the learned table of positions.
-        positions: "learned", "sinusoidal" or None.
-        num_segments: number of segment embeddings; 0 for none.
-        scale: whether token embeddings are multiplied by sqrt(D).
-        norm: "layer", "rms" or None.
-        norm_epsilon, dropout, initializer_range: as for `TransformerStack`.
-
-    Call arguments:
-        token_ids: (B, T) int.
-        positions: (T,) or (B, T) int. Default: 0 .. T - 1.
-        segment_ids: (B, T) int. Default: all 0.
-
-    Returns:
-        (B, T, D).
-    """
-
-    def __init__(
-        self,
-        vocabulary_size,
-        hidden_dim,
-        max_sequence_length=512,
-        positions="learned",
-        num_segments=0,
-        scale=False,
-        norm=None,
-        norm_epsilon=1e-5,
-        dropout=0.0,
-        initializer_range=None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        check_positive("vocabulary_size", vocabulary_size)
-        check_positive("max_sequence_length", max_sequence_length)
-        check_rate("dropout", dropout)
-        policy = {"dtype": self.dtype_policy}
-        self.hidden_dim, self.scale = hidden_dim, scale
-        initializer = _normal(initializer_range or hidden_dim**-0.5)
-
-        self.token = keras.layers.ReversibleEmbedding(
-            vocabulary_size,
-            hidden_dim,
-            embeddings_initializer=keras.initializers.get(initializer),
-            name="token",
-            **policy,
-        )
-        self.position = None
-        if positions == "learned":
-            self.position = LearnedPositions(max_sequence_length, initializer, name="position", **policy)
-        elif positions == "sinusoidal":
-            self.position = SinusoidalPositions(name="position", **policy)
-        self.segment = None
-        if num_segments:
-            self.segment = keras.layers.Embedding(
-                num_segments,
-                hidden_dim,
-                embeddings_initializer=keras.initializers.get(initializer),
-                name="segment",
-                **policy,
-            )
-        self.norm = make_norm(norm, norm_epsilon, self.dtype_policy, "norm") if norm else None
-        self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
-
-    def build(self, token_ids_shape):
-        """Create the tables."""
-        x_shape = (*token_ids_shape, self.hidden_dim)
-        self.token.build(token_ids_shape)
-        if self.position:
-            self.position.build(x_shape)
-        if self.segment:
-            self.segment.build(token_ids_shape)
-        if self.norm:
-            self.norm.build(x_shape)
-
-    def call(self, token_ids, positions=None, segment_ids=None, training=None):
-        """Embed."""
-        x = self.token(token_ids)
-        if self.scale:
-            x = x * self.hidden_dim**0.5
-        if self.position:
-            x = self.position(x, positions)
-        if self.segment:
-            x = x + self.segment(ops.zeros_like(token_ids) if segment_ids is None else segment_ids)
-        if self.norm:
-            x = self.norm(x)
-        return self.dropout(x, training=training)
-
-    def compute_output_shape(self, token_ids_shape, *args, **kwargs):
-        """(B, T, D)."""
-        return (*token_ids_shape, self.hidden_dim)
-
-
-def make_norm(kind, epsilon, dtype, name):
-    """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis."""
-    layer = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}[kind]
-    return layer(epsilon=epsilon, dtype=dtype, name=name)
-
-
-def _normal(stddev):
-    # A plain dict: layers that take it write their own config, and each use draws afresh.
-    return stddev and keras.initializers.serialize(keras.initializers.RandomNormal(stddev=stddev))

@@ -92,17 +92,11 @@ class Model(keras.Model):
         Raises:
             ValueError: the folder cannot be written; what was there before is whole.
         """
-        ids = {
-            f"{role}_token_id": getattr(t, f"{role}_id")
-            for t in self.tokenizers.values()
-            for role in TOKEN_ROLES
-        }
+        ids = {f"{role}_token_id": getattr(t, f"{role}_id") for t in self.tokenizers.values() for role in TOKEN_ROLES}
         arrays = {v.path: keras.ops.convert_to_numpy(v.value) for v in self.weights}
         checkpoints.write_preset(folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets)
 
-    def export(
-        self, filepath, format="tf_saved_model", verbose=None, input_signature=None, *, verify=True, **options
-    ):
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, *, verify=True, **options):
         """Write the model's forward pass as a file that runs without kerasllm, from any backend.
 
         The file's signature `serving_default` has the model's inputs and outputs by their names (`logits`, where
@@ -142,9 +136,7 @@ class Model(keras.Model):
     def required_tokenizer(self, name="tokenizer"):
         """The tokenizer `name`, or a `ValueError` that says how to give the model one."""
         if name not in self.tokenizers:
-            raise ValueError(
-                f"{name} (None) must be set for text: `model.{name} = Tokenizer.from_folder(...)`."
-            )
+            raise ValueError(f"{name} (None) must be set for text: `model.{name} = Tokenizer.from_folder(...)`.")
         return self.tokenizers[name]
 
 
@@ -218,13 +210,9 @@ class GeneratingModel(Model):
         """`config` with a length, checked against the model's positions and the longest prompt."""
         limit = self.max_sequence_length
         if limit and longest > limit:
-            raise ValueError(
-                f"prompts: one of {longest} tokens is longer than max_sequence_length ({limit})."
-            )
+            raise ValueError(f"prompts: one of {longest} tokens is longer than max_sequence_length ({limit}).")
         if config.max_length is None and config.max_new_tokens is None:
-            return GenerationConfig.merged(
-                config, max_length=limit or max(self.default_max_length, 2 * longest)
-            )
+            return GenerationConfig.merged(config, max_length=limit or max(self.default_max_length, 2 * longest))
         name = "max_new_tokens" if config.max_length is None else "max_length"
         length = config.max_length or config.max_new_tokens + longest
         if limit and length > limit:
@@ -274,15 +262,8 @@ class LanguageModel(GeneratingModel):
         if isinstance(prompts, str):
             ids, rebuild = self._read_prompts([prompts])
             return ids, lambda rows, n: rebuild(rows, n)[0]
-        if (
-            prompts is None
-            or isinstance(prompts, dict)
-            or not hasattr(prompts, "__len__")
-            or len(prompts) == 0
-        ):
-            raise ValueError(
-                f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array."
-            )
+        if prompts is None or isinstance(prompts, dict) or not hasattr(prompts, "__len__") or len(prompts) == 0:
+            raise ValueError(f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array.")
         if all(isinstance(p, str) for p in prompts):
             tokenizer = self.required_tokenizer()
             ids = [tokenizer.encode(text) or self._start(tokenizer) for text in prompts]
@@ -300,9 +281,7 @@ class LanguageModel(GeneratingModel):
 
     def _start(self, tokenizer):
         if tokenizer.bos_id is None:
-            raise ValueError(
-                "prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none."
-            )
+            raise ValueError("prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none.")
         return [tokenizer.bos_id]
 
 
@@ -337,9 +316,9 @@ def read_texts(name, texts):
         return [texts], lambda results: results[0]
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
         raise ValueError(f"{name} ({texts!r}) must be a string or a non-empty list of strings.")
-    for i, text in enumerate(texts):
-        if not text.strip():
-            raise ValueError(f"{name}[{i}] ({text!r}) must not be empty.")
+    blank = next((i for i, t in enumerate(texts) if not t.strip()), None)
+    if blank is not None:
+        raise ValueError(f"{name}[{blank}] ({texts[blank]!r}) must not be empty.")
     return list(texts), lambda results: results
 
 

@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from kerasllm.arguments import check_choice, check_positive
+from kerasllm.layers.block import make_norm
 from kerasllm.layers.feedforward import get_activation
-from kerasllm.layers.transformer import TransformerEncoder, make_norm
+from kerasllm.layers.transformer import TransformerEncoder
 from kerasllm.models.base import Model, carried_tokenizer, read_texts, resolved_dtype
 from kerasllm.text import batches
 
@@ -200,18 +201,14 @@ class BERTMaskedLM(BERTModel):
             raise ValueError("tokenizer must have a mask token for fill_mask.")
         check_positive("top_k", top_k)
         if top_k > self.arguments["vocabulary_size"]:
-            raise ValueError(
-                f"top_k ({top_k}) must be at most vocabulary_size ({self.arguments['vocabulary_size']})."
-            )
+            raise ValueError(f"top_k ({top_k}) must be at most vocabulary_size ({self.arguments['vocabulary_size']}).")
         texts, unlist = read_texts("texts", texts)
         rows = tokenizer.encode_batch(texts)
         positions = []
         for i, row in enumerate(rows):
             positions.append([p for p, token in enumerate(row) if token == tokenizer.mask_id])
             if not positions[i]:
-                raise ValueError(
-                    f"texts[{i}] ({texts[i]!r}) must hold {tokenizer.id_to_token(tokenizer.mask_id)!r}."
-                )
+                raise ValueError(f"texts[{i}] ({texts[i]!r}) must hold {tokenizer.id_to_token(tokenizer.mask_id)!r}.")
             if len(row) > self.arguments["max_sequence_length"]:
                 raise ValueError(
                     f"texts[{i}] has {len(row)} tokens, max_sequence_length is {self.arguments['max_sequence_length']}."

@@ -103,9 +103,7 @@ class GPT(LanguageModel):
         decoder = TransformerDecoder(**stack_arguments, name="decoder")
         head = decoder.logits
         if not tie_embeddings:
-            head = keras.layers.Dense(
-                vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head"
-            )
+            head = keras.layers.Dense(vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head")
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
         logits = head(decoder(token_ids, padding_mask=padding_mask))

@@ -81,9 +81,7 @@ class RNNLanguageModel(LanguageModel):
             attention_mask = ops.expand_dims(ops.expand_dims(padding_mask, 1), 1)
             hidden = hidden + attention(hidden, attention_mask=attention_mask, use_causal_mask=True)
         arguments = {**shared, "num_attention_heads": num_attention_heads, "tie_embeddings": tie_embeddings}
-        super().__init__(
-            {"token_ids": token_ids, "padding_mask": padding_mask}, head(hidden), arguments, name
-        )
+        super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, head(hidden), arguments, name)
         self.decoder, self.attention, self.head = decoder, attention, head
         self.tokenizer = tokenizer
 
@@ -112,9 +110,7 @@ class RNNLanguageModel(LanguageModel):
         state = {**state, "states": states}
         if self.attention:
             slots = ops.arange(state["cache"][0].shape[2], dtype="int32")
-            is_real = padding_attention_mask(
-                ops.expand_dims(slots, 0) >= ops.expand_dims(state["padding"], 1)
-            )
+            is_real = padding_attention_mask(ops.expand_dims(slots, 0) >= ops.expand_dims(state["padding"], 1))
             attended, cache = self.attention(
                 hidden,
                 attention_mask=is_real,

@@ -50,9 +50,7 @@ class Translator(GeneratingModel):
         results = self.generate(source.encode_batch(texts), config=config, batch_size=batch_size, **overrides)
 
         def decode(ids):
-            return (
-                target.decode(ids) if ids and isinstance(ids[0], int) else [target.decode(row) for row in ids]
-            )
+            return target.decode(ids) if ids and isinstance(ids[0], int) else [target.decode(row) for row in ids]
 
         return unlist([decode(ids) for ids in results])
 
@@ -79,9 +77,7 @@ class Translator(GeneratingModel):
         if prompts is None:
             tokenizer = self.target_tokenizer
             if tokenizer is None or tokenizer.bos_id is None:
-                raise ValueError(
-                    "prompts (None) must be given where target_tokenizer has no start token (bos)."
-                )
+                raise ValueError("prompts (None) must be given where target_tokenizer has no start token (bos).")
             prompts = [[tokenizer.bos_id]] * len(sources)
         prompts = read_token_ids("prompts", prompts, self.arguments["target_vocabulary_size"])
         if len(prompts) != len(sources):
@@ -170,9 +166,7 @@ class LSTMTranslator(Translator):
             "dropout": dropout,
             "dtype": dtype,
         }
-        encoder = RecurrentEncoder(
-            source_vocabulary_size, bidirectional=bidirectional, name="encoder", **shared
-        )
+        encoder = RecurrentEncoder(source_vocabulary_size, bidirectional=bidirectional, name="encoder", **shared)
         decoder = RecurrentDecoder(
             target_vocabulary_size,
             attention=attention,
@@ -297,9 +291,7 @@ class TransformerTranslator(Translator):
         )
         head = decoder.logits
         if not tie_embeddings:
-            head = keras.layers.Dense(
-                target_vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head"
-            )
+            head = keras.layers.Dense(target_vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head")
 
         inputs = translation_inputs()
         hidden = decoder(

@@ -30,9 +30,7 @@ def pad(rows, length=None, value=0, side="right", multiple=1):
     if length is None:
         length = int(round_up(lengths.max(), multiple))
     if lengths.max() > length:
-        raise ValueError(
-            f"rows[{lengths.argmax()}] has {lengths.max()} ids, length ({length}) must be as large."
-        )
+        raise ValueError(f"rows[{lengths.argmax()}] has {lengths.max()} ids, length ({length}) must be as large.")
     places = np.arange(length)
     padding_mask = places < lengths[:, None] if side == "right" else places >= length - lengths[:, None]
     ids = np.full((len(rows), length), value, dtype="int32")
@@ -47,9 +45,7 @@ def shift(rows, start, end):
     return [np.concatenate([start, row]) for row in rows], [np.concatenate([row, end]) for row in rows]
 
 
-def mask_tokens(
-    token_ids, maskable, mask_id, random_ids, generator, rate=0.15, word_starts=None, num_positions=None
-):
+def mask_tokens(token_ids, maskable, mask_id, random_ids, generator, rate=0.15, word_starts=None, num_positions=None):
     """Hide tokens for a masked language model (Devlin et al., 2018, https://arxiv.org/abs/1810.04805, 3.1).
 
     Of each row's maskable tokens `rate` are chosen, but at least one. Of these 80 % become the mask token,
@@ -78,9 +74,7 @@ def mask_tokens(
     if num_positions is None:
         num_positions = max(int(wanted.max()), 1)
     if wanted.max() > num_positions:
-        raise ValueError(
-            f"num_positions ({num_positions}) must be at least {wanted.max()}, the tokens to mask."
-        )
+        raise ValueError(f"num_positions ({num_positions}) must be at least {wanted.max()}, the tokens to mask.")
 
     priority = np.where(maskable, generator.random(token_ids.shape), 2.0)  # (B, T)
     if word_starts is None:
@@ -156,11 +150,7 @@ def pack(documents, length, start=None, end=None):
         if not pieces or start != end:
             pieces.append(before)
         pieces += [document, after]
-    stream = (
-        np.concatenate([np.asarray(piece, dtype="int32") for piece in pieces])
-        if pieces
-        else np.zeros(0, "int32")
-    )
+    stream = np.concatenate([np.asarray(piece, dtype="int32") for piece in pieces]) if pieces else np.zeros(0, "int32")
     if len(stream) < 2:
         raise ValueError(f"documents hold {len(stream)} tokens; there must be at least 2.")
     blocks = range(0, len(stream) - 1, length)

@@ -38,9 +38,7 @@ class Tokenizer:
     The id of a role is `tokenizer.pad_id` and so on, None where the tokenizer has no such role.
     """
 
-    def __init__(
-        self, backend, pad=None, unk=None, bos=None, eos=None, cls=None, sep=None, mask=None, config=None
-    ):
+    def __init__(self, backend, pad=None, unk=None, bos=None, eos=None, cls=None, sep=None, mask=None, config=None):
         if not isinstance(backend, tokenizers.Tokenizer):
             raise ValueError(f"backend ({type(backend).__name__}) must be a tokenizers.Tokenizer.")
         tokens = dict(zip(ROLES, (pad, unk, bos, eos, cls, sep, mask), strict=True))
@@ -135,9 +133,7 @@ class Tokenizer:
 
     def __repr__(self):
         roles = "".join(f", {role}={token!r}" for role, token in self.roles.items())
-        return (
-            f"<Tokenizer {type(self.backend.model).__name__}, vocabulary_size={self.vocabulary_size}{roles}>"
-        )
+        return f"<Tokenizer {type(self.backend.model).__name__}, vocabulary_size={self.vocabulary_size}{roles}>"
 
     # Files
 
@@ -170,9 +166,7 @@ class Tokenizer:
         elif gpt2.is_file() and merges.is_file():
             backend, roles = _gpt2_from_files(gpt2, merges, config, roles)
         else:
-            raise ValueError(
-                f"folder ({folder}) must hold {names[0]}, {names[1]}, or {names[2]} and {names[3]}."
-            )
+            raise ValueError(f"folder ({folder}) must hold {names[0]}, {names[1]}, or {names[2]} and {names[3]}.")
         return cls(backend, **roles, config=config)
 
     def save(self, folder, prefix=""):
@@ -201,9 +195,7 @@ class Tokenizer:
         """Write the older files: `vocab.txt` of WordPiece, `vocab.json` and `merges.txt` of BPE."""
         model = json.loads(self.backend.to_str())["model"]
         if self.backend.get_vocab_size(with_added_tokens=True) != len(model["vocab"]):
-            raise ValueError(
-                "tokenizer has special tokens outside its model's vocabulary; save() keeps them."
-            )
+            raise ValueError("tokenizer has special tokens outside its model's vocabulary; save() keeps them.")
         if model["type"] == "WordPiece":
             files = {"vocab.txt": "".join(t + "\n" for t in sorted(model["vocab"], key=model["vocab"].get))}
         elif model["type"] == "BPE":
@@ -214,9 +206,7 @@ class Tokenizer:
                 "merges.txt": "#version: 0.2\n" + merges,
             }
         else:
-            raise ValueError(
-                f"tokenizer ({model['type']}) must be WordPiece or BPE; save() serves all kinds."
-            )
+            raise ValueError(f"tokenizer ({model['type']}) must be WordPiece or BPE; save() serves all kinds.")
         _write(folder, {prefix + name: text for name, text in files.items()})
 
     # Training
@@ -346,9 +336,7 @@ class Tokenizer:
                 "special tokens and the characters of these texts."
             )
         if tokenizer.vocabulary_size <= len(_unique(roles)):
-            raise ValueError(
-                f"vocabulary_size ({vocabulary_size}) and min_frequency leave only the special tokens."
-            )
+            raise ValueError(f"vocabulary_size ({vocabulary_size}) and min_frequency leave only the special tokens.")
         return tokenizer
 
 
@@ -377,9 +365,7 @@ def _bert_from_file(path, config, roles):
 
 def _gpt2_from_files(vocabulary, merges, config, roles):
     if "cls" in roles:
-        raise ValueError(
-            f"{vocabulary} is not GPT-2's: with cls ({roles['cls']!r}) it needs a tokenizer.json."
-        )
+        raise ValueError(f"{vocabulary} is not GPT-2's: with cls ({roles['cls']!r}) it needs a tokenizer.json.")
     model = _read(models.BPE.read_file, vocabulary, merges)
     roles = {role: token for role, token in GPT2_TOKENS.items() if token in model[0]} | roles
     return _byte_level(models.BPE(*model), config.get("add_prefix_space", False)), roles
@@ -465,9 +451,7 @@ def _train(backend, texts, trainer):
     except ValueError:
         raise
     except Exception as error:  # The package raises bare exceptions.
-        raise ValueError(
-            f"vocabulary_size ({trainer.vocab_size}) does not do for these texts: {error}"
-        ) from error
+        raise ValueError(f"vocabulary_size ({trainer.vocab_size}) does not do for these texts: {error}") from error
     if not seen:
         raise ValueError("texts hold nothing to learn from.")
 

@@ -139,9 +139,7 @@ class TranslationDataset(BucketedDataset):
 
     def make_batch(self, indices, widths, generator):
         source_token_ids, source_padding_mask = batches.pad([self.sources[i] for i in indices], widths[0])
-        target_token_ids, target_padding_mask = batches.pad(
-            [self.target_inputs[i] for i in indices], widths[1]
-        )
+        target_token_ids, target_padding_mask = batches.pad([self.target_inputs[i] for i in indices], widths[1])
         labels, _ = batches.pad([self.labels[i] for i in indices], widths[1], value=batches.IGNORED)
         inputs = {
             "source_token_ids": source_token_ids,
@@ -203,9 +201,7 @@ class MaskedLMDataset(BucketedDataset):
         self.ordinary = np.ones(tokenizer.vocabulary_size, dtype=bool)
         self.ordinary[tokenizer.special_ids] = False
         self.word_starts = tokenizer.word_starts if whole_words else None
-        super().__init__(
-            np.array([len(row) for row in self.rows]), batch_size, multiple, seed, shuffle, **kwargs
-        )
+        super().__init__(np.array([len(row) for row in self.rows]), batch_size, multiple, seed, shuffle, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         token_ids, padding_mask = batches.pad([self.rows[i] for i in indices], widths[0])
@@ -242,9 +238,7 @@ class LanguageModelDataset(BucketedDataset):
         batch_size, seed, shuffle, **kwargs: see `BucketedDataset`.
     """
 
-    def __init__(
-        self, documents, tokenizer, batch_size=32, sequence_length=128, seed=0, shuffle=True, **kwargs
-    ):
+    def __init__(self, documents, tokenizer, batch_size=32, sequence_length=128, seed=0, shuffle=True, **kwargs):
         rows = tokenize(documents, tokenizer, "documents")
         self.token_ids, self.padding_mask, self.labels = batches.pack(
             rows, sequence_length, tokenizer.bos_id, tokenizer.eos_id
@@ -269,9 +263,7 @@ def tokenize(texts, tokenizer, name, special_tokens=False):
     else:
         for index, row in enumerate(texts):
             if np.ndim(row) != 1:
-                raise ValueError(
-                    f"{name}[{index}] ({row!r:.80}) must be a string or a flat list of token ids."
-                )
+                raise ValueError(f"{name}[{index}] ({row!r:.80}) must be a string or a flat list of token ids.")
             batches.check_ids(row, tokenizer.vocabulary_size, f"{name}[{index}]")
         rows = texts
     for index, row in enumerate(rows):

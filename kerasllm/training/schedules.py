@@ -1,4 +1,4 @@
-"""Learning rates that rise in a straight line, then fall: `adamw(WarmupCosine(3e-4, 200, 5000))`.
+"""Learning rates that rise in a straight line, then fall: `AdamW(WarmupCosine(3e-4, 200, 5000))`.
 
 Keras hands a schedule the number of batches trained on, 0 at the first, whose learning rate is therefore 0
 (as with transformers' schedules). With `gradient_accumulation_steps` it still counts batches, not updates: so

@@ -46,9 +46,7 @@ def save(name, model):
     inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
     arguments = {"input_ids": token_ids, "attention_mask": padding_mask.long()}
     if model.config.model_type == "bert":
-        inputs["segment_ids"] = torch.randint(
-            model.config.type_vocab_size, (BATCH, LENGTH), generator=generator
-        )
+        inputs["segment_ids"] = torch.randint(model.config.type_vocab_size, (BATCH, LENGTH), generator=generator)
         arguments["token_type_ids"] = inputs["segment_ids"]
     with torch.no_grad():
         outputs = model(**arguments)

@@ -53,9 +53,7 @@ def main():
     Tokenizer.train_bpe(TRAINING, 400, min_frequency=2).save_vocabulary(gpt2)
     references = {
         "bert": transformers.BertTokenizerFast(vocab=str(bert / "vocab.txt")),
-        "gpt2": transformers.GPT2TokenizerFast(
-            vocab=str(gpt2 / "vocab.json"), merges=str(gpt2 / "merges.txt")
-        ),
+        "gpt2": transformers.GPT2TokenizerFast(vocab=str(gpt2 / "vocab.json"), merges=str(gpt2 / "merges.txt")),
     }
     answers = {"texts": HARD}
     for name, reference in references.items():

@@ -1,0 +1,75 @@
+"""The whole road: three models learn, are used, saved, loaded again, exported, and run outside Keras.
+
+make demo                       # or, in an environment of one's own:
+KERAS_BACKEND=jax python examples/demo.py
+"""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pretrain_bert
+import train_gpt
+import train_translator
+
+PARTS = {"translator": train_translator, "BERT": pretrain_bert, "GPT": train_gpt}
+FORMATS = {  # format: (ending of the path, script that runs the artifact)
+    "tf_saved_model": ("_saved_model", "run_saved_model.py"),
+    "litert": (".tflite", "run_tflite.py"),
+}
+FOLDER = pathlib.Path("runs/demo")
+
+
+def main(tiny=False):
+    folder = FOLDER / keras.backend.backend()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, script in PARTS.items():
+        print(f"\n==== {name}: examples/{pathlib.Path(script.__file__).name}\n")
+        start = time.time()
+        model, validation_data, figures = script.main(tiny)
+        trained = time.time()
+        differences = leave_keras(model, validation_data, folder / name.lower())
+        minutes = f"{(trained - start) / 60:.1f} + {(time.time() - trained) / 60:.1f}"
+        for figure, value, baselines in figures:
+            others = ", ".join(f"{baseline} {result:.3g}" for baseline, result in baselines.items())
+            rows.append([name, figure, f"{value:.3g}", others, *differences, minutes])
+    print(f"\n==== On held-out text, with {keras.backend.backend()}\n")
+    print_table(["part", "figure", "ours", "without a network", "preset", *FORMATS, "minutes"], rows)
+    print("\nThe numbers of the files: largest difference from the model, as a part of its largest logit.")
+    print("Minutes: training and use + saving, exporting and comparing.")
+
+
+def leave_keras(model, validation_data, path):
+    """Save a model, load it, export it and run what was exported, in processes of their own.
+
+    Returns:
+        How far the results on held-out examples are from the model's, one text for each file.
+    """
+    inputs = {name: array[:4] for name, array in validation_data[0][0].items()}
+    expected = model.predict_on_batch(inputs)
+    np.savez(f"{path}_inputs.npz", **inputs)
+
+    model.save_to_preset(path)
+    results = [type(model).from_preset(path).predict_on_batch(inputs)]
+    for format, (ending, script) in FORMATS.items():
+        model.export(f"{path}{ending}", format=format)
+        files = [f"{path}{ending}", f"{path}_inputs.npz", f"{path}_outputs.npz"]
+        subprocess.run([sys.executable, pathlib.Path(__file__).with_name(script), *files], check=True)
+        with np.load(f"{path}_outputs.npz") as outputs:
+            results.append(outputs["logits"])
+    return [f"{np.abs(result - expected).max() / np.abs(expected).max():.0e}" for result in results]
+
+
+def print_table(head, rows):
+    """Print a table in Markdown."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [head, ["-" * width for width in widths], *rows]:
+        print("|", " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)), "|")
+
+
+if __name__ == "__main__":
+    main()

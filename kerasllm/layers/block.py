@@ -1,0 +1,156 @@
+"""The Transformer block: attention and feed-forward, each with a norm and a residual connection."""
+
+import keras
+
+from kerasllm.arguments import check_choice, check_rate
+
+NORMS = ("layer", "rms")
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class TransformerBlock(keras.layers.Layer):
+    """Attention, perhaps cross-attention, and feed-forward, each with a norm and a residual connection.
+
+        pre-norm:   x + sublayer(norm(x))          post-norm:   norm(x + sublayer(x))
+
+    Whether the block belongs to an encoder or a decoder is a matter of `attention_mask`.
+
+    Args:
+        attention: the self-attention, a `MultiHeadAttention`.
+        feed_forward: a `FeedForward` or `GatedFeedForward`.
+        cross_attention: a second `MultiHeadAttention`, over `memory`. Default: none.
+        norm: "layer" or "rms".
+        norm_first: True for pre-norm, False for post-norm.
+        norm_epsilon: added to the variance.
+        dropout: rate at which a sublayer's output is dropped in training.
+
+    Call arguments:
+        x: (B, T, D).
+        attention_mask, attention_bias, rotary, cache, index: as for `MultiHeadAttention`.
+        memory: (B, S, D), or its keys and values from `project_memory`.
+        cross_attention_mask: boolean, broadcasts to (B, 1, T, S).
+
+    Returns:
+        (B, T, D); with `cache` a pair of that and the new cache.
+
+    Example:
+        >>> block = TransformerBlock(MultiHeadAttention(8), FeedForward(2048))
+        >>> y = block(x, attention_mask=causal_mask(100, 100))  # x, y: (B, 100, D)
+    """
+
+    def __init__(
+        self,
+        attention,
+        feed_forward,
+        cross_attention=None,
+        norm="layer",
+        norm_first=True,
+        norm_epsilon=1e-5,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_choice("norm", norm, NORMS)
+        check_rate("dropout", dropout)
+        self.attention, self.feed_forward, self.cross_attention = attention, feed_forward, cross_attention
+        self.norm, self.norm_first, self.norm_epsilon = norm, norm_first, norm_epsilon
+        self.attention_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "attention_norm")
+        self.cross_attention_norm = (
+            make_norm(norm, norm_epsilon, self.dtype_policy, "cross_attention_norm") if cross_attention else None
+        )
+        self.feed_forward_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "feed_forward_norm")
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, x_shape, memory_shape=None):
+        """Build the sublayers for x (B, T, D) and memory (B, S, C)."""
+        self.attention.build(x_shape)
+        self.attention_norm.build(x_shape)
+        if self.cross_attention:
+            self.cross_attention.build(x_shape, memory_shape)
+            self.cross_attention_norm.build(x_shape)
+        self.feed_forward.build(x_shape)
+        self.feed_forward_norm.build(x_shape)
+
+    def call(
+        self,
+        x,
+        attention_mask=None,
+        attention_bias=None,
+        rotary=None,
+        cache=None,
+        index=0,
+        memory=None,
+        cross_attention_mask=None,
+        training=None,
+    ):
+        """Run the sublayers; the arguments are in the class docstring."""
+
+        def attend(h):
+            nonlocal cache
+            h = self.attention(
+                h,
+                attention_mask=attention_mask,
+                attention_bias=attention_bias,
+                rotary=rotary,
+                cache=cache,
+                index=index,
+                training=training,
+            )
+            if cache is not None:
+                h, cache = h
+            return h
+
+        def attend_memory(h):
+            keys_values = memory if isinstance(memory, tuple | list) else self.project_memory(memory)
+            return self.cross_attention.attend(h, keys_values, cross_attention_mask, training=training)[0]
+
+        x = self._residual(x, self.attention_norm, attend, training)
+        if self.cross_attention:
+            x = self._residual(x, self.cross_attention_norm, attend_memory, training)
+        x = self._residual(x, self.feed_forward_norm, lambda h: self.feed_forward(h, training=training), training)
+        return x if cache is None else (x, cache)
+
+    def _residual(self, x, norm, sublayer, training):
+        if self.norm_first:
+            return x + self.dropout(sublayer(norm(x)), training=training)
+        return norm(x + self.dropout(sublayer(x), training=training))
+
+    def project_memory(self, memory):
+        """Keys and values of a memory (B, S, C), which decoding computes once: two (B, N, S, H)."""
+        return self.cross_attention.project(memory)
+
+    def compute_output_shape(self, x_shape, *args, **kwargs):
+        """The shape of x: (B, T, D)."""
+        return x_shape
+
+    def get_config(self):
+        """The arguments, layers serialised."""
+
+        def serialize(layer):
+            config = keras.saving.serialize_keras_object(layer)
+            config.pop("build_config", None)  # the block builds its layers
+            return config
+
+        return {
+            **super().get_config(),
+            "attention": serialize(self.attention),
+            "feed_forward": serialize(self.feed_forward),
+            "cross_attention": self.cross_attention and serialize(self.cross_attention),
+            "norm": self.norm,
+            "norm_first": self.norm_first,
+            "norm_epsilon": self.norm_epsilon,
+            "dropout": self.dropout.rate,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """The inverse of `get_config`."""
+        layers = ("attention", "feed_forward", "cross_attention")
+        restored = {key: keras.saving.deserialize_keras_object(config[key]) for key in layers if config[key]}
+        return super().from_config({**config, **restored})
+
+
+def make_norm(kind, epsilon, dtype, name):
+    """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis."""
+    layer = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}[kind]
+    return layer(epsilon=epsilon, dtype=dtype, name=name)

@@ -1,0 +1,111 @@
+"""The embeddings at the foot of a Transformer."""
+
+import keras
+from keras import ops
+
+from kerasllm.arguments import check_positive, check_rate
+from kerasllm.layers.block import make_norm
+from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class TransformerEmbeddings(keras.layers.Layer):
+    """Token, position and segment embeddings, summed; then perhaps a norm; then dropout.
+
+    Args:
+        vocabulary_size: number of symbols V.
+        hidden_dim: width D.
+        max_sequence_length: size of the learned table of positions.
+        positions: "learned", "sinusoidal" or None.
+        num_segments: number of segment embeddings; 0 for none.
+        scale: whether token embeddings are multiplied by sqrt(D).
+        norm: "layer", "rms" or None.
+        norm_epsilon, dropout, initializer_range: as for `TransformerStack`.
+
+    Call arguments:
+        token_ids: (B, T) int.
+        positions: (T,) or (B, T) int. Default: 0 .. T - 1.
+        segment_ids: (B, T) int. Default: all 0.
+
+    Returns:
+        (B, T, D).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        hidden_dim,
+        max_sequence_length=512,
+        positions="learned",
+        num_segments=0,
+        scale=False,
+        norm=None,
+        norm_epsilon=1e-5,
+        dropout=0.0,
+        initializer_range=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_positive("vocabulary_size", vocabulary_size)
+        check_positive("max_sequence_length", max_sequence_length)
+        check_rate("dropout", dropout)
+        policy = {"dtype": self.dtype_policy}
+        self.hidden_dim, self.scale = hidden_dim, scale
+        initializer = normal_initializer(initializer_range or hidden_dim**-0.5)
+
+        self.token = keras.layers.ReversibleEmbedding(
+            vocabulary_size,
+            hidden_dim,
+            embeddings_initializer=keras.initializers.get(initializer),
+            name="token",
+            **policy,
+        )
+        self.position = None
+        if positions == "learned":
+            self.position = LearnedPositions(max_sequence_length, initializer, name="position", **policy)
+        elif positions == "sinusoidal":
+            self.position = SinusoidalPositions(name="position", **policy)
+        self.segment = None
+        if num_segments:
+            self.segment = keras.layers.Embedding(
+                num_segments,
+                hidden_dim,
+                embeddings_initializer=keras.initializers.get(initializer),
+                name="segment",
+                **policy,
+            )
+        self.norm = make_norm(norm, norm_epsilon, self.dtype_policy, "norm") if norm else None
+        self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
+
+    def build(self, token_ids_shape):
+        """Create the tables."""
+        x_shape = (*token_ids_shape, self.hidden_dim)
+        self.token.build(token_ids_shape)
+        if self.position:
+            self.position.build(x_shape)
+        if self.segment:
+            self.segment.build(token_ids_shape)
+        if self.norm:
+            self.norm.build(x_shape)
+
+    def call(self, token_ids, positions=None, segment_ids=None, training=None):
+        """Embed."""
+        x = self.token(token_ids)
+        if self.scale:
+            x = x * self.hidden_dim**0.5
+        if self.position:
+            x = self.position(x, positions)
+        if self.segment:
+            x = x + self.segment(ops.zeros_like(token_ids) if segment_ids is None else segment_ids)
+        if self.norm:
+            x = self.norm(x)
+        return self.dropout(x, training=training)
+
+    def compute_output_shape(self, token_ids_shape, *args, **kwargs):
+        """(B, T, D)."""
+        return (*token_ids_shape, self.hidden_dim)
+
+
+def normal_initializer(stddev):
+    """The config of a normal initializer: a plain dict, so that layers write it into their own config."""
+    return keras.initializers.serialize(keras.initializers.RandomNormal(stddev=stddev))

@@ -1,0 +1,305 @@
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from kerasllm.export import child, core, saved_model, verification
+from kerasllm.models.bert import BERT, BERTMaskedLM
+from kerasllm.models.gpt import GPT
+from kerasllm.models.language_model import RNNLanguageModel
+from kerasllm.models.translator import LSTMTranslator, TransformerTranslator
+from kerasllm.training.losses import TokenCrossentropy
+
+BACKEND = keras.backend.backend()
+IN_CHILD = BACKEND != "tensorflow"
+V = 23
+TRANSFORMER = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": 32}
+LLAMA = {
+    **TRANSFORMER,
+    "norm": "rms",
+    "positions": "rotary",
+    "gated": True,
+    "activation": "silu",
+    "num_key_value_heads": 1,
+    "use_bias": False,
+    "tie_embeddings": False,
+}
+MODELS = {
+    "gpt": lambda: GPT(V, **{**TRANSFORMER, "num_layers": 2}),
+    "llama": lambda: GPT(V, **LLAMA),
+    "mixed llama": lambda: GPT(V, **LLAMA, dtype="mixed_bfloat16"),
+    "lstm": lambda: RNNLanguageModel(V, 2, 16, tie_embeddings=True),
+    "gru with attention": lambda: RNNLanguageModel(V, 1, 16, cell="gru", num_attention_heads=2),
+    "simple rnn": lambda: RNNLanguageModel(V, 1, 16, cell="simple"),
+    "simple rnn with attention": lambda: RNNLanguageModel(V, 1, 16, cell="simple", num_attention_heads=2),
+    "additive translator": lambda: LSTMTranslator(V, V + 1, 2, 16),
+    "dot translator": lambda: LSTMTranslator(V, V, 1, 16, attention="dot", bidirectional=False, cell="gru"),
+    "general translator": lambda: LSTMTranslator(V, V, 1, 16, attention="general", tie_embeddings=True),
+    "translator without attention": lambda: LSTMTranslator(V, V, 1, 16, attention=None, cell="simple"),
+    "transformer translator": lambda: TransformerTranslator(V, V + 1, **TRANSFORMER),
+    "relative translator": lambda: TransformerTranslator(V, V, **TRANSFORMER, positions="relative"),
+    "alibi translator": lambda: TransformerTranslator(V, V, **TRANSFORMER, positions="alibi", norm_first=True),
+    "bert": lambda: BERT(V, **TRANSFORMER),
+    "masked lm": lambda: BERTMaskedLM(V, **TRANSFORMER),
+}
+CASES = [(name, format) for name in MODELS for format in core.FORMATS]
+if IN_CHILD:  # A process started for each takes seconds: each family once, here or further below.
+    CASES = [
+        ("transformer translator", "tf_saved_model"),
+        ("bert", "tf_saved_model"),
+        ("masked lm", "litert"),
+    ]
+
+
+def make(name):
+    """A model whose weights are as large as trained ones."""
+    model = MODELS[name]()
+    rng = np.random.default_rng(0)
+    for v in model.weights:
+        v.assign(rng.normal(scale=0.3, size=v.shape))
+    return model
+
+
+def export(model, folder, format="litert", **options):
+    path = folder / {"tf_saved_model": "model", "litert": "model.tflite"}[format]
+    model.export(path, format, verbose=False, **options)
+    return path
+
+
+def examples(model, sizes, monkeypatch):
+    monkeypatch.setattr(verification, "SIZES", sizes)
+    return verification.example_inputs(model, core.read_signature(model))
+
+
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1")
+@pytest.mark.parametrize("name, format", CASES)
+def test_a_file_computes_what_the_model_computes_at_any_size(name, format, tmp_path, monkeypatch):
+    model = make(name)
+    path = export(model, tmp_path, format)
+    assert list(tmp_path.iterdir()) == [path]
+    if not IN_CHILD or format == "litert":  # A SavedModel would bring TensorFlow into this process.
+        inputs = examples(model, ((1, 1), (4, 31)), monkeypatch)
+        expected = verification.model_outputs(core.in_float32(model), inputs)
+        assert verification.largest_difference(expected, core.FORMATS[format].run(path, inputs)) < 1e-5
+
+
+RUN_ALONE = """
+import json, sys
+hidden = sys.argv[3:]
+sys.modules.update(dict.fromkeys(hidden))  # so that importing one of them fails
+import numpy as np
+with np.load(sys.argv[2]) as arrays:
+    inputs = dict(arrays)
+if "tensorflow" in hidden:
+    from ai_edge_litert.interpreter import Interpreter
+    interpreter = Interpreter(sys.argv[1])
+    outputs = interpreter.get_signature_runner()(**inputs)
+    operations = [operation["op_name"] for operation in interpreter._get_ops_details()]
+else:
+    import tensorflow as tf
+    signatures = tf.saved_model.load(sys.argv[1]).signatures
+    tensors = {name: tf.constant(x) for name, x in inputs.items()}
+    outputs = {name: y.numpy() for name, y in signatures["serving_default"](**tensors).items()}
+    for name, y in signatures["forward"](**tensors).items():
+        assert (y.numpy() == outputs[name]).all()
+    operations = []
+print(json.dumps([{name: y.tolist() for name, y in outputs.items()}, operations]))
+"""
+
+
+@pytest.mark.parametrize("name, format", [("gru with attention", "tf_saved_model"), ("additive translator", "litert")])
+def test_files_run_without_keras(name, format, tmp_path, monkeypatch):
+    model = make(name)
+    path = export(model, tmp_path, format)
+    (inputs,) = examples(model, ((3, 9),), monkeypatch)
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    hidden = {"keras", "kerasllm", "jax", "torch", *(["tensorflow"] if format == "litert" else [])}
+    command = [sys.executable, "-c", RUN_ALONE, str(path), str(tmp_path / "inputs.npz"), *hidden]
+    result = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    outputs, operations = json.loads(result.stdout.splitlines()[-1])
+    outputs = {name: np.array(y) for name, y in outputs.items()}
+    assert verification.largest_difference(verification.model_outputs(model, [inputs]), [outputs]) < 1e-5
+    assert not [name for name in operations if "Flex" in name or "CUSTOM" in name.upper()]
+
+
+def test_the_model_predicts_and_trains_on(tmp_path, monkeypatch):
+    model = make("mixed llama")
+    (inputs,) = examples(model, ((4, 6),), monkeypatch)
+    model.compile(keras.optimizers.Adam(0.01), loss=TokenCrossentropy())
+    model.fit(inputs, inputs["token_ids"], verbose=0)
+    outputs, weights = model.predict(inputs, verbose=0), model.get_weights()
+    export(model, tmp_path, input_signature={name: keras.InputSpec(shape=(4, None)) for name in inputs})
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(model.predict(inputs, verbose=0), outputs)
+    model.fit(inputs, inputs["token_ids"], verbose=0)
+    assert int(model.optimizer.iterations) == 2
+
+
+@pytest.mark.parametrize("format", ["litert"] if IN_CHILD else core.FORMATS)
+def test_a_wrong_file_is_found_and_the_earlier_one_stays(format, tmp_path, monkeypatch):
+    path = place_earlier(tmp_path, format)
+    before = contents(path)
+    spoil(monkeypatch)
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        export(make("simple rnn"), tmp_path, format)
+    assert contents(path) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def place_earlier(folder, format):
+    """Put something where `export` writes."""
+    if format == "litert":
+        (folder / "model.tflite").write_text("earlier")
+        return folder / "model.tflite"
+    (folder / "model" / "variables").mkdir(parents=True)
+    (folder / "model" / "saved_model.pb").write_text("earlier")
+    return folder / "model"
+
+
+def contents(path):
+    return {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
+
+
+def spoil(monkeypatch):
+    """Let the files that are written compute something else than the model."""
+    write_tensors = child.files.write_tensors
+
+    def write_others(folder, tensors):
+        write_tensors(folder, {path: x * np.float32(1.001) for path, x in tensors.items()})
+
+    def forward(model, inputs):
+        return {name: y * 1.001 for name, y in verification.forward(model, inputs).items()}
+
+    monkeypatch.setattr(child.files, "write_tensors", write_others)
+    monkeypatch.setattr(saved_model, "forward", forward)
+
+
+@pytest.mark.parametrize("format", core.FORMATS)
+def test_a_file_takes_the_place_of_an_earlier_one(format, tmp_path):
+    path = place_earlier(tmp_path, format)
+    with core.replacing(path) as staged:
+        staged.write_text("new")
+    assert list(contents(path).values()) == [b"new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path):
+    path = place_earlier(tmp_path, "tf_saved_model")
+    before = contents(path)
+    with pytest.raises(FileNotFoundError), core.replacing(path):
+        pass  # Nothing is written.
+    assert contents(path) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not IN_CHILD, reason="the model itself is exported, with all it has")
+def test_what_a_copy_would_lack_is_named(tmp_path):
+    model = make("simple rnn")
+    model.head.enable_lora(2)
+    with pytest.raises(RuntimeError, match="config does not account for .*head/lora_kernel_a"):
+        export(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not IN_CHILD, reason="no other process is needed")
+def test_a_class_that_no_other_process_finds_is_refused(tmp_path):
+    class Mine(RNNLanguageModel):
+        pass
+
+    with pytest.raises(ValueError, match="Mine, must stand in a module"):
+        export(Mine(V, 1, 16), tmp_path)
+
+
+def test_a_model_that_is_not_finite_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "write_here" if not IN_CHILD else "write_in_child", lambda *_: [{}] * 3)
+    model = make("simple rnn")
+    model.weights[0].assign(model.weights[0] + float("nan"))
+    with pytest.raises(ValueError, match="logits are not finite"):
+        export(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "outputs, difference",
+    [([1.0, -2.0], 0), ([1.0, -2.00001], 5e-6), ([1.0, -2.0001], None), ([1, np.nan], None)],
+)
+def test_differences_count_as_parts_of_the_largest_output(outputs, difference):
+    pair = [{"logits": np.array([1.0, -2.0])}], [{"logits": np.array(outputs)}]
+    if difference is None:
+        with pytest.raises(RuntimeError, match="differs"):
+            verification.largest_difference(*pair)
+    else:
+        assert verification.largest_difference(*pair) == pytest.approx(difference)
+
+
+def test_examples_keep_to_what_the_model_takes():
+    model = BERTMaskedLM(V, **{**TRANSFORMER, "max_sequence_length": 8})
+    fixed = {name: keras.InputSpec(shape=(5, None)) for name in model.input}
+    for x in verification.example_inputs(model, core.read_signature(model, fixed)):
+        batch, length = x["token_ids"].shape
+        assert batch == 5 and length <= 8
+        assert x["token_ids"].max() < V and x["masked_positions"].max() < length
+        assert x["padding_mask"].any(axis=1).all() and (np.diff(x["padding_mask"].astype(int)) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "path, format, message",
+    [
+        ("model", "litert", "must end in '.tflite'"),
+        ("model.keras", "litert", "model.keras.*must end in '.tflite'"),
+        ("model.tflite", "tf_saved_model", "without '.tflite'"),
+        ("missing/model", "tf_saved_model", "missing' does not exist"),
+        ("file", "tf_saved_model", "is no SavedModel"),
+        ("full", "tf_saved_model", "is no SavedModel"),
+        ("full.tflite", "litert", "is a folder"),
+        ("model", "tflite", "Supported formats are: .*'litert'"),
+    ],
+)
+def test_bad_targets_are_refused_before_anything_is_written(path, format, message, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in ("full", "full.tflite"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        make("simple rnn").export(tmp_path / path, format)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="cannot be written"):
+        make("simple rnn").export(pathlib.Path("/proc/model"))
+
+
+@pytest.mark.parametrize("package", ["tensorflow", "ai_edge_litert"])
+def test_what_is_not_installed_is_named(package, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    with pytest.raises(ImportError, match=rf"{package}: `pip install 'kerasllm\[export\]'`"):
+        export(make("simple rnn"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "signature, message",
+    [
+        ({"token_ids": keras.InputSpec(shape=(1, 8))}, "keys token_ids, padding_mask"),
+        ({"token_ids": (1, 8), "padding_mask": (1, 8, 1)}, r"\['padding_mask'\] has the shape \(1, 8, 1\)"),
+        ({"token_ids": (1, 8), "padding_mask": ((1, 8), "int32")}, r"\['padding_mask'\] has the dtype int32"),
+    ],
+)
+def test_signatures_that_contradict_the_model_are_refused(signature, message, tmp_path):
+    def spec(given):
+        if isinstance(given, keras.InputSpec):
+            return given
+        shape, dtype = given if isinstance(given[0], tuple) else (given, None)
+        return keras.InputSpec(shape=shape, dtype=dtype)
+
+    with pytest.raises(ValueError, match=message):
+        export(make("simple rnn"), tmp_path, input_signature={k: spec(v) for k, v in signature.items()})
