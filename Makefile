@@ -16,14 +16,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 demo: .venv/installed
 	.venv/bin/python examples/demo.py
 
+# One process for each backend, two at a time.
 test: .venv/installed
-	@mkdir -p build; failed=0; \
-	for backend in $(BACKENDS); do \
-		(set -o pipefail; KERAS_BACKEND=$$backend .venv/bin/python -m pytest $(PYTEST_ARGS) | tee build/test-$$backend.log) \
-			|| failed=1; \
-	done; \
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target $(BACKENDS:%=test-%); failed=$$?; \
 	for backend in $(BACKENDS); do echo "$$backend: $$(tail -n 1 build/test-$$backend.log | tr -d =)"; done; \
 	exit $$failed
+
+test-%: .venv/installed
+	@mkdir -p build; set -o pipefail; \
+	KERAS_BACKEND=$* .venv/bin/python -m pytest $(PYTEST_ARGS) 2>&1 | tee build/test-$*.log
 
 # With the tests that take minutes or download something.
 test-all:
