@@ -47,7 +47,7 @@ def answers(model, text=True):
     elif hasattr(model, "fill_mask"):
         found["text"] = np.array(model.fill_mask("the [MASK]", top_k=1)[0]["token_str"])
     elif hasattr(model, "generate"):
-        found["text"] = np.array(model.generate([[1, 2], [3, 4]], **options))
+        found["text"] = np.array(str(model.generate([[1, 2], [3]], **options)))
     return found
 
 
