@@ -43,7 +43,7 @@ def gpt_keras(steps):
     token_ids = keras.Input((LENGTH,), dtype="int32")
     embedding = layers.ReversibleEmbedding(SYMBOLS, WIDTH)
     positions = layers.Embedding(LENGTH, WIDTH)
-    x = embedding(token_ids) + positions(keras.ops.arange(LENGTH))
+    x = embedding(token_ids) + positions(keras.ops.cumsum(keras.ops.ones_like(token_ids), axis=1) - 1)
     for _ in range(LAYERS):
         h = layers.LayerNormalization(epsilon=1e-5)(x)
         x = x + layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(h, h, use_causal_mask=True)
