@@ -1,4 +1,7 @@
-"""Every test starts from the same seed; tests marked `gpu` run where the backend computes on one."""
+"""Every test starts from the same seed; tests marked `gpu` run where the backend computes on one.
+
+Tolerances are those of float32, so a GPU computes float32 products in float32 and not in TF32.
+"""
 
 import keras
 import pytest
@@ -15,6 +18,22 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=f"{keras.backend.backend()} sees no GPU"))
+
+
+def pytest_configure():
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    else:
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)
