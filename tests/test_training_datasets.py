@@ -216,6 +216,15 @@ def test_long_texts_of_a_masked_lm_are_cut_or_split():
     assert len(masked(max_length=8, too_long="drop").rows) == 50 - cut.num_too_long
 
 
+def test_no_batch_is_wider_than_max_length():
+    for dataset in (
+        masked(max_length=10, too_long="split"),
+        translation(max_length=10, too_long="truncate", multiple=8),
+    ):
+        batches = [dataset[i] for i in range(len(dataset))] + [dataset.arrays()]
+        assert max(x.shape[1] for inputs, _ in batches for x in inputs.values()) == 10
+
+
 # fit
 
 

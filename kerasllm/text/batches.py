@@ -159,7 +159,7 @@ def pack(documents, length, start=None, end=None):
     return token_ids, padding_mask, labels
 
 
-def bucket(lengths, batch_size, multiple=8, generator=None):
+def bucket(lengths, batch_size, multiple=8, generator=None, max_length=None):
     """Batch examples of like length, in few different shapes: JAX and XLA compile each shape anew.
 
     The examples are sorted by their length, rounded up to a `multiple`, and cut into batches from the longest
@@ -172,6 +172,7 @@ def bucket(lengths, batch_size, multiple=8, generator=None):
         batch_size: examples in a batch.
         multiple: widths are multiples of it.
         generator: a `numpy.random.Generator`; without one, equal lengths keep their order.
+        max_length: no width is larger, even if it is no multiple. No example may be longer.
 
     Returns:
         A list of `(indices, widths)` from the widest batch to the narrowest: (b,) int, and a tuple of C
@@ -184,6 +185,8 @@ def bucket(lengths, batch_size, multiple=8, generator=None):
     if len(lengths) == 0:
         raise ValueError("lengths must hold at least one example.")
     rounded = round_up(np.maximum(lengths, 1), multiple).reshape(len(lengths), -1)  # (N, C)
+    if max_length is not None:
+        rounded = np.minimum(rounded, max_length)
     longest = rounded.max(axis=1)  # (N,)
     order = np.arange(len(lengths)) if generator is None else generator.permutation(len(lengths))
     order = order[np.argsort(-longest[order], kind="stable")]

@@ -25,13 +25,15 @@ class BucketedDataset(keras.utils.PyDataset):
     Args:
         lengths: (N,) or (N, C) int, the lengths that decide an example's batch.
         batch_size: examples in a batch. Every batch is full but one.
-        multiple: batches are padded to multiples of it; larger ones give fewer shapes to compile.
+        multiple: batches are padded to multiples of it, but not beyond `max_length`; larger ones give fewer shapes
+            to compile.
+        max_length: the most tokens of an example.
         seed: a non-negative int.
         shuffle: draw a new order (and a new mask) in every epoch. False, for evaluation: the same every time.
         **kwargs: `workers`, `use_multiprocessing`, `max_queue_size` of `keras.utils.PyDataset`.
     """
 
-    def __init__(self, lengths, batch_size, multiple, seed, shuffle, **kwargs):
+    def __init__(self, lengths, batch_size, multiple, max_length, seed, shuffle, **kwargs):
         super().__init__(**kwargs)
         check_positive("batch_size", batch_size)
         check_positive("multiple", multiple)
@@ -40,6 +42,7 @@ class BucketedDataset(keras.utils.PyDataset):
         self.lengths = lengths
         self.batch_size = batch_size
         self.multiple = multiple
+        self.max_length = max_length
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -57,7 +60,7 @@ class BucketedDataset(keras.utils.PyDataset):
     def epoch(self, epoch):
         self._epoch = epoch
         generator = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
-        plan = batches.bucket(self.lengths, self.batch_size, self.multiple, generator)
+        plan = batches.bucket(self.lengths, self.batch_size, self.multiple, generator, self.max_length)
         # Keras on TensorFlow takes the shapes of the first two batches for those of all, and fixes an axis in
         # which they agree. So the widest and the narrowest come first.
         first, rest = plan[:1] + plan[1:][-1:], plan[1:-1]
@@ -78,7 +81,7 @@ class BucketedDataset(keras.utils.PyDataset):
 
     def arrays(self):
         """All examples in their order as one batch: plain arrays for `fit(x, y)`."""
-        ((indices, widths),) = batches.bucket(self.lengths, len(self.lengths), self.multiple)
+        ((indices, widths),) = batches.bucket(self.lengths, len(self.lengths), self.multiple, None, self.max_length)
         order = np.argsort(indices)
         return self.make_batch(indices[order], widths, np.random.default_rng([self.seed, self.epoch]))
 
@@ -135,7 +138,7 @@ class TranslationDataset(BucketedDataset):
             [targets[i][: max_length - 1] for i in keep], target_tokenizer.bos_id, target_tokenizer.eos_id
         )
         lengths = [(len(s), len(t)) for s, t in zip(self.sources, self.target_inputs, strict=True)]
-        super().__init__(np.array(lengths), batch_size, multiple, seed, shuffle, **kwargs)
+        super().__init__(np.array(lengths), batch_size, multiple, max_length, seed, shuffle, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         source_token_ids, source_padding_mask = batches.pad([self.sources[i] for i in indices], widths[0])
@@ -201,7 +204,9 @@ class MaskedLMDataset(BucketedDataset):
         self.ordinary = np.ones(tokenizer.vocabulary_size, dtype=bool)
         self.ordinary[tokenizer.special_ids] = False
         self.word_starts = tokenizer.word_starts if whole_words else None
-        super().__init__(np.array([len(row) for row in self.rows]), batch_size, multiple, seed, shuffle, **kwargs)
+        super().__init__(
+            np.array([len(row) for row in self.rows]), batch_size, multiple, max_length, seed, shuffle, **kwargs
+        )
 
     def make_batch(self, indices, widths, generator):
         token_ids, padding_mask = batches.pad([self.rows[i] for i in indices], widths[0])
@@ -244,7 +249,7 @@ class LanguageModelDataset(BucketedDataset):
             rows, sequence_length, tokenizer.bos_id, tokenizer.eos_id
         )
         lengths = np.full(len(self.labels), sequence_length)
-        super().__init__(lengths, batch_size, sequence_length, seed, shuffle, **kwargs)
+        super().__init__(lengths, batch_size, sequence_length, sequence_length, seed, shuffle, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         inputs = {"token_ids": self.token_ids[indices], "padding_mask": self.padding_mask[indices]}
