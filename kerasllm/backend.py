@@ -104,12 +104,11 @@ def lstm(x, h, c, kernel, recurrent_kernel, bias, padding_mask=None, reverse=Fal
 
         weights = [kernel.T, recurrent_kernel.T, bias, torch.zeros_like(bias)]
         return _torch_recurrence(torch.lstm, x, (h, c), weights, padding_mask, reverse)
-    return _loop(_lstm_step, ops.matmul(x, kernel) + bias, (h, c), (recurrent_kernel,), padding_mask, reverse)
+    return _loop(_lstm_step, ops.matmul(x, kernel), (h, c), recurrent_kernel, bias, padding_mask, reverse)
 
 
-def _lstm_step(x, states, recurrent_kernel):
-    h, c = states
-    i, f, g, o = ops.split(x + ops.matmul(h, recurrent_kernel), 4, axis=-1)
+def _lstm_step(x, recurrent, h, c):
+    i, f, g, o = ops.split(x + recurrent, 4, axis=-1)
     c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
     return ops.sigmoid(o) * ops.tanh(c), c
 
@@ -126,14 +125,13 @@ def gru(x, h, kernel, recurrent_kernel, bias, padding_mask=None, reverse=False):
 
         weights = [reordered(w) for w in (kernel.T, recurrent_kernel.T, *bias)]
         return _torch_recurrence(torch.gru, x, (h,), weights, padding_mask, reverse)
-    projected, weights = ops.matmul(x, kernel) + bias[0], (recurrent_kernel, bias[1])
-    return _loop(_gru_step, projected, (h,), weights, padding_mask, reverse)
+    projected = ops.matmul(x, kernel) + bias[0]
+    return _loop(_gru_step, projected, (h,), recurrent_kernel, bias[1], padding_mask, reverse)
 
 
-def _gru_step(x, states, recurrent_kernel, bias):
-    (h,) = states
+def _gru_step(x, recurrent, h):
     x_z, x_r, x_n = ops.split(x, 3, axis=-1)
-    h_z, h_r, h_n = ops.split(ops.matmul(h, recurrent_kernel) + bias, 3, axis=-1)
+    h_z, h_r, h_n = ops.split(recurrent, 3, axis=-1)
     z, n = ops.sigmoid(x_z + h_z), ops.tanh(x_n + ops.sigmoid(x_r + h_r) * h_n)
     return (z * h + (1 - z) * n,)
 
@@ -146,12 +144,11 @@ def simple_rnn(x, h, kernel, recurrent_kernel, bias, padding_mask=None, reverse=
 
         weights = [kernel.T, recurrent_kernel.T, bias, torch.zeros_like(bias)]
         return _torch_recurrence(torch.rnn_tanh, x, (h,), weights, padding_mask, reverse)
-    projected = ops.matmul(x, kernel) + bias
-    return _loop(_simple_step, projected, (h,), (recurrent_kernel,), padding_mask, reverse)
+    return _loop(_simple_step, ops.matmul(x, kernel), (h,), recurrent_kernel, bias, padding_mask, reverse)
 
 
-def _simple_step(x, states, recurrent_kernel):
-    return (ops.tanh(x + ops.matmul(states[0], recurrent_kernel)),)
+def _simple_step(x, recurrent, h):
+    return (ops.tanh(x + recurrent),)
 
 
 _dense = contextvars.ContextVar("dense", default=False)
@@ -208,62 +205,137 @@ def _torch_recurrence(kernel, x, states, weights, padding_mask, reverse):
     return outputs.reshape(batch, length, -1), *states
 
 
-def _loop(step, x, states, weights, padding_mask, reverse):
-    """Walk `step(x_t, states, *weights) -> states` over a projected input (B, T, G), on jax and tensorflow."""
+def _loop(step, x, states, kernel, bias, padding_mask, reverse):
+    """Walk `states = step(x_t, states[0] @ kernel + bias, *states)` over x (B, T, G), on jax and tensorflow."""
     x = ops.transpose(x, (1, 0, 2))
-    real = None if padding_mask is None else ops.expand_dims(ops.transpose(padding_mask), -1)  # (T, B, 1)
-    walk = _jax_walk(step, reverse) if name() == "jax" else functools.partial(_tensorflow_walk, step, reverse)
-    outputs, states = walk(x, real, tuple(states), weights)
-    if real is not None:
-        outputs = ops.where(real, outputs, ops.zeros_like(outputs))
+    real = () if padding_mask is None else (ops.expand_dims(ops.transpose(padding_mask), -1),)  # (T, B, 1)
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        # The loop asks that a state's static shape is the same before and after a step, the gradient for tensors.
+        states = [tf.reshape(s, (tf.shape(x)[1], s.shape[1])) for s in states]
+        kernel, bias = tf.convert_to_tensor(kernel), tf.convert_to_tensor(bias)
+    outputs, *states = _walk_function(step, reverse)(x, kernel, bias, tuple(states), real)
+    for mask in real:
+        outputs = ops.where(mask, outputs, ops.zeros_like(outputs))
     return ops.transpose(outputs, (1, 0, 2)), *states
 
 
-def _masked_step(step, x, real, states, weights):
-    new = step(x, states, *weights)
-    return new if real is None else tuple(ops.where(real, a, b) for a, b in zip(new, states, strict=True))
-
-
-@functools.cache  # One compiled function, or every eager call would compile its scan anew.
-def _jax_walk(step, reverse):
+@functools.cache
+def _walk_function(step, reverse):
+    walk = functools.partial(_walk, step, reverse)
+    if name() != "jax":
+        return walk
     import jax
 
-    @jax.jit
-    def walk(x, real, states, weights):
+    return jax.jit(walk)  # once, or every eager call would compile its scan anew
+
+
+def _walk(step, reverse, x, kernel, bias, first, real):
+    """Outputs (T, B, U) and last states (B, U) from x (T, B, G), first states and real, () or ((T, B, 1),).
+
+    The gradient is written out, so that the kernel's is one product over all steps: automatic differentiation adds
+    up T thin ones, the most expensive part of the way back.
+    """
+    num_states = len(first)
+
+    def masked_step(x, recurrent, states, real=None):
+        new = step(x, recurrent, *states)
+        return new if real is None else tuple(ops.where(real, a, b) for a, b in zip(new, states, strict=True))
+
+    def forward(x, kernel, bias, first, real, like):
         def body(states, inputs):
-            states = _masked_step(step, *inputs, states, weights)
-            return states, states[0]
+            x, *real = inputs
+            recurrent = ops.matmul(states[0], kernel) + bias
+            states = masked_step(x, recurrent, states, *real)
+            return states, (*states, recurrent)[: len(like)]
 
-        states, outputs = jax.lax.scan(body, states, (x, real), reverse=reverse)
-        return outputs, states
+        return _scan(body, first, (x, *real), like, reverse)
 
-    return walk
+    if _dense.get():
+        last, (outputs,) = forward(x, kernel, bias, first, real, first[:1])
+        return outputs, *last
+
+    @ops.custom_gradient
+    def walk(x, kernel, bias, *others):
+        first, real = others[:num_states], others[num_states:]
+        last, (*sequences, recurrent) = forward(x, kernel, bias, first, real, (*first, x[0]))
+
+        def gradient(*d_results):
+            d_outputs, *d_last = d_results if len(d_results) > 1 else d_results[0]  # tensorflow's way, jax's way
+            before = [  # the states that each step began with
+                ops.concatenate([s[1:], f[None]] if reverse else [f[None], s[:-1]])
+                for f, s in zip(first, sequences, strict=True)
+            ]
+
+            def body(d_states, inputs):
+                d_h, x, recurrent, states, *real = inputs
+                d_states = (d_states[0] + d_h, *d_states[1:])
+                d_x, d_recurrent, (d_h, *d_others) = _pull_back(
+                    lambda x, recurrent, states: masked_step(x, recurrent, states, *real),
+                    (x, recurrent, states),
+                    d_states,
+                )
+                return (d_h + ops.matmul(d_recurrent, ops.transpose(kernel)), *d_others), (d_x, d_recurrent)
+
+            inputs = (d_outputs, x, recurrent, before, *real)
+            d_first, (d_x, d_recurrent) = _scan(body, tuple(d_last), inputs, (x[0], x[0]), not reverse)
+            h = ops.reshape(before[0], (-1, before[0].shape[-1]))
+            d_flat = ops.reshape(d_recurrent, (-1, d_recurrent.shape[-1]))
+            d_kernel, d_bias = ops.matmul(ops.transpose(h), d_flat), ops.sum(d_flat, axis=0)
+            return d_x, d_kernel, d_bias, *d_first, *(None for _ in real)
+
+        return (sequences[0], *last), gradient
+
+    return walk(x, kernel, bias, *first, *real)
 
 
-def _tensorflow_walk(step, reverse, x, real, states, weights):
+def _scan(body, carried, inputs, like, reverse):
+    """`carried, outputs[t] = body(carried, inputs[t])` for each t, as `jax.lax.scan`, on jax and tensorflow.
+
+    Args:
+        carried: tuple of tensors.
+        inputs: nest of tensors (T, ...).
+        like: a tensor for each output at one t that has its shape and dtype.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.lax.scan(body, carried, inputs, reverse=reverse)
     import tensorflow as tf
 
-    length, batch = ops.shape(x)[:2]
-    # The loop asks that a state's static shape is the same before and after a step.
-    states = [tf.reshape(s, (batch, s.shape[1])) for s in states]
+    length = tf.shape(inputs[0])[0]
     if _dense.get():
-        outputs = tf.zeros((length, batch, states[0].shape[1]), x.dtype)
-        read, write = tf.gather, lambda outputs, t, h: ops.slice_update(outputs, (t, 0, 0), h[None])
+        outputs = [tf.zeros((length, *ops.shape(a)), a.dtype) for a in like]
+        read, write = tf.gather, lambda output, t, a: ops.slice_update(output, (t, 0, 0), a[None])
     else:
-        outputs = tf.TensorArray(x.dtype, length, element_shape=states[0].shape)
-        x, real = (None if s is None else tf.TensorArray(s.dtype, length).unstack(s) for s in (x, real))
+        outputs = [tf.TensorArray(a.dtype, length, element_shape=a.shape) for a in like]
+        inputs = tf.nest.map_structure(lambda a: tf.TensorArray(a.dtype, length).unstack(a), inputs)
         read, write = tf.TensorArray.read, tf.TensorArray.write
 
-    def body(t, outputs, *states):
+    def step(t, carried, outputs):
         slot = length - 1 - t if reverse else t
-        real_t = None if real is None else read(real, slot)
-        states = _masked_step(step, read(x, slot), real_t, states, weights)
-        return t + 1, write(outputs, slot, states[0]), *states
+        carried, new = body(carried, tf.nest.map_structure(lambda a: read(a, slot), inputs))
+        return t + 1, tuple(carried), [write(o, slot, a) for o, a in zip(outputs, new, strict=True)]
 
-    _, outputs, *states = tf.while_loop(
-        lambda t, *_: t < length, body, (0, outputs, *states), maximum_iterations=length
+    _, carried, outputs = tf.while_loop(
+        lambda t, *_: t < length, step, (0, tuple(carried), outputs), maximum_iterations=length
     )
-    return (outputs if _dense.get() else outputs.stack()), states
+    return carried, outputs if _dense.get() else [o.stack() for o in outputs]
+
+
+def _pull_back(function, arguments, gradients):
+    """The gradients of a function's arguments from those of its results, on jax and tensorflow."""
+    if name() == "jax":
+        import jax
+
+        return list(jax.vjp(function, *arguments)[1](gradients))
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        results = function(*arguments)
+    return tape.gradient(results, arguments, gradients, unconnected_gradients="zero")
 
 
 def token_crossentropy(labels, logits, ignore_class=None, label_smoothing=0.0):
@@ -310,13 +382,40 @@ def is_argmax(labels, logits):
 
 
 def adamw_class():
-    """The class to derive an AdamW from: Keras's own; under torch with fused kernels in place of Keras's.
+    """The class to derive an AdamW from: Keras's own; under tensorflow and torch with their fused kernels in it.
 
-    They update all variables at once, with Keras's formula, in a fifth of the time. `global_clipnorm` scales the
-    gradients in place, as `torch.nn.utils.clip_grad_norm_` does.
+    They follow Keras's formula, in a fourth (tensorflow: a kernel a variable) or a fifth (torch: one for all) of the
+    time. Under torch `global_clipnorm` scales the gradients in place, as `torch.nn.utils.clip_grad_norm_` does.
     """
-    if name() != "torch":
-        return keras.optimizers.AdamW
+    return {"tensorflow": _tensorflow_adamw, "torch": _torch_adamw}.get(name(), lambda: keras.optimizers.AdamW)()
+
+
+def _tensorflow_adamw():
+    import tensorflow as tf
+
+    class FusedAdamW(keras.optimizers.AdamW):
+        def update_step(self, gradient, variable, learning_rate):
+            if self.amsgrad:
+                return super().update_step(gradient, variable, learning_rate)
+            index, dtype = self._get_variable_index(variable), variable.dtype
+            step = tf.cast(self.iterations + 1, dtype)
+            return tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[index].value.handle,
+                v=self._velocities[index].value.handle,
+                beta1_power=tf.cast(self.beta_1, dtype) ** step,
+                beta2_power=tf.cast(self.beta_2, dtype) ** step,
+                lr=tf.cast(learning_rate, dtype),
+                beta1=tf.cast(self.beta_1, dtype),
+                beta2=tf.cast(self.beta_2, dtype),
+                epsilon=tf.cast(self.epsilon, dtype),
+                grad=tf.cast(tf.convert_to_tensor(gradient), dtype),  # an embedding's is sparse
+            )
+
+    return FusedAdamW
+
+
+def _torch_adamw():
     import torch
     from torch.optim.adam import adam
 
