@@ -19,16 +19,17 @@ from kerasllm.training import (
 )
 
 SIZE = "tiny"  # 2 layers of width 128
-VOCABULARY_SIZE = 8000
-REVIEWS = 10000
-MAX_LENGTH = 64
-BATCH_SIZE = 32
-EPOCHS = 1
-LEARNING_RATE = 2e-3
+VOCABULARY_SIZE = 3000
+REVIEWS = 5000
+MAX_LENGTH = 32
+BATCH_SIZE = 64
+MASK_RATE = 0.3  # in training; 15 % as in the paper teach less a step (Wettig et al. 2023, arXiv:2202.08005)
+EPOCHS = 2
+LEARNING_RATE = 3e-3
 EXAMPLES = [
     "This is the [MASK] movie I have ever seen.",
     "The acting was [MASK] and the story made no sense.",
-    "I laughed [MASK] loud, it is a very [MASK] film.",
+    "One of the [MASK] films of all [MASK].",
 ]
 
 
@@ -40,7 +41,7 @@ def main(tiny=False):
     train, validation = ([text for text, _ in part] for part in (train[:REVIEWS], validation[:500]))
     tokenizer = kerasllm.Tokenizer.train_wordpiece(train, vocabulary_size)
     options = {"batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "too_long": "split"}
-    train_data = MaskedLMDataset(train, tokenizer, **options)
+    train_data = MaskedLMDataset(train, tokenizer, rate=MASK_RATE, **options)
     validation_data = MaskedLMDataset(validation, tokenizer, shuffle=False, **options)
 
     model = kerasllm.BERTMaskedLM.from_size(
@@ -48,7 +49,8 @@ def main(tiny=False):
         vocabulary_size=tokenizer.vocabulary_size,
         hidden_dim=hidden_dim,
         max_sequence_length=MAX_LENGTH,
-        dropout=0.0,  # no text is seen twice
+        dropout=0.0,  # no text is seen twice with the same masks
+        initializer_range=0.05,  # the usual 0.02 suits 768 wide layers: at 128 nothing but frequencies is learned
         tokenizer=tokenizer,
     )
     total_steps = epochs * len(train_data)
@@ -62,17 +64,16 @@ def main(tiny=False):
         metrics=[TokenAccuracy(), Perplexity()],
     )
     model.summary()
-    model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
+    history = model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
 
     # Use: fill masks.
-    for text in EXAMPLES:
+    for text, proposals in zip(EXAMPLES, model.fill_mask(EXAMPLES, top_k=5), strict=True):
         print(text)
-        proposals = model.fill_mask(text, top_k=5)
         for mask in proposals if text.count("[MASK]") > 1 else [proposals]:
             print("   ", ", ".join(f"{p['token_str']} ({p['score']:.2f})" for p in mask))
 
     # Figures, on one and the same masked tokens.
-    results = model.evaluate(validation_data, return_dict=True, verbose=0)
+    results = {name: values[-1] for name, values in history.history.items()}
     tokens = np.concatenate(train_data.rows)
     tokens = tokens[~np.isin(tokens, tokenizer.special_ids)]
     labels = np.concatenate([labels[labels >= 0] for _, labels in validation_data])
@@ -80,8 +81,8 @@ def main(tiny=False):
     accuracies = {f"always {tokenizer.id_to_token(usual)!r}": float(np.mean(labels == usual))}
     losses = {"unigram": baselines.unigram_loss(tokens, labels, tokenizer.vocabulary_size)}
     figures = [
-        ("masked accuracy", results["accuracy"], accuracies),
-        ("masked loss", math.log(results["perplexity"]), losses),
+        ("masked accuracy", results["val_accuracy"], accuracies),
+        ("masked loss", math.log(results["val_perplexity"]), losses),
     ]
     return model, validation_data, figures
 
