@@ -1,0 +1,20 @@
+"""The only part of kerasllm that asks which backend runs: compilation, and the kernels worth writing three times."""
+
+from kerasllm.backend.compilation import compiled, name
+from kerasllm.backend.kernels import argmax, attention, is_argmax, token_crossentropy
+from kerasllm.backend.optimizers import adamw_class
+from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, simple_rnn
+
+__all__ = [
+    "adamw_class",
+    "argmax",
+    "attention",
+    "compiled",
+    "dense_recurrence",
+    "gru",
+    "is_argmax",
+    "lstm",
+    "name",
+    "simple_rnn",
+    "token_crossentropy",
+]
