@@ -61,8 +61,7 @@ class RNNLanguageModel(LanguageModel):
             "dropout": dropout,
             "dtype": resolved_dtype(dtype),
         }
-        output_dim = (embedding_dim or hidden_dim) if tie_embeddings else hidden_dim
-        decoder = RecurrentDecoder(**shared, output_dim=output_dim, name="decoder")
+        decoder = RecurrentDecoder(**shared, tie_embeddings=tie_embeddings, name="decoder")
         policy = {"dtype": decoder.dtype_policy}
         attention = None
         if num_attention_heads is not None:

@@ -170,7 +170,7 @@ class LSTMTranslator(Translator):
         decoder = RecurrentDecoder(
             target_vocabulary_size,
             attention=attention,
-            output_dim=(embedding_dim or hidden_dim) if tie_embeddings else hidden_dim,
+            tie_embeddings=tie_embeddings,
             name="decoder",
             **shared,
         )
