@@ -1,4 +1,4 @@
-"""Teach an LSTM to translate English into Spanish, with 100,000 pairs of short sentences from Tatoeba.
+"""Teach an LSTM to translate English into Spanish, with 80,000 pairs of short sentences from Tatoeba.
 
 python examples/train_translator.py
 """
@@ -19,7 +19,7 @@ from kerasllm.training import (
 )
 
 MAX_WORDS = 10  # of the English sentences
-PAIRS = 100000
+PAIRS = 80000
 VOCABULARY_SIZE = 3000  # of each language
 HIDDEN_DIM = 256
 BATCH_SIZE = 32
@@ -45,7 +45,7 @@ def main(tiny=False):
         english.vocabulary_size,
         spanish.vocabulary_size,
         hidden_dim=hidden_dim,
-        attention="general",
+        attention="additive",
         dropout=0.0,  # no sentence is seen twice
         source_tokenizer=english,
         target_tokenizer=spanish,
