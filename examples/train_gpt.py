@@ -22,6 +22,11 @@ PROMPTS = ["The city of", "In 1969 , the band", "He was born in", " = History = 
 
 
 def main(tiny=False):
+    """Train, use and measure the model; with `tiny` a toy of it, for the tests.
+
+    Returns:
+        The model, its validation data, and figures: (name, value, {baseline: its value}).
+    """
     vocabulary_size, hidden_dim, epochs = (300, 16, 1) if tiny else (VOCABULARY_SIZE, HIDDEN_DIM, EPOCHS)
 
     # Data: articles, one after another, cut into blocks.

@@ -20,6 +20,11 @@ BEGINNINGS = ["I want to", "The doctor", "Where"]
 
 
 def main(tiny=False):
+    """Train, use and measure the model; with `tiny` a toy of it, for the tests.
+
+    Returns:
+        The model, its validation data, and figures: (name, value, {baseline: its value}).
+    """
     vocabulary_size, hidden_dim, epochs = (300, 16, 1) if tiny else (VOCABULARY_SIZE, HIDDEN_DIM, EPOCHS)
 
     # Data: sentences one after another, each between a start and an end token.
@@ -38,14 +43,14 @@ def main(tiny=False):
         metrics=[Perplexity()],
     )
     model.summary()
-    model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
+    history = model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
 
     # Use: sentences from nothing but the start token, and sentences that begin as told.
     sampling = {"max_new_tokens": 20, "temperature": 0.7, "seed": 1}
     print("\n".join(model.generate("", num_return_sequences=5, **sampling)))
     print("\n".join(model.generate([f"<s>{beginning}" for beginning in BEGINNINGS], **sampling)))
 
-    perplexity = model.evaluate(validation_data, return_dict=True, verbose=0)["perplexity"]
+    perplexity = history.history["val_perplexity"][-1]
     tokens = [data.labels[data.labels >= 0] for data in (train_data, validation_data)]
     trivial = {"unigram": math.exp(baselines.unigram_loss(*tokens, tokenizer.vocabulary_size))}
     return model, validation_data, [("RNN perplexity", perplexity, trivial)]

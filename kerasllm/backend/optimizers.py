@@ -8,8 +8,8 @@ from kerasllm.backend.compilation import name
 def adamw_class():
     """The class to derive an AdamW from: Keras's own; under tensorflow and torch with their fused kernels in it.
 
-    They follow Keras's formula, in a fourth (tensorflow: a kernel a variable) or a fifth (torch: one for all) of the
-    time. Under torch `global_clipnorm` scales the gradients in place, as `torch.nn.utils.clip_grad_norm_` does.
+    They follow Keras's formula, in two fifths (tensorflow: a kernel a variable) or a fifth (torch: one for all) of
+    the time. Under torch `global_clipnorm` scales the gradients in place, as `torch.nn.utils.clip_grad_norm_` does.
     """
     return {"tensorflow": _tensorflow_adamw, "torch": _torch_adamw}.get(name(), lambda: keras.optimizers.AdamW)()
 
