@@ -14,6 +14,7 @@ from keras import tree
 
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.generator import generate
+from kerasllm.generation.task import Task
 from kerasllm.text import batches
 
 
@@ -219,20 +220,26 @@ def _check_changed(model, before, unreached):
 def check_generation(model, inputs, prompts, prefix="", num_tokens=6, tolerance=1e-4):
     """Greedy decoding through the cache, from ragged prompts, takes the tokens that one full pass ranks first.
 
+    Their log-probabilities are those of the full pass, too.
+
     Args:
         model: has the three methods of `kerasllm.generation`.
         inputs: dict of arrays beside the tokens, one row for each prompt.
         prompts: lists of ids of unequal lengths.
         prefix: of the names of the model's token inputs.
-        tolerance: how far below the largest logit a chosen one may lie.
+        tolerance: how far below the largest logit a chosen one may lie, and how far off a log-probability.
     """
-    results = generate(model, inputs, prompts, GenerationConfig(max_new_tokens=num_tokens))
+    config = GenerationConfig(max_new_tokens=num_tokens)
+    results = generate(Task(model=model, inputs=inputs, prompts=prompts, config=config, scores=True))
     rows = [row[0].token_ids for row in results]
     token_ids, padding_mask = batches.pad(rows)
     x = {**inputs, f"{prefix}token_ids": token_ids, f"{prefix}padding_mask": padding_mask}
     (logits,) = _outputs(model(x, training=False))
-    for prompt, row, scores in zip(prompts, rows, logits, strict=True):
+    for prompt, row, result, scores in zip(prompts, rows, results, logits, strict=True):
         assert len(row) == len(prompt) + num_tokens and row[: len(prompt)].tolist() == prompt
         for t in range(len(prompt), len(row)):
             gap = scores[t - 1].max() - scores[t - 1][row[t]]
             assert gap <= tolerance, f"token {t} of {row} lies {gap} below the best"
+            log_prob = scores[t - 1][row[t]] - np.log(np.sum(np.exp(scores[t - 1].astype("float64"))))
+            gap = abs(log_prob - result[0].log_probs[t - len(prompt)])
+            assert gap <= tolerance, f"the log-probability of token {t} of {row} is off by {gap}"

@@ -125,6 +125,47 @@ GENERATE = {
     "an unknown option": (lambda gpt: gpt.generate([[1]], max_tokens=3), "max_tokens", "max_new_tokens"),
     "a config of another kind": (lambda gpt: gpt.generate([[1]], {"top_k": 3}), "config", "GenerationConfig"),
     "no batch": (lambda gpt: gpt.generate([[1]], batch_size=0), "batch_size (0)"),
+    "beams and filters": (lambda gpt: gpt.generate([[1]], num_beams=2, top_k=3), "num_beams (2)", "top_k (3)"),
+    "more sequences than beams": (
+        lambda gpt: gpt.generate([[1]], num_beams=2, num_return_sequences=3),
+        "num_return_sequences (3)",
+        "num_beams (2)",
+    ),
+    "an empty stop string": (lambda gpt: gpt.generate([[1]], stop=[""]), "stop ([''])", "non-empty"),
+    "a stop id beyond the vocabulary": (lambda gpt: gpt.generate([[1]], stop=999), "stop", "999"),
+    "a bad word beyond the vocabulary": (lambda gpt: gpt.generate([[1]], bad_words=[[1, 999]]), "bad_words", "999"),
+    "a bias beyond the vocabulary": (lambda gpt: gpt.generate([[1]], logit_bias={999: 1.0}), "logit_bias", "999"),
+    "a minimum above the length": (
+        lambda gpt: gpt.generate([[1]], min_new_tokens=5, max_new_tokens=4),
+        "min_new_tokens (5)",
+        "max_new_tokens (4)",
+    ),
+    "nothing that may follow": (
+        lambda gpt: gpt.generate([[1]], max_new_tokens=2, prefix_allowed_tokens=lambda i, tokens: []),
+        "prefix_allowed_tokens",
+    ),
+    "an id that may follow and is none": (
+        lambda gpt: gpt.generate([[1]], max_new_tokens=2, prefix_allowed_tokens=lambda i, tokens: [999]),
+        "prefix_allowed_tokens",
+        "999",
+    ),
+    "an unknown draft": (lambda gpt: gpt.generate([[1]], draft="lookup"), "draft ('lookup')", "'prompt'"),
+    "a draft that samples": (lambda gpt: gpt.generate([[1]], draft="prompt", top_k=2), "draft ('prompt')", "top_k"),
+    "a draft for two prompts": (lambda gpt: gpt.generate([[1], [2]], draft="prompt"), "draft ('prompt')", "not 2"),
+    "a draft that recurs": (lambda gpt: gpt.generate([[1]], draft=RNNLanguageModel(9)), "draft", "RNNLanguageModel"),
+    "a draft of other symbols": (lambda gpt: gpt.generate([[1]], draft=GPT(9, **SMALL)), "draft", "9 symbols"),
+    "no guesses": (lambda gpt: gpt.generate([[1]], draft="prompt", num_draft_tokens=0), "num_draft_tokens (0)"),
+    "a mask of another shape": (
+        lambda gpt: gpt.generate({"token_ids": np.ones((1, 3), "int32"), "padding_mask": np.ones((1, 2))}),
+        "token_ids (1, 3)",
+        "padding_mask (1, 2)",
+    ),
+    "a dict without a mask": (lambda gpt: gpt.generate({"token_ids": np.ones((1, 3), "int32")}), "padding_mask"),
+    "a stream of ids": (lambda gpt: gpt.stream([[1]]), "prompt ([[1]])"),
+    "a stream of beams": (lambda gpt: gpt.stream("the", num_beams=2), "num_beams (2)"),
+    "nothing to score": (lambda gpt: gpt.score([]), "texts ([])"),
+    "one token to score": (lambda gpt: gpt.score([[1, 2], [1]]), "texts[1] ([1])", "two tokens"),
+    "too much to score": (lambda gpt: gpt.score([[1] * 17]), "17 tokens", "max_sequence_length (16)"),
 }
 
 

@@ -11,7 +11,9 @@ from keras import ops
 
 from kerasllm.generation import samplers
 from kerasllm.generation.config import GenerationConfig
-from kerasllm.generation.generator import generate
+from kerasllm.generation.generator import generate, stream
+from kerasllm.generation.programs import Programs
+from kerasllm.generation.task import Task
 
 COMPILES = keras.backend.backend() != "torch"
 V, D = 13, 8
@@ -209,8 +211,24 @@ def first_ids(generations):
     return [rows[0].token_ids.tolist() for rows in generations]
 
 
-def run(model, prompts, inputs=None, end_ids=(), first_index=0, **options):
-    return generate(model, inputs or {}, prompts, GenerationConfig(**options), end_ids, first_index=first_index)
+def task(
+    model, prompts, inputs=None, end_ids=(), first_index=0, find_stop=None, scores=False, processors=(), **options
+):
+    return Task(
+        model=model,
+        inputs=inputs or {},
+        prompts=prompts,
+        config=GenerationConfig(**options),
+        end_ids=end_ids,
+        first_index=first_index,
+        find_stop=find_stop,
+        scores=scores,
+        processors=processors,
+    )
+
+
+def run(*arguments, **options):
+    return generate(task(*arguments, **options))
 
 
 def test_greedy_equals_a_plain_python_loop():
@@ -265,9 +283,9 @@ def test_sampling_equals_the_reference_and_the_stored_ids():
 
 def test_sampled_frequencies_match_the_probabilities():
     model = markov()
-    rows = run(model, [[3]], max_new_tokens=1, num_return_sequences=20_000, seed=0)[0]
+    rows = run(model, [[3]], max_new_tokens=1, num_return_sequences=100_000, seed=0)[0]
     counts = np.bincount([row.completion[0] for row in rows], minlength=V)
-    expected = 20_000 * probabilities(TABLE[3])
+    expected = 100_000 * probabilities(TABLE[3])
     # The 99.9 % quantile of chi-square with V - 1 = 12 degrees of freedom is 32.9.
     assert ((counts - expected) ** 2 / expected).sum() < 32.9
 
@@ -337,14 +355,22 @@ def test_an_end_token_inside_the_prompt_does_not_end_a_row():
     assert len(rows[0][0].completion) == 1
 
 
-def test_no_step_is_taken_after_all_rows_have_ended_or_reached_their_limit():
-    if COMPILES:
-        pytest.skip("compiled steps are not counted")
-    onward = np.eye(V)[(np.arange(V) + 1) % V]
-    onward[12] = np.eye(V)[6]
-    model = Markov(onward)
-    run(model, [[4], [6] * 34], end_ids=(5,), max_length=100)
-    assert model.steps == 66
+def test_no_step_is_taken_after_all_rows_have_ended_or_reached_their_limit(monkeypatch):
+    """The number of steps is in the state of `Counting`, where each chunk leaves it."""
+    states, run_program = [], Programs.run
+
+    def spy(self, function, *arguments, **static):
+        results = run_program(self, function, *arguments, **static)
+        if function.__name__ == "_advance":
+            states.append(int(ops.max(results[2][0]["steps"])))
+        return results
+
+    monkeypatch.setattr(Programs, "run", spy)
+    run(Counting(), [[4], [6] * 3], end_ids=(5,), max_length=100)
+    assert states == [5]
+    states.clear()
+    run(Counting(), [[4], [6] * 3], max_length=11)
+    assert states == [10]
 
 
 def test_max_length_counts_the_prompt_of_each_row():
@@ -357,10 +383,13 @@ def test_changed_sampling_parameters_do_not_compile_again():
     if not COMPILES:
         pytest.skip("torch compiles nothing")
     model = Attention()
-    run(model, PROMPTS, max_new_tokens=10, temperature=0.7, top_k=5, top_p=0.9, seed=1)
+    first = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}
+    other = {"temperature": 1.3, "top_k": 11, "top_p": 0.2, "min_p": 0.3, "repetition_penalty": 0.9}
+    run(model, PROMPTS, max_new_tokens=10, no_repeat_ngram_size=3, bad_words=[[1, 2]], seed=1, **first)
     traces = model.prefills, model.steps
-    run(model, PROMPTS, max_new_tokens=12, temperature=1.3, top_k=11, top_p=0.2, seed=2)
-    run(model, [[1, 2], [3, 4, 5, 6, 7, 8], [9], [10]], max_length=40, temperature=1.3, top_k=2, top_p=0.3)
+    run(model, PROMPTS, max_new_tokens=12, no_repeat_ngram_size=4, bad_words=[[7, 3]], seed=2, **other)
+    prompts = [[1, 2], [3, 4, 5, 6, 7, 8], [9], [10]]
+    run(model, prompts, max_length=40, no_repeat_ngram_size=4, bad_words=[[7, 3]], **first)
     assert (model.prefills, model.steps) == traces
 
 
@@ -397,6 +426,139 @@ def test_generating_keeps_no_model_alive():
     run(model(), PROMPTS, max_new_tokens=2)
     gc.collect()
     assert model() is None
+
+
+def test_log_probabilities_are_those_of_the_model_before_filters():
+    model = attention_model()
+    options = {"max_new_tokens": 70, "temperature": 0.7, "top_k": 5, "repetition_penalty": 1.2, "seed": 3}
+    for row in run(model, PROMPTS, scores=True, **options):
+        g = row[0]
+        before = [g.token_ids[: g.prompt_length + i].tolist() for i in range(len(g.completion))]
+        expected = [np.log(probabilities(model.logits(b))[t]) for b, t in zip(before, g.completion, strict=True)]
+        np.testing.assert_allclose(g.log_probs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "top_p": 0.8, "seed": 6}])
+def test_penalties_and_bans_equal_a_plain_python_loop(options):
+    """Over 70 tokens, so that the history grows with the cache."""
+    model = attention_model()
+    found = run(
+        model,
+        PROMPTS,
+        max_new_tokens=70,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.05,
+        no_repeat_ngram_size=3,
+        bad_words=[[5], [1, 2]],
+        logit_bias={4: 0.5},
+        min_new_tokens=68,
+        end_ids=(0,),
+        **options,
+    )
+    for i, prompt in enumerate(PROMPTS):
+
+        def constrained(tokens, prompt=prompt):
+            logits, completion = model.logits(tokens).astype("float64"), tokens[len(prompt) :]
+            logits[4] += 0.5
+            for token in set(tokens):
+                logits[token] *= 1.1 if logits[token] < 0 else 1 / 1.1
+            for token in set(completion):
+                logits[token] -= 0.2 + 0.05 * completion.count(token)
+            for ban in (ngram_ends(tokens, 3), bad_word_ends(tokens), [0] if len(completion) < 68 else []):
+                allowed = logits.copy()
+                allowed[ban] = -np.inf
+                logits = allowed if np.isfinite(allowed).any() else logits
+            return logits
+
+        def choose(logits, count, i=i):
+            if not options:
+                return int(np.argmax(logits))
+            logits = logits / 0.9
+            order = np.argsort(-logits)
+            kept = np.cumsum(probabilities(logits)[order]) - probabilities(logits)[order] < 0.8
+            logits[order[~kept]] = -np.inf
+            return drawn(6, i)(logits, count)
+
+        expected = reference(constrained, prompt, 70, choose)
+        ends = [place for place in range(len(prompt), len(expected)) if expected[place] == 0]
+        assert found[i][0].token_ids.tolist() == expected[: ends[0] + 1 if ends else None]
+
+
+def ngram_ends(tokens, size):
+    tail = tokens[len(tokens) - size + 1 :]
+    starts = range(len(tokens) - size + 1)
+    return [tokens[i + size - 1] for i in starts if len(tokens) >= size and tokens[i : i + size - 1] == tail]
+
+
+def bad_word_ends(tokens):
+    return [5, 2] if tokens[-1] == 1 else [5]
+
+
+def test_processors_change_the_logits_step_by_step():
+    model, seen = attention_model(), []
+
+    def rotate(token_ids, logits):
+        seen.append([row.tolist() for row in token_ids])
+        return np.roll(logits, 1, axis=-1)
+
+    rows = first_ids(run(model, PROMPTS, processors=(rotate, rotate), max_new_tokens=5))
+    expected = [reference(lambda t: np.roll(model.logits(t), 2), p, 5) for p in PROMPTS]
+    assert rows == expected
+    assert seen[0] == PROMPTS and seen[-1] == [row[:-1] for row in expected]
+
+
+def test_a_processor_that_does_nothing_changes_nothing():
+    model, options = attention_model(), {"temperature": 1.2, "top_k": 6, "seed": 8, "num_return_sequences": 2}
+    plain = ids(run(model, PROMPTS, max_new_tokens=9, **options))
+    assert ids(run(model, PROMPTS, processors=(lambda tokens, x: x,), max_new_tokens=9, **options)) == plain
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.full((4, V), -np.inf), np.full((4, V), np.nan)])
+def test_a_wrong_processor_is_named(wrong):
+    with pytest.raises(ValueError, match=r"processors: .*shape"):
+        run(markov(), PROMPTS, processors=(lambda tokens, logits: wrong,), max_new_tokens=2)
+
+
+def test_a_stop_found_by_the_host_ends_its_row_alone():
+    model, calls = Counting(), []
+
+    def find_stop(prompt, completion, num_checked):
+        calls.append((prompt, len(completion), num_checked))
+        return 3 if prompt == [2] and 3 in completion else None
+
+    rows = run(model, [[1] * 30, [2]], find_stop=find_stop, max_new_tokens=12)
+    assert [row[0].completion.tolist() for row in rows] == [list(range(1, 13)), [1, 2, 3]]
+    assert [row[0].finish_reason for row in rows] == ["length", "stop"]
+
+
+def test_logits_that_are_no_numbers_are_reported():
+    table = TABLE.copy()
+    table[int(np.argmax(TABLE[4]))] = np.nan
+    for options in ({}, {"temperature": 1.0, "seed": 1, "top_k": 1}):
+        with pytest.raises(FloatingPointError, match="NaN after 2 tokens"):
+            run(Markov(table), [[4], [4]], max_new_tokens=5, **options)
+
+
+def test_a_stream_grows_to_what_generate_returns():
+    model = attention_model()
+    options = {"max_new_tokens": 75, "temperature": 1.1, "seed": 2}
+    lengths, last = [], None
+    for row in stream(task(model, PROMPTS[:1], **options)):
+        lengths.append(len(row.ids))
+        last = list(row.ids)
+    assert lengths[:4] == [1, 3, 7, 11] and lengths[-1] == 75
+    assert last == run(model, PROMPTS[:1], **options)[0][0].completion.tolist()
+
+
+def test_a_stream_compiles_nothing_beyond_what_generate_does():
+    if not COMPILES:
+        pytest.skip("torch compiles nothing")
+    model = Attention()
+    run(model, PROMPTS[:1], max_new_tokens=20)
+    traces = model.prefills, model.steps
+    list(stream(task(model, PROMPTS[:1], max_new_tokens=20)))
+    assert (model.prefills, model.steps) == traces
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The only part of kerasllm that asks which backend runs: compilation, and the kernels worth writing three times."""
 
-from kerasllm.backend.compilation import compiled, name
-from kerasllm.backend.kernels import argmax, attention, is_argmax, token_crossentropy
+from kerasllm.backend.compilation import compiled, fused, name, while_loop
+from kerasllm.backend.kernels import argmax, attention, is_argmax, token_crossentropy, write_slots
 from kerasllm.backend.optimizers import adamw_class
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, simple_rnn
 
@@ -11,10 +11,13 @@ __all__ = [
     "attention",
     "compiled",
     "dense_recurrence",
+    "fused",
     "gru",
     "is_argmax",
     "lstm",
     "name",
     "simple_rnn",
     "token_crossentropy",
+    "while_loop",
+    "write_slots",
 ]

@@ -1,6 +1,9 @@
-"""Which backend runs, and how it compiles a function."""
+"""Which backend runs, and how it compiles a function and a loop."""
+
+import contextvars
 
 import keras
+from keras import ops
 
 
 def name():
@@ -34,7 +37,80 @@ def compiled(function, model):
 
         return tf.function(function, reduce_retracing=True, autograph=False)
     if name() == "torch":
-        import torch
-
-        return torch.inference_mode()(function)
+        return _recorded(function)
     raise ValueError(f"backend ({name()!r}) must be one of 'tensorflow', 'jax', 'torch'.")
+
+
+def fused(function):
+    """Let one kernel do the many small operations of a function; on TensorFlow, where `compiled` does not."""
+    if name() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def while_loop(keep_going, step, carry, constants):
+    """`while keep_going(carry, constants): carry = step(carry, constants)`, inside a compiled function.
+
+    Args:
+        keep_going: returns a boolean scalar.
+        step: returns a nest like `carry`, of the same shapes and dtypes.
+        carry: tuple of nests of tensors. It is given away: torch writes into it.
+        constants: nest of tensors.
+
+    Returns:
+        The last `carry`.
+    """
+    if name() != "torch":
+        return ops.while_loop(lambda *carry: keep_going(carry, constants), lambda *carry: step(carry, constants), carry)
+    return _replay(keep_going, step, carry, constants)
+
+
+def _replay(keep_going, step, carry, constants):
+    """`while_loop` on torch."""
+    from kerasllm.backend.recording import Recording
+
+    nest = keras.tree.map_structure(ops.convert_to_tensor, (carry, constants))
+    if not keep_going(*nest):
+        return carry
+    places = set()  # Two tensors at one place, as in `(zeros,) * 2`, would be written into as one.
+    carry = [
+        x.clone() if x.data_ptr() in places or places.add(x.data_ptr()) else x.contiguous()
+        for x in keras.tree.flatten(nest[0])
+    ]
+    constants = keras.tree.flatten(nest[1])
+
+    def flat_step(leaves):
+        carry, constants = keras.tree.pack_sequence_as(nest, leaves)
+        carry = step(carry, constants)
+        return [*keras.tree.flatten(carry), keep_going(carry, constants)]
+
+    recordings = _recordings.get()
+    if step.__code__ not in recordings:
+        recordings[step.__code__] = Recording(flat_step, carry + constants, num_donated=len(carry))
+    recording, goes_on = recordings[step.__code__], True
+    recording.refresh()
+    while goes_on:
+        *carry, goes_on = recording(carry + constants)
+    return keras.tree.pack_sequence_as(nest[0], carry)
+
+
+_recordings = contextvars.ContextVar("recordings")
+
+
+def _recorded(function):
+    """Run a function eagerly on torch, and remember the recordings of its loops."""
+    import torch
+
+    recordings = {}
+
+    def run(*arguments):
+        token = _recordings.set(recordings)
+        try:
+            with torch.no_grad():
+                return function(*arguments)
+        finally:
+            _recordings.reset(token)
+
+    return run

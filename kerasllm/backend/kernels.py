@@ -30,6 +30,17 @@ def attention(q, k, v, mask=None, bias=None):
     )
 
 
+def write_slots(cache, update, index):
+    """Write (B, N, T, H) into the slots `index` .. `index` + T - 1 of a cache (B, N, S, H): the new cache."""
+    update = ops.cast(update, cache.dtype)
+    if name() == "torch" and not isinstance(index, int):
+        import torch
+
+        # An operation that a recording can do in place.
+        return cache.index_copy(2, torch.arange(update.shape[2], device=cache.device) + index, update)
+    return ops.slice_update(cache, (0, 0, index, 0), update)
+
+
 def argmax(x):
     """Index of the largest entry of the last axis, the first one of equals: (..., V) -> (...) int32.
 

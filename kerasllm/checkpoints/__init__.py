@@ -4,5 +4,10 @@ from kerasllm import lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    {"presets": ["read_preset", "write_preset"], "weight_map": [], "files": []},
+    {
+        "presets": ["read_preset", "write_preset"],
+        "generation_config": ["read_generation_config", "write_generation_config"],
+        "weight_map": [],
+        "files": [],
+    },
 )

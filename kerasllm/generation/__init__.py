@@ -6,8 +6,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "config": ["GenerationConfig"],
-        "generator": ["generate", "Generation"],
-        "processors": [],
-        "samplers": [],
+        "task": ["Generation"],
+        "scoring": ["Score"],
     },
 )

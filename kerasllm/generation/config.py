@@ -4,27 +4,47 @@ import dataclasses
 import math
 import numbers
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+BEAMS = ("num_beams", "length_penalty", "early_stopping")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How long to generate, how many sequences, and how to choose each token.
+    """How long to generate, how many sequences, how to choose each token and where to stop.
 
-    Any of `temperature`, `top_k`, `top_p`, or `num_return_sequences > 1`, means sampling; otherwise, and
-    with `temperature=0`, the most probable token is taken. `seed` alone does not change that.
+    Any of `temperature`, `top_k`, `top_p`, `min_p`, or `num_return_sequences > 1` without beams, means sampling;
+    otherwise, and with `temperature=0`, the most probable token is taken. `seed` alone does not change that.
+    `num_beams > 1` searches for the most probable sequence instead.
 
     Example:
-        config = GenerationConfig(max_new_tokens=50, temperature=0.7, top_p=0.9, seed=1)
-        longer = GenerationConfig.merged(config, max_new_tokens=200)
+        >>> config = GenerationConfig(max_new_tokens=50, temperature=0.7, top_p=0.9, seed=1)
+        >>> longer = GenerationConfig.merged(config, max_new_tokens=200)
 
     Args:
         max_length: tokens of the prompt and the completion together, for each prompt on its own.
         max_new_tokens: tokens of the completion. At most one of the two lengths is given.
-        num_return_sequences: independent samples for each prompt.
+        min_new_tokens: before so many tokens no end token is chosen, and no stop string ends the text.
+        num_return_sequences: samples for each prompt, or the best so many of its beams.
         temperature: divides the logits; below 1 sharpens the distribution, above 1 flattens it.
         top_k: keep the k most probable tokens, and those equal to the k-th.
-        top_p: keep the smallest set of most probable tokens whose probability reaches p.
+        top_p: keep the smallest set of most probable tokens whose probability reaches p (Holtzman et al. 2019).
+        min_p: keep the tokens at least p times as probable as the most probable one (Nguyen et al. 2024).
+        repetition_penalty: divides positive logits of tokens that stand in prompt or completion, multiplies negative
+            ones (Keskar et al. 2019). Above 1 discourages repetition.
+        presence_penalty: is subtracted from the logits of tokens that stand in the completion.
+        frequency_penalty: is subtracted as often as the token stands there (both: OpenAI's API reference).
+        no_repeat_ngram_size: no n tokens in a row stand twice in prompt and completion.
+        logit_bias: dict token id -> number that is added to its logit; minus infinity rules the token out.
+        bad_words: strings or lists of ids that are not generated. A string is ruled out with and without a space
+            before it, as the tokenizer writes it at once.
+        stop: a token id or a string, or a list of such. A completion ends with the first; the text ends before it.
+        num_beams: hypotheses that beam search follows; 1 is no beam search.
+        length_penalty: a hypothesis scores log-probability / length ** length_penalty.
+        early_stopping: when beam search ends. True: when there are `num_beams` finished hypotheses; False: when the
+            best running one would not be better at its present length; "never": when it cannot become better.
         seed: integer in [0, 2**32). The same seed gives the same tokens on every backend. `None` draws one
             from numpy's global generator, which `keras.utils.set_random_seed` sets.
+        strip_prompt: whether to return the completion without the prompt.
 
     Raises:
         ValueError: if a value is out of its range, or two contradict each other.
@@ -32,69 +52,156 @@ class GenerationConfig:
 
     max_length: int | None = None
     max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
     num_return_sequences: int = 1
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    logit_bias: dict | None = None
+    bad_words: tuple = ()
+    stop: tuple = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     seed: int | None = None
+    strip_prompt: bool = False
 
     def __post_init__(self):
         self._check_integer("max_length", 1)
         self._check_integer("max_new_tokens", 1)
+        self._check_integer("min_new_tokens", 0)
         self._check_integer("num_return_sequences", 1, optional=False)
         self._check_integer("top_k", 1)
+        self._check_integer("no_repeat_ngram_size", 1)
+        self._check_integer("num_beams", 1, optional=False)
         self._check_integer("seed", 0, 2**32)
-        self._check("temperature", _is_real, lambda t: 0 <= t < math.inf, "a finite number >= 0")
-        self._check("top_p", _is_real, lambda p: 0 < p <= 1, "a number in (0, 1]")
+        self._check_real("temperature", lambda t: 0 <= t < math.inf, "a finite number >= 0")
+        self._check_real("top_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
+        self._check_real("min_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
+        self._check_real("repetition_penalty", lambda x: 0 < x < math.inf, "a finite number > 0")
+        self._check_real("presence_penalty", math.isfinite, "a finite number")
+        self._check_real("frequency_penalty", math.isfinite, "a finite number")
+        self._check_real("length_penalty", math.isfinite, "a finite number", optional=False)
+        self._check("early_stopping", lambda x: isinstance(x, bool) or x == "never", "False, True or 'never'")
+        self._check("strip_prompt", lambda value: isinstance(value, bool), "True or False")
+        self._check("logit_bias", _is_bias, "a dict of token ids >= 0 and numbers below infinity", optional=True)
+        self._freeze("bad_words", _is_word, "a list of non-empty strings or non-empty lists of token ids")
+        single = isinstance(self.stop, str) or _is_id(self.stop)
+        self._freeze("stop", _is_stop, "a token id, a non-empty string, or a list of such", single)
+        self._check_contradictions()
+
+    @property
+    def sampling(self):
+        """Whether tokens are drawn at random."""
+        if self.temperature == 0 or self.num_beams > 1:
+            return False
+        return self.num_return_sequences > 1 or any(getattr(self, name) is not None for name in SAMPLING)
+
+    @classmethod
+    def merged(cls, config=None, /, *, defaults=None, **overrides):
+        """Return `defaults`, with the values of `config` in place of its own, and `overrides` in place of both.
+
+        One length replaces whichever length was there; beams given replace sampling in `defaults`, and sampling
+        given replaces beams.
+
+        Args:
+            config: a `GenerationConfig`. Its values that are those of `GenerationConfig()` leave the choice to
+                `defaults`. Default: all do.
+            defaults: a `GenerationConfig`, for instance that of a preset. Default: `GenerationConfig()`.
+            **overrides: fields.
+
+        Raises:
+            ValueError: if an override is no field, or the result is not valid.
+        """
+        for name, value in (("config", config), ("defaults", defaults)):
+            if not isinstance(value, cls | None):
+                raise ValueError(f"{name} ({value!r}) must be a {cls.__name__} or None.")
+        accepted = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(overrides) - set(accepted))
+        if unknown:
+            raise ValueError(f"Unknown generation arguments: {', '.join(unknown)}. Accepted: {', '.join(accepted)}.")
+        given = _replace_length(config.given() if config else {}, overrides)
+        values = _replace_length(defaults.given() if defaults else {}, given)
+        beams = given.get("num_beams", 1)
+        if _is_integer(beams) and beams > 1:
+            dropped = SAMPLING
+        elif "num_beams" in given or any(given.get(name) is not None for name in SAMPLING):
+            dropped = BEAMS
+        else:
+            dropped = ()
+        values = {name: value for name, value in values.items() if name in given or name not in dropped}
+        return cls(**values)
+
+    def given(self):
+        """The values that are not those of `GenerationConfig()`, a dict."""
+        fields = dataclasses.fields(self)
+        return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
+
+    def _check_contradictions(self):
         if self.max_length is not None and self.max_new_tokens is not None:
             raise ValueError(
                 f"max_length ({self.max_length}) and max_new_tokens ({self.max_new_tokens}) "
                 "exclude each other: give one of them."
             )
-        if self.num_return_sequences > 1 and not self.sampling:
+        for name in ("max_length", "max_new_tokens"):
+            longest = getattr(self, name)
+            if longest is not None and (self.min_new_tokens or 0) > longest:
+                raise ValueError(f"min_new_tokens ({self.min_new_tokens}) must be at most {name} ({longest}).")
+        if self.num_beams > 1:
+            filters = [f"{name} ({getattr(self, name)})" for name in SAMPLING if getattr(self, name) is not None]
+            if filters:
+                raise ValueError(f"num_beams ({self.num_beams}) excludes sampling: leave {', '.join(filters)} out.")
+            if self.num_return_sequences > self.num_beams:
+                raise ValueError(
+                    f"num_return_sequences ({self.num_return_sequences}) must be at most num_beams ({self.num_beams})."
+                )
+            strings = [stop for stop in self.stop if isinstance(stop, str)]
+            if strings:
+                raise ValueError(f"stop ({strings}) must be token ids with num_beams ({self.num_beams}).")
+        elif self.length_penalty != 1 or self.early_stopping is not False:
+            raise ValueError(
+                f"length_penalty ({self.length_penalty}) and early_stopping ({self.early_stopping!r}) need beams: "
+                f"num_beams ({self.num_beams}) must be greater than 1."
+            )
+        elif self.num_return_sequences > 1 and not self.sampling:
             raise ValueError(
                 f"num_return_sequences ({self.num_return_sequences}) must be 1 with temperature=0, "
                 "which gives the same tokens every time."
             )
 
-    @property
-    def sampling(self):
-        """Whether tokens are drawn at random."""
-        if self.temperature == 0:
-            return False
-        filters = (self.temperature, self.top_k, self.top_p)
-        return self.num_return_sequences > 1 or any(value is not None for value in filters)
-
-    @classmethod
-    def merged(cls, config=None, **overrides):
-        """Return `config` (`None`: the defaults) with `overrides` in place of its values.
-
-        One length given as an override replaces whichever length `config` holds.
-
-        Raises:
-            ValueError: if an override is no field, or the result is not valid.
-        """
-        if not isinstance(config, cls | None):
-            raise ValueError(f"config ({config!r}) must be a {cls.__name__} or None.")
-        accepted = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(overrides) - set(accepted))
-        if unknown:
-            raise ValueError(f"Unknown generation arguments: {', '.join(unknown)}. Accepted: {', '.join(accepted)}.")
-        for given, replaced in [("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")]:
-            if overrides.get(given) is not None:
-                overrides.setdefault(replaced, None)
-        return dataclasses.replace(config or cls(), **overrides)
-
     def _check_integer(self, name, low, high=math.inf, optional=True):
         accepted = f"an integer >= {low}" if high == math.inf else f"an integer in [{low}, {high})"
-        self._check(name, _is_integer, lambda value: low <= value < high, accepted, optional)
+        self._check(name, lambda value: _is_integer(value) and low <= value < high, accepted, optional)
 
-    def _check(self, name, is_type, in_range, accepted, optional=True):
+    def _check_real(self, name, in_range, accepted, optional=True):
+        self._check(name, lambda value: _is_real(value) and in_range(value), accepted, optional)
+
+    def _check(self, name, is_valid, accepted, optional=False):
         value = getattr(self, name)
-        if optional and value is None:
-            return
-        if not (is_type(value) and in_range(value)):
+        if not (optional and value is None) and not is_valid(value):
             raise ValueError(f"{name} ({value!r}) must be {accepted}{' or None' if optional else ''}.")
+
+    def _freeze(self, name, is_valid, accepted, single=False):
+        """Make a field a tuple of what its list holds, or of the one thing it is."""
+        value = getattr(self, name)
+        items = (value,) if single else () if value is None else value
+        self._check(name, lambda _: isinstance(items, list | tuple) and all(map(is_valid, items)), accepted)
+        items = tuple(item if isinstance(item, str) or _is_id(item) else tuple(map(int, item)) for item in items)
+        object.__setattr__(self, name, items)
+
+
+def _replace_length(values, replacements):
+    """`values` with `replacements` in place; one length replaces the other."""
+    values = {**values, **replacements}
+    for given, replaced in [("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")]:
+        if replacements.get(given) is not None and replacements.get(replaced) is None:
+            values[replaced] = None
+    return values
 
 
 def _is_integer(value):
@@ -103,3 +210,21 @@ def _is_integer(value):
 
 def _is_real(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_id(value):
+    return _is_integer(value) and value >= 0
+
+
+def _is_word(value):
+    if isinstance(value, str):
+        return value != ""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_id, value))
+
+
+def _is_stop(value):
+    return _is_id(value) or (isinstance(value, str) and value != "")
+
+
+def _is_bias(value):
+    return isinstance(value, dict) and all(_is_id(i) and _is_real(x) and x < math.inf for i, x in value.items())

@@ -18,259 +18,200 @@ more. So the capacity begins near the prompt's length and doubles whenever it is
 Between two looks of the host the loop runs on the device, at most `CHUNK` steps.
 """
 
-import dataclasses
-import functools
-import operator
+import itertools
 
-import keras
 import numpy as np
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.generation.processors import process
+from kerasllm.generation import beam
+from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors, warp
+from kerasllm.generation.programs import Programs, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.samplers import sample, uniform, wrap_seed
-from kerasllm.text.batches import pad
+from kerasllm.generation.task import Row
 
-# Attention over 64 slots is a small part of a step: a smaller capacity is not worth its compilation.
-MIN_CAPACITY = 64
 CHUNK = 64
+# Steps between two looks for a stop string; and while text is streamed, beginning with one step.
+STOP_CHUNK = 16
+STREAM_CHUNK = 4
 # Colder than this only the largest of float32 logits is drawn; dividing by less could overflow.
 MIN_TEMPERATURE = 1e-6
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Generation:
-    """One generated sequence.
-
-    Attributes:
-        token_ids: (L,) int32 array, the prompt and the completion with its end token.
-        prompt_length: where in `token_ids` the completion begins.
-        finish_reason: "stop" where an end token ended the completion, "length" where its limit did.
-    """
-
-    token_ids: np.ndarray
-    prompt_length: int
-    finish_reason: str
-
-    @property
-    def completion(self):
-        """The generated tokens alone."""
-        return self.token_ids[self.prompt_length :]
-
-
-def generate(model, inputs, prompts, config, end_ids=(), pad_id=0, first_index=0):
-    """Continue prompts of token ids.
+def generate(task):
+    """Continue prompts.
 
     A row is what it would be alone: neither the other rows nor the padding change it.
 
     Args:
-        model: a `keras.Model` with the three methods above.
-        inputs: dict of arrays with one row for each prompt, handed to `start_decoding`.
-        prompts: non-empty lists of token ids, of any lengths.
-        config: a `GenerationConfig` with one of its two lengths.
-        end_ids: a completion ends with the first of these.
-        pad_id: any valid id; it fills the slots before a short prompt.
-        first_index: the place of `prompts[0]` in a longer list that is generated in parts; with it the random
-            numbers are those of the whole list.
+        task: a `Task`.
 
     Returns:
         For each prompt a list of `config.num_return_sequences` `Generation`s.
 
     Raises:
-        ValueError: if a prompt is empty or leaves no room below `max_length`, no length is given, or `inputs`
-            has another number of rows.
+        FloatingPointError: the model's logits are not numbers.
     """
-    _check_rows(inputs, len(prompts))
-    end_ids, n = list(end_ids), config.num_return_sequences
-    limits = np.repeat(_completion_limits(prompts, config, first_index), n)
-    length = _next_power_of_two(max(map(len, prompts)))
-    token_ids, padding_mask = pad(prompts, length, pad_id, side="left")
-    prompt = {"token_ids": token_ids, "padding_mask": padding_mask}
-    draw = _uniforms(config, first_index + np.arange(len(prompts)))
-    ids = np.concatenate(list(_chunks(model, inputs, prompt, limits, config, end_ids, draw)), axis=1)
-    rows = [_generation(prompts[i // n], ids[i], limits[i], end_ids) for i in range(len(ids))]
+    if task.config.num_beams > 1:
+        return beam.search(task)
+    n = task.config.num_return_sequences
+    chunk = CHUNK if task.find_stop is None else STOP_CHUNK
+    *_, rows = decode(task, itertools.repeat(chunk))
+    rows = [row.generation(task.scores) for row in rows]
     return [rows[i : i + n] for i in range(0, len(rows), n)]
 
 
-def _chunks(model, inputs, prompt, limits, config, end_ids, draw):
-    """Yield the ids (R, at most CHUNK) of all rows, chunk after chunk, until every row is finished.
+def stream(task):
+    """Continue one prompt, and yield its `Row` as it grows: after one step, two more, four more, four more, ..."""
+    for [row] in decode(task, itertools.chain([1, 2], itertools.repeat(STREAM_CHUNK))):
+        yield row
 
-    Row r is sequence r % n of prompt r // n. What follows its end token or its limit means nothing.
+
+def decode(task, chunks):
+    """Yield the list of all `Row`s after each chunk, until all are finished.
+
+    Row r is sequence r % n of prompt r // n.
+
+    Args:
+        task: a `Task` without beams.
+        chunks: iterator of the most steps to take in each chunk.
     """
-    programs, n = _programs(model), config.num_return_sequences
-    parameters = _sampling_parameters(config)
-    token = np.repeat(prompt["token_ids"][:, -1], n)
-    finished, done = np.zeros(len(limits), dtype="bool"), 0
-    inputs, prompt, token, finished, end_ids = keras.tree.map_structure(
-        ops.convert_to_tensor,
-        (inputs, prompt, token, finished, np.array(end_ids or [-1], dtype="int32")),
+    config, programs = task.config, Programs.of(task.model)
+    n = config.num_return_sequences
+    rows = [Row(p, limit) for p, limit in zip(task.prompts, task.limits, strict=True) for _ in range(n)]
+    end_ids, draw, total = task.end_tensor(), _uniforms(task), int(task.limits.max())
+    limits, done = np.repeat(task.limits, n), 0
+    prompt, length = task.padded_prompts()
+    token, constraints, filters, ends, inputs, prompt = tensors(
+        (
+            np.repeat(prompt["token_ids"][:, -1], n),
+            constraint_tensors(config),
+            _filters(config),
+            end_ids,
+            task.inputs,
+            prompt,
+        )
     )
-    length, total = prompt["token_ids"].shape[1], int(limits.max())
-    capacity = max(MIN_CAPACITY, min(2 * length, _next_power_of_two(length + total - 1)))
-    state = programs.run(_prefill, inputs, prompt, capacity=capacity, num_copies=n)
-    while done < total and not ops.convert_to_numpy(finished).all():
+    capacity = first_capacity(length, total)
+    state = programs.run(
+        prefill, inputs, prompt, capacity=capacity, num_copies=n, has_history=needs_history(constraints)
+    )
+    while any(row.finish_reason is None for row in rows):
         slot = length - 1 + done
         if slot == capacity:
             capacity *= 2
-            state = programs.run(_grow, state, capacity=capacity)
-        num_steps = min(CHUNK, capacity - slot, total - done)
-        remaining, uniforms = ops.convert_to_tensor(limits - done), ops.convert_to_tensor(draw(done))
-        where = (np.int32(slot), np.int32(num_steps), remaining, end_ids)
-        ids, state, token, finished = programs.run(_advance, (state, token, finished), where, (uniforms, parameters))
-        yield ops.convert_to_numpy(ids)[:num_steps].T
+            state = programs.run(grow, state, capacity=capacity)
+        finished = np.array([row.finish_reason is not None for row in rows])
+        remaining, finished, uniforms = tensors((limits - done, finished, draw(done)))
+        where = (np.int32(slot), np.int32(length), remaining, ends)
+        if task.processors:
+            num_steps = 1
+            logits, constrained, state = programs.run(_logits, state, token, where, constraints)
+            tokens = [np.concatenate([row.prompt, row.ids]).astype("int32") for row in rows]
+            constrained = run_processors(task.processors, tokens, ops.convert_to_numpy(constrained))
+            token, log_probs = programs.run(
+                _choose, logits, ops.convert_to_tensor(constrained), uniforms[0], filters, scores=task.scores
+            )
+            ids, log_probs = token[None], log_probs[None] if task.scores else log_probs
+        else:
+            num_steps = min(next(chunks), CHUNK, capacity - slot, total - done)
+            ids, log_probs, state, token = programs.run(
+                _advance,
+                state,
+                token,
+                finished,
+                np.int32(num_steps),
+                where,
+                (uniforms, constraints, filters),
+                scores=task.scores,
+            )
+        ids = ops.convert_to_numpy(ids)[:num_steps]
+        log_probs = ops.convert_to_numpy(log_probs)[:num_steps] if task.scores else np.zeros((num_steps, len(rows)))
+        for r, row in enumerate(rows):
+            if row.finish_reason is None:
+                row.extend(ids[:, r], log_probs[:, r], end_ids, task.find_stop)
         done += num_steps
+        yield rows
 
 
-def _prefill(model, inputs, prompt, capacity, num_copies):
-    """Read each prompt once, and copy the state for each of its sequences."""
-    state = model.start_decoding(inputs, prompt, capacity)
-    if num_copies == 1:
-        return state
-    return keras.tree.map_structure(lambda x: ops.repeat(x, num_copies, axis=0), state)
-
-
-def _grow(model, state, capacity):
-    return model.grow(state, capacity)
-
-
-def _advance(model, rows, where, choice):
+def _advance(model, state, token, finished, num_steps, where, choice, scores):
     """Take a number of steps, fewer when all rows finish.
 
     Args:
         model: has `decode_step`.
-        rows: the model's state; the tokens (R,) int32 to feed; finished (R,) boolean.
-        where: the slot to begin in; the number of steps, at most CHUNK; how many tokens remain to each row
-            (R,) int32; the end ids (E,) int32.
-        choice: the uniforms (CHUNK, R) float32; the arguments of `process`, empty for greedy decoding.
+        state: what `prefill` returns.
+        token: (R,) int32, to feed.
+        finished: (R,) boolean.
+        num_steps: the number of steps, at most CHUNK.
+        where: the slot to begin in; the prompts' slots; how many tokens remain to each row (R,) int32; the end ids
+            (E,) int32.
+        choice: the uniforms (CHUNK, R) float32; the parameters of `constrain` and `warp`; the latter () for greedy
+            decoding.
+        scores: whether log-probabilities are wanted.
 
     Returns:
-        The ids (CHUNK, R), and what `rows` has become.
+        Ids and log-probabilities (CHUNK, R) (or ()), the new state, the token to feed next.
     """
-    index, num_steps, remaining, end_ids = where
-    uniforms, parameters = choice
+    ids = ops.zeros(choice[0].shape, dtype="int32")
+    log_probs = ops.zeros(ids.shape, dtype="float32") if scores else ()
+    carry = (0, ids, log_probs, state, token, finished)
 
-    def keep_going(step, ids, state, token, finished):
-        return ops.logical_and(step < num_steps, ops.logical_not(ops.all(finished)))
+    def keep_going(carry, constants):
+        return ops.logical_and(carry[0] < constants[0], ops.logical_not(ops.all(carry[-1])))
 
-    def advance(step, ids, state, token, finished):
-        logits, state = model.decode_step(token[:, None], state, index + step)
-        token = _choose(logits[:, -1], uniforms[step], parameters)
-        ended = ops.any(token[:, None] == end_ids[None], axis=-1)
+    def advance(carry, constants):
+        step, ids, log_probs, state, token, finished = carry
+        _, (slot, prompt_slots, remaining, end_ids), (uniforms, constraints, filters) = constants
+        here = (slot + step, prompt_slots, remaining, end_ids)
+        logits, constrained, state = _logits(model, state, token, here, constraints)
+        token, log_prob = _choose(model, logits, constrained, ops.take(uniforms, step, axis=0), filters, scores)
+        ended = ops.logical_or(token < 0, ops.any(token[:, None] == end_ids[None], axis=-1))
         finished = ops.logical_or(finished, ops.logical_or(ended, remaining <= step + 1))
-        return step + 1, ops.slice_update(ids, (step, 0), token[None]), state, token, finished
+        ids = ops.slice_update(ids, (step, 0), token[None])
+        log_probs = ops.slice_update(log_probs, (step, 0), log_prob[None]) if scores else ()
+        return step + 1, ids, log_probs, state, token, finished
 
-    carry = (0, ops.zeros(uniforms.shape, dtype="int32"), *rows)
-    if not isinstance(num_steps, np.integer):
-        return ops.while_loop(keep_going, advance, carry)[1:]
-    # Nothing is compiled, and the slot is a number: the model may slice its cache with it.
-    index, num_steps = int(index), int(num_steps)
-    while keep_going(*carry):
-        carry = advance(*carry)
-    return carry[1:]
+    return backend.while_loop(keep_going, advance, carry, (num_steps, where, choice))[1:5]
 
 
-def _choose(logits, uniforms, parameters):
-    """The next tokens, (R, V) -> (R,) int32."""
-    if not parameters:
-        return backend.argmax(logits)
-    return sample(process(logits, **parameters), uniforms)
+def _logits(model, state, token, where, constraints):
+    """Feed tokens (R,): the model's logits (R, V), what the constraints make of them, the new state."""
+    slot, prompt_slots, _, end_ids = where
+    logits, state = feed(model, state, token, slot)
+    return logits, constrain(logits, state[1], slot, prompt_slots, end_ids, constraints), state
 
 
-def _sampling_parameters(config):
-    """The arguments of `process`."""
+def _choose(model, logits, constrained, uniforms, filters, scores):
+    """The next tokens (R,) int32, -1 where logits are NaN, and their log-probabilities (R,) or ()."""
+    if filters:
+        token = backend.fused(lambda x, u, filters: sample(warp(x, **filters), u))(constrained, uniforms, filters)
+    else:
+        token = backend.argmax(constrained)
+    log_probs = ()
+    if scores:
+        log_probs = ops.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - ops.logsumexp(logits, axis=-1)
+    return ops.where(ops.any(ops.isnan(logits), axis=-1), -1, token), log_probs
+
+
+def _filters(config):
+    """The arguments of `warp`, () for greedy decoding."""
     if not config.sampling:
-        return {}
-    temperature = 1.0 if config.temperature is None else max(config.temperature, MIN_TEMPERATURE)
-    values = {"temperature": temperature, "top_k": config.top_k, "top_p": config.top_p}
-    return {name: ops.convert_to_tensor(value, dtype="float32") for name, value in values.items() if value is not None}
+        return ()
+    values = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    values["temperature"] = 1.0 if config.temperature is None else max(config.temperature, MIN_TEMPERATURE)
+    return {name: np.float32(value) for name, value in values.items() if value is not None}
 
 
-def _uniforms(config, prompt_indices):
+def _uniforms(task):
     """The function from the tokens generated so far to the uniforms (CHUNK, R) of the next steps."""
-    seed, n = config.seed, config.num_return_sequences
+    seed, n = task.config.seed, task.config.num_return_sequences
     if seed is None:
-        seed = int(np.random.randint(2**32, dtype="uint32")) if config.sampling else 0
-    prompt_index = np.repeat(prompt_indices, n).astype("int32")
-    sequence_index = np.tile(np.arange(n, dtype="int32"), len(prompt_indices))
+        seed = int(np.random.randint(2**32, dtype="uint32")) if task.config.sampling else 0
+    prompt_index = np.repeat(task.first_index + np.arange(len(task.prompts)), n).astype("int32")
+    sequence_index = np.tile(np.arange(n, dtype="int32"), len(task.prompts))
 
     def draw(done):
         count = np.arange(done, done + CHUNK, dtype="int32")[:, None]
         return uniform(np.int32(wrap_seed(seed)), prompt_index, sequence_index, count, xp=np)
 
     return draw
-
-
-def _generation(prompt, ids, limit, end_ids):
-    """Cut a row's ids after its limit and after its first end token."""
-    ids = ids[:limit]
-    ends = np.flatnonzero(np.isin(ids, end_ids))
-    completion = ids[: ends[0] + 1] if len(ends) else ids
-    token_ids = np.concatenate([np.asarray(prompt, dtype="int32"), completion])
-    return Generation(token_ids, len(prompt), "stop" if len(ends) else "length")
-
-
-def _completion_limits(prompts, config, first_index):
-    """The most tokens that may follow each prompt, (B,) int32."""
-    if len(prompts) == 0:
-        raise ValueError("prompts ([]) must hold at least one prompt.")
-    lengths = np.array([len(prompt) for prompt in prompts], dtype="int32")
-    if not lengths.all():
-        raise ValueError(
-            f"prompts[{first_index + lengths.argmin()}] ([]) must hold at least one token, such as a start token."
-        )
-    if config.max_new_tokens is not None:
-        return np.full_like(lengths, config.max_new_tokens)
-    if config.max_length is None:
-        raise ValueError("max_length (None) or max_new_tokens (None) must be given.")
-    if lengths.max() >= config.max_length:
-        raise ValueError(
-            f"max_length ({config.max_length}) must be greater than the length of each prompt; "
-            f"prompts[{first_index + lengths.argmax()}] has {lengths.max()} tokens."
-        )
-    return np.int32(config.max_length) - lengths
-
-
-def _check_rows(inputs, num_prompts):
-    for name, array in inputs.items():
-        if len(array) != num_prompts:
-            raise ValueError(f"inputs[{name!r}] has {len(array)} rows for {num_prompts} prompts.")
-
-
-def _next_power_of_two(number):
-    return 1 << (int(number) - 1).bit_length()
-
-
-class _Programs:
-    """The compiled functions of one model."""
-
-    def __init__(self, model):
-        self.model = model
-        self.variables = list(model.variables)
-        self.functions = {}
-
-    def are_for(self, variables):
-        return len(variables) == len(self.variables) and all(map(operator.is_, variables, self.variables))
-
-    def run(self, function, *arguments, **static):
-        """Call `function(model, *arguments, **static)`, compiled once for its shapes and static arguments.
-
-        Each is a function of its own: `tf.function` would trace the second shape with unknown sizes.
-        """
-        shapes = tuple(tuple(np.shape(leaf)) for leaf in keras.tree.flatten(arguments))
-        key = (function, shapes, tuple(static.items()))
-        if key not in self.functions:
-            self.functions[key] = backend.compiled(functools.partial(function, self.model, **static), self.model)
-        return self.functions[key](*arguments)
-
-
-def _programs(model):
-    """The model's programs, kept on it so that they live as long as it does.
-
-    They read the values of its variables at each call, and are made anew when it has other variables, as
-    after `quantize` or `enable_lora`.
-    """
-    programs = getattr(model, "_generation_programs", None)
-    if programs is None or not programs.are_for(model.variables):
-        # A plain object, because Keras and TensorFlow track, and so save, lists, dicts and layers.
-        programs = model._generation_programs = _Programs(model)
-    return programs

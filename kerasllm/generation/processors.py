@@ -1,33 +1,141 @@
-"""Changing the distribution before a token is drawn: pure functions on logits (B, V).
+"""Changing the distribution before a token is chosen: pure functions on logits (R, V).
 
-Their parameters are tensors, so that changing a value never recompiles. A token that may not be drawn gets
-minus infinity; every filter leaves the most probable token.
+`constrain` says what may follow the tokens so far: penalties, bans, biases. `warp` says how much chance is wanted:
+temperature and the filters of sampling. Together they are in the order of transformers; callbacks come between.
+
+Parameters are tensors, so that changing a value never recompiles. A token that may not be chosen gets minus
+infinity; at least one always may.
 """
 
 import numpy as np
 from keras import ops
 
+CONSTRAINTS = (
+    "logit_bias",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram",
+    "bad_words",
+    "min_new_tokens",
+)
 
-def process(logits, temperature, top_k=None, top_p=None):
-    """Apply temperature, then top-k, then top-p: the order of transformers.
+
+def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
+    """Apply logit bias, repetition, presence and frequency penalty, n-gram ban, bad words and the least length.
 
     Args:
-        logits: (B, V).
-        temperature, top_k, top_p: scalar float32 tensors; None leaves a filter out.
+        logits: (R, V), or log-probabilities.
+        token_ids: (R, C) int32, prompt and completion so far in the slots 0 .. `slot`; -1 is no token.
+        slot: scalar int, of the last token.
+        prompt_slots: scalar int, the slots of the prompts: completions begin there.
+        end_ids: (E,) int32; -1 is none.
+        parameters: dict with some of CONSTRAINTS, as `constraint_tensors` gives it.
 
     Returns:
-        (B, V) float32.
+        (R, V) float32.
     """
-    logits = apply_temperature(ops.cast(logits, "float32"), temperature)
+    p, size = parameters, logits.shape[-1]
+    logits = ops.cast(logits, "float32")
+    if "logit_bias" in p:
+        ids, values = p["logit_bias"]
+        biased = logits + sums_by_id(ids[None], values[None], size)
+        logits = ops.where(ops.max(biased, axis=-1, keepdims=True) > -float("inf"), biased, logits)
+    if "repetition_penalty" in p:
+        stands = sums_by_id(token_ids, ops.ones_like(token_ids, dtype="float32"), size) > 0
+        penalised = ops.where(logits < 0, logits * p["repetition_penalty"], logits / p["repetition_penalty"])
+        logits = ops.where(stands, penalised, logits)
+    if "presence_penalty" in p or "frequency_penalty" in p:
+        generated = ops.arange(token_ids.shape[1], dtype="int32")[None] >= prompt_slots
+        weights = ops.broadcast_to(ops.cast(generated, "float32"), ops.shape(token_ids))
+        counts = sums_by_id(token_ids, weights, size)
+        logits = logits - counts * p.get("frequency_penalty", 0.0)
+        logits = logits - ops.cast(counts > 0, "float32") * p.get("presence_penalty", 0.0)
+    if "no_repeat_ngram" in p:
+        logits = _ban(logits, *_ngram_ends(token_ids, slot, *p["no_repeat_ngram"]))
+    if "bad_words" in p:
+        logits = _ban(logits, *_bad_word_ends(token_ids, slot, *p["bad_words"]))
+    if "min_new_tokens" in p:
+        too_early = slot + 1 - prompt_slots < p["min_new_tokens"]
+        logits = _ban(logits, end_ids[None], ops.logical_and(end_ids >= 0, too_early)[None])
+    return logits
+
+
+def warp(logits, temperature=None, top_k=None, top_p=None, min_p=None):
+    """Apply temperature, then top-k, top-p and min-p.
+
+    Args:
+        logits: (R, V).
+        temperature, top_k, top_p, min_p: scalar float32 tensors; None leaves one out.
+
+    Returns:
+        (R, V) float32.
+    """
+    logits = ops.cast(logits, "float32")
+    if temperature is not None:
+        logits = apply_temperature(logits, temperature)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_top_p(logits, top_p)
+    if min_p is not None:
+        logits = keep_min_p(logits, min_p)
     return logits
 
 
+def run_processors(processors, token_ids, logits):
+    """Let the caller's functions change logits, on the host.
+
+    Args:
+        processors: functions (token_ids, logits) -> logits.
+        token_ids: list of R int arrays, the tokens of each row so far.
+        logits: (R, V) float32 array.
+
+    Returns:
+        (R, V) float32 array.
+
+    Raises:
+        ValueError: a function returns another shape, or rules all tokens out.
+    """
+    for processor in processors:
+        new = np.asarray(processor(token_ids, logits), "float32")
+        if new.shape != logits.shape or not np.all(np.max(new, axis=-1) > -np.inf):
+            raise ValueError(
+                f"processors: {processor!r} returned logits of shape {new.shape}; they must be of shape "
+                f"{logits.shape}, with a number above minus infinity in each row."
+            )
+        logits = new
+    return logits
+
+
+def constraint_tensors(config):
+    """The parameters of `constrain` that a `GenerationConfig` asks for, as arrays; its bad words are ids."""
+    names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+    values = {name: np.float32(getattr(config, name)) for name in names if getattr(config, name) is not None}
+    if config.logit_bias:
+        ids, biases = zip(*config.logit_bias.items(), strict=True)
+        values["logit_bias"] = (np.array(ids, "int32"), np.array(biases, "float32"))
+    if config.no_repeat_ngram_size:
+        size = config.no_repeat_ngram_size
+        window = 1 << (size - 1).bit_length()  # few compilations for many sizes
+        values["no_repeat_ngram"] = (np.int32(min(size, 2**31 - 1)), np.empty((window, 0), "int32"))
+    if config.bad_words:
+        longest = max(map(len, config.bad_words)) - 1
+        prefixes = [[-1] * (longest + 1 - len(word)) + list(word[:-1]) for word in config.bad_words]
+        ends = [word[-1] for word in config.bad_words]
+        values["bad_words"] = (np.array(prefixes, "int32").reshape(len(ends), longest), np.array(ends, "int32"))
+    if config.min_new_tokens:
+        values["min_new_tokens"] = np.int32(config.min_new_tokens)
+    return values
+
+
+def needs_history(parameters):
+    """Whether these parameters of `constrain` look at the tokens so far."""
+    return not set(parameters) <= {"logit_bias", "min_new_tokens"}
+
+
 def apply_temperature(logits, temperature):
-    """Divide the logits (B, V) by a positive scalar."""
+    """Divide the logits (R, V) by a positive scalar."""
     return logits / temperature
 
 
@@ -45,6 +153,68 @@ def keep_top_p(logits, p):
     return _keep_largest(logits, weights, p * ops.sum(weights, axis=-1, keepdims=True))
 
 
+def keep_min_p(logits, p):
+    """Keep the tokens at least p times as probable as the most probable one.
+
+    Nguyen et al., "Turning up the heat: min-p sampling", 2024, arXiv:2407.01082.
+    """
+    return ops.where(logits < ops.max(logits, axis=-1, keepdims=True) + ops.log(p), -float("inf"), logits)
+
+
+def sums_by_id(ids, values, size):
+    """Add up the values of each id that is not negative: ids (R, C) int32, values (R, C) -> (R, size) float32."""
+    rows = ops.broadcast_to(ops.arange(ops.shape(ids)[0], dtype="int32")[:, None], ops.shape(ids))
+    places = ops.stack([ops.reshape(rows, (-1,)), ops.reshape(ops.maximum(ids, 0), (-1,))], axis=-1)
+    values = ops.where(ids >= 0, values, 0.0)
+    sums = ops.zeros((ops.shape(ids)[0], size), dtype="float32")
+    return ops.scatter_update(sums, places, ops.reshape(values, (-1,)), reduction="add")
+
+
+def _ban(logits, ids, is_banned):
+    """Rule out ids (R or 1, C) int32 where `is_banned`, unless nothing were left."""
+    bans = sums_by_id(ids, ops.cast(is_banned, "float32"), logits.shape[-1])
+    allowed = ops.where(bans > 0, -float("inf"), logits)
+    return ops.where(ops.max(allowed, axis=-1, keepdims=True) > -float("inf"), allowed, logits)
+
+
+def _ngram_ends(token_ids, slot, size, window):
+    """What would end an n-gram for the second time: the tokens (R, C) and whether each does.
+
+    Args:
+        size: scalar int32, n <= the length of `window`.
+        window: (W, 0), empty; its length is all that counts.
+    """
+    capacity = token_ids.shape[1]
+    slots = ops.arange(capacity, dtype="int32")[None]
+    matches = ops.logical_and(ops.logical_and(slots <= slot, slots >= size - 1), token_ids >= 0)
+    for distance in range(1, min(window.shape[0], capacity)):
+        before = ops.pad(token_ids[:, : capacity - distance], [[0, 0], [distance, 0]], constant_values=-1)
+        last = _at(token_ids, slot - distance + 1)
+        same = ops.logical_and(before == last, last >= 0)
+        matches = ops.logical_and(matches, ops.logical_or(same, distance >= size))
+    return token_ids, matches
+
+
+def _bad_word_ends(token_ids, slot, prefixes, ends):
+    """The last tokens (1, W) of the bad words, and whether what stands before them does, (R, W).
+
+    Args:
+        prefixes: (W, N) int32, the words without their last tokens, from the right; -1 before them.
+        ends: (W,) int32.
+    """
+    matches = ops.ones((ops.shape(token_ids)[0], prefixes.shape[0]), dtype="bool")
+    for distance in range(prefixes.shape[1]):
+        wanted = prefixes[:, prefixes.shape[1] - 1 - distance][None]  # (1, W)
+        matches = ops.logical_and(matches, ops.logical_or(wanted < 0, _at(token_ids, slot - distance) == wanted))
+    return ops.broadcast_to(ends[None], ops.shape(matches)), matches
+
+
+def _at(token_ids, slot):
+    """The tokens of a slot, (R, C) -> (R, 1); -1 before the first slot."""
+    taken = ops.take(token_ids, ops.reshape(ops.maximum(slot, 0), (1,)), axis=1)
+    return ops.where(slot < 0, -1, taken)
+
+
 def _keep_largest(logits, weights, target):
     """Keep the largest logits until their weights sum to `target`, and those equal to the last of them.
 
@@ -52,9 +222,9 @@ def _keep_largest(logits, weights, target):
     logits, on jax a tenth.
 
     Args:
-        logits: (B, V) float32.
-        weights: (B, V) float32, not negative.
-        target: scalar or (B, 1) float32; where it is not reached, all logits are kept.
+        logits: (R, V) float32.
+        weights: (R, V) float32, not negative.
+        target: scalar or (R, 1) float32; where it is not reached, all logits are kept.
     """
     keys = _ordered_integers(logits)
     bits = ops.convert_to_tensor(np.array([-(2**31)] + [2**bit for bit in range(30, -1, -1)], dtype="int32"))

@@ -225,6 +225,4 @@ def padding_attention_mask(padding_mask):
 
 def append(cache, update, index):
     """Write keys and values (B, N, T, H) into the slots index .. index + T - 1 of a cache (B, N, S, H)."""
-    return tuple(
-        ops.slice_update(c, (0, 0, index, 0), ops.cast(u, c.dtype)) for c, u in zip(cache, update, strict=True)
-    )
+    return tuple(backend.write_slots(c, u, index) for c, u in zip(cache, update, strict=True))

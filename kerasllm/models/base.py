@@ -1,16 +1,11 @@
-"""What every model shares: its config, its tokenizers, presets, export; and text generation for those that generate."""
+"""What every model shares: its config, its tokenizers, presets, export."""
 
 import pathlib
 
 import keras
-import numpy as np
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text
-from kerasllm.arguments import check_positive
-from kerasllm.generation.config import GenerationConfig
-from kerasllm.generation.generator import generate
-from kerasllm.text import batches
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 TOKEN_ROLES = ("bos", "eos", "pad")
@@ -140,170 +135,6 @@ class Model(keras.Model):
         return self.tokenizers[name]
 
 
-class GeneratingModel(Model):
-    """A model that writes token after token.
-
-    A subclass offers the three methods that `kerasllm.generation` knows:
-
-        start_decoding(inputs, prompt, capacity) -> state
-        decode_step(token_ids (B, T), state, index) -> (logits (B, T, V), state)
-        grow(state, capacity) -> state
-    """
-
-    default_max_length = 256
-    """Tokens that a sequence may have where neither the model nor the call limits it."""
-
-    @property
-    def max_sequence_length(self):
-        """The longest sequence the model can hold, or None."""
-        return self.arguments.get("max_sequence_length")
-
-    def start_decoding(self, inputs, prompt, capacity):
-        """The state after all but the last token of the prompts.
-
-        Args:
-            inputs: dict of tensors, batch axis first: what the text is conditioned on, for instance a source.
-            prompt: dict of `token_ids` (B, P) int32 and `padding_mask` (B, P) bool, padded on the left.
-            capacity: number of slots, at least P.
-
-        Returns:
-            A nest of tensors with the batch axis first.
-        """
-        raise NotImplementedError
-
-    def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T) into the slots from scalar `index` on: logits (B, T, V) and the new state."""
-        raise NotImplementedError
-
-    def grow(self, state, capacity):
-        """The same state with room for `capacity` slots."""
-        return state
-
-    def complete(self, prompts, config, tokenizer, batch_size, read_inputs=lambda rows: {}):
-        """Check prompts and lengths, then run the loop, some prompts at a time.
-
-        Args:
-            prompts: non-empty lists of ids.
-            config: a `GenerationConfig`.
-            tokenizer: whose end token ends a sequence, or None.
-            batch_size: the most prompts at a time.
-            read_inputs: takes a list of places in `prompts` and returns what `start_decoding` reads beside them, a
-                dict of arrays with one row for each.
-
-        Returns:
-            For each prompt a list of `num_return_sequences` `Generation`s.
-        """
-        check_positive("batch_size", batch_size)
-        config = self._limited(config, max(map(len, prompts)))
-        end_ids = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
-        results = []
-        for start in range(0, len(prompts), batch_size):
-            places = list(range(start, min(start + batch_size, len(prompts))))
-            # The last batch is filled up with copies: a smaller one would be compiled anew.
-            filled = places if start == 0 else places + [places[-1]] * (batch_size - len(places))
-            rows = [prompts[i] for i in filled]
-            batch = generate(self, read_inputs(filled), rows, config, end_ids=end_ids, first_index=start)
-            results += batch[: len(places)]
-        return results
-
-    def _limited(self, config, longest):
-        """`config` with a length, checked against the model's positions and the longest prompt."""
-        limit = self.max_sequence_length
-        if limit and longest > limit:
-            raise ValueError(f"prompts: one of {longest} tokens is longer than max_sequence_length ({limit}).")
-        if config.max_length is None and config.max_new_tokens is None:
-            return GenerationConfig.merged(config, max_length=limit or max(self.default_max_length, 2 * longest))
-        name = "max_new_tokens" if config.max_length is None else "max_length"
-        length = config.max_length or config.max_new_tokens + longest
-        if limit and length > limit:
-            raise ValueError(
-                f"{name} ({getattr(config, name)}) after a prompt of {longest} tokens exceeds the model's "
-                f"max_sequence_length ({limit})."
-            )
-        return config
-
-
-class LanguageModel(GeneratingModel):
-    """A model that continues text: `generate` on strings, lists of ids or arrays."""
-
-    tokenizer = carried_tokenizer("tokenizer", "vocabulary_size")
-
-    def generate(self, prompts, config=None, batch_size=32, **overrides):
-        """Continue prompts.
-
-        Args:
-            prompts: a string or a list of strings (with a tokenizer); a list of lists of ids; or an int array (B, P).
-                An empty string stands for the tokenizer's start token.
-            config: a `GenerationConfig`.
-            batch_size: number of prompts continued at a time. It does not change the texts.
-            **overrides: fields of `GenerationConfig` that replace `config`'s. Without `max_length` and
-                `max_new_tokens` a text grows up to the model's `max_sequence_length`, or 256 tokens where it has none.
-
-        Returns:
-            Prompts with their continuations, in the form they came in: a string for a string, a list of strings for
-            a list, lists of ids for lists of ids, and for an array an int32 array (B, L) whose shorter rows are
-            filled up with the padding id (0 without one). With `num_return_sequences` n > 1 each is a list (for
-            arrays an axis: (B, n, L)) of n.
-
-        Raises:
-            ValueError: an argument is out of range; the prompts are empty, too long or hold unknown ids; strings
-                without a tokenizer; an empty prompt without a start token.
-
-        Example:
-            >>> model.generate("I enjoy walking with my cute dog", max_new_tokens=40, temperature=0.7, seed=1)
-        """
-        config = GenerationConfig.merged(config, **overrides)
-        ids, rebuild = self._read_prompts(prompts)
-        results = self.complete(ids, config, self.tokenizer, batch_size)
-        return rebuild([[g.token_ids for g in row] for row in results], config.num_return_sequences)
-
-    def _read_prompts(self, prompts):
-        """Prompts in any form -> lists of ids, and the function that gives results the same form."""
-        if isinstance(prompts, str):
-            ids, rebuild = self._read_prompts([prompts])
-            return ids, lambda rows, n: rebuild(rows, n)[0]
-        if prompts is None or isinstance(prompts, dict) or not hasattr(prompts, "__len__") or len(prompts) == 0:
-            raise ValueError(f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array.")
-        if all(isinstance(p, str) for p in prompts):
-            tokenizer = self.required_tokenizer()
-            ids = [tokenizer.encode(text) or self._start(tokenizer) for text in prompts]
-            return ids, lambda rows, n: _unnested([[tokenizer.decode(r) for r in row] for row in rows], n)
-        ids = read_token_ids("prompts", prompts, self.arguments["vocabulary_size"])
-        if isinstance(prompts, list | tuple):
-            return ids, lambda rows, n: _unnested([[[int(i) for i in r] for r in row] for row in rows], n)
-        pad_id = self.tokenizer.pad_id if self.tokenizer and self.tokenizer.pad_id is not None else 0
-
-        def rebuild(rows, n):
-            flat, _ = batches.pad([r for row in rows for r in row], value=pad_id)
-            return flat if n == 1 else flat.reshape(len(rows), n, -1)
-
-        return ids, rebuild
-
-    def _start(self, tokenizer):
-        if tokenizer.bos_id is None:
-            raise ValueError("prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none.")
-        return [tokenizer.bos_id]
-
-
-def read_token_ids(name, rows, vocabulary_size):
-    """Lists of ids, or an int array (B, T), as checked lists of Python ints.
-
-    Raises:
-        ValueError: no rows, an empty row, or ids that are no whole numbers in [0, vocabulary_size).
-    """
-    lists = []
-    for i, row in enumerate(rows):
-        row = keras.ops.convert_to_numpy(row) if not isinstance(row, list | tuple | str) else row
-        array = np.asarray(row)
-        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-            raise ValueError(f"{name}[{i}] ({row!r}) must be a non-empty list of token ids.")
-        lists.append(array.tolist())
-    if not lists:
-        raise ValueError(f"{name} ({rows!r}) must not be empty.")
-    batches.check_ids(np.concatenate(lists), vocabulary_size, name)
-    return lists
-
-
 def read_texts(name, texts):
     """A string or a list of strings as a checked list, and the function that undoes it on the results.
 
@@ -320,10 +151,6 @@ def read_texts(name, texts):
     if blank is not None:
         raise ValueError(f"{name}[{blank}] ({texts[blank]!r}) must not be empty.")
     return list(texts), lambda results: results
-
-
-def _unnested(rows, n):
-    return rows if n > 1 else [row[0] for row in rows]
 
 
 def resolved_dtype(dtype):

@@ -4,7 +4,8 @@ import keras
 
 from kerasllm.arguments import check_choice
 from kerasllm.layers.transformer import TransformerDecoder
-from kerasllm.models.base import LanguageModel, resolved_dtype
+from kerasllm.models.base import resolved_dtype
+from kerasllm.models.generating import LanguageModel
 
 SIZES = {  # Radford et al. 2019, table 2
     "small": {"num_layers": 12, "num_heads": 12, "hidden_dim": 768},
@@ -55,6 +56,8 @@ class GPT(LanguageModel):
         >>> model.fit(kerasllm.training.LanguageModelDataset(texts, tokenizer, sequence_length=256, batch_size=16))
         >>> model.generate("The meaning of life is", max_new_tokens=30)
     """
+
+    rewinds = True
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ from keras import ops
 from kerasllm.arguments import check_positive
 from kerasllm.layers.attention import MultiHeadAttention, padding_attention_mask
 from kerasllm.layers.encoder_decoder import RecurrentDecoder, TiedHead
-from kerasllm.models.base import LanguageModel, resolved_dtype
+from kerasllm.models.base import resolved_dtype
+from kerasllm.models.generating import LanguageModel
 
 
 @keras.saving.register_keras_serializable("kerasllm")

@@ -5,13 +5,8 @@ import keras
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.layers.encoder_decoder import Bridge, RecurrentDecoder, RecurrentEncoder, TiedHead
 from kerasllm.layers.transformer import TransformerDecoder, TransformerEncoder
-from kerasllm.models.base import (
-    GeneratingModel,
-    carried_tokenizer,
-    read_texts,
-    read_token_ids,
-    resolved_dtype,
-)
+from kerasllm.models.base import carried_tokenizer, read_texts, resolved_dtype
+from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
 from kerasllm.text import batches
 
 
@@ -22,15 +17,32 @@ class Translator(GeneratingModel):
     source_tokenizer = carried_tokenizer("source_tokenizer", "source_vocabulary_size")
     target_tokenizer = carried_tokenizer("target_tokenizer", "target_vocabulary_size")
 
-    def translate(self, texts, config=None, batch_size=32, **overrides):
+    @property
+    def output_tokenizer(self):
+        """The tokenizer of the target."""
+        return self.tokenizers.get("target_tokenizer")
+
+    @property
+    def output_vocabulary_size(self):
+        """The number of target symbols."""
+        return self.arguments["target_vocabulary_size"]
+
+    def required_output_tokenizer(self):
+        """The target tokenizer, or a `ValueError` that says how to give the model one."""
+        return self.required_tokenizer("target_tokenizer")
+
+    def translate(self, texts, config=None, batch_size=32, *, return_scores=False, **arguments):
         """Translate texts.
 
         Args:
             texts: a string or a list of strings.
-            config: a `GenerationConfig`.
+            config: a `GenerationConfig`. What it leaves at its default, `model.generation_defaults` decides.
             batch_size: number of texts decoded at a time. It does not change the translations.
-            **overrides: fields of `GenerationConfig` that replace `config`'s; `max_length` and `max_new_tokens` count
-                target tokens.
+            return_scores: whether to return `Generation`s instead of strings: text, ids, the log-probability of each
+                token, the reason of the end, and the score of beam search.
+            **arguments: `processors`, `prefix_allowed_tokens`, `draft`, `num_draft_tokens`, as for
+                `LanguageModel.generate`; and fields of `GenerationConfig` that replace `config`'s, where `max_length`
+                and `max_new_tokens` count target tokens.
 
         Returns:
             The translation, or a list of them; with `num_return_sequences` n > 1 each is a list of n.
@@ -40,58 +52,125 @@ class Translator(GeneratingModel):
                 start token.
 
         Example:
-            >>> model.translate(["I am hungry.", "Where is the station?"])
+            >>> model.translate(["I am hungry.", "Where is the station?"], num_beams=4)
         """
         texts, unlist = read_texts("texts", texts)
-        source, target = (
-            self.required_tokenizer("source_tokenizer"),
-            self.required_tokenizer("target_tokenizer"),
-        )
-        results = self.generate(source.encode_batch(texts), config=config, batch_size=batch_size, **overrides)
+        source = self.required_tokenizer("source_tokenizer")
+        self.required_output_tokenizer()
+        config, options = self._merged(config, arguments)
+        ids = source.encode_batch(texts)
+        results = self._generations(ids, None, config, batch_size, return_scores, options)
+        if not return_scores:
+            results = [[g.text for g in row] for row in results]
+        return unlist(unnested(results, config.num_return_sequences))
 
-        def decode(ids):
-            return target.decode(ids) if ids and isinstance(ids[0], int) else [target.decode(row) for row in ids]
-
-        return unlist([decode(ids) for ids in results])
-
-    def generate(self, sources, prompts=None, config=None, batch_size=32, **overrides):
+    def generate(self, sources, prompts=None, config=None, batch_size=32, *, return_scores=False, **arguments):
         """Generate target ids from source ids.
 
         Args:
             sources: non-empty lists of source ids.
             prompts: for each source the ids its target begins with, the start token first. Default: the start token
                 of the target tokenizer.
-            config, batch_size, **overrides: as for `translate`.
+            config, batch_size, return_scores, **arguments: as for `translate`.
 
         Returns:
             For each source the list of its target's ids, prompt and end token included; with `num_return_sequences`
             n > 1 a list of n such lists.
         """
-        config = GenerationConfig.merged(config, **overrides)
+        config, options = self._merged(config, arguments)
+        results = self._generations(sources, prompts, config, batch_size, return_scores, options)
+        if not return_scores:
+            strip = config.strip_prompt
+            results = [[(g.completion if strip else g.token_ids).tolist() for g in row] for row in results]
+        return unnested(results, config.num_return_sequences)
+
+    def stream(self, text, config=None, **overrides):
+        """Translate a text, and yield the translation in pieces as it is made.
+
+        Args:
+            text: a string.
+            config, **overrides: as for `translate`; one translation, without beams.
+
+        Returns:
+            An iterator of strings; joined, they are what `translate` returns.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"text ({text!r}) must be a string.")
+        config, _ = self._merged(config, overrides)
+        texts, _ = read_texts("text", text)
+        sources, [prompt] = self._read(self.required_tokenizer("source_tokenizer").encode_batch(texts), None)
+        return self.stream_text(prompt, config, self._source_inputs(sources))
+
+    def score(self, sources, targets, batch_size=8):
+        """Say how probable given translations are, by the chain rule.
+
+        Args:
+            sources, targets: a string each, or lists of strings of the same length; or lists of lists of ids, the
+                targets with their start token.
+            batch_size: number of pairs scored at a time.
+
+        Returns:
+            A `Score` for strings, a list of them for lists: `log_probs` of all target tokens after the start token, the
+            end token included, their sum `log_probability`, and `perplexity`.
+        """
+        if isinstance(sources, str) and isinstance(targets, str):
+            return self.score([sources], [targets], batch_size)[0]
+        if sources and all(isinstance(text, str) for text in sources):
+            sources = self.required_tokenizer("source_tokenizer").encode_batch(read_texts("sources", sources)[0])
+            ids = self.required_output_tokenizer().encode_batch(targets)
+            targets = [
+                [*start, *row, *self.end_token_ids[:1]] for start, row in zip(self._starts(ids), ids, strict=True)
+            ]
+        sources, targets = self._read(sources, targets, "targets")
+        for i, row in enumerate(targets):
+            if len(row) < 2:
+                raise ValueError(f"targets[{i}] ({row!r}) must be of two tokens at least.")
+
+        def read_inputs(places, token_ids, padding_mask):
+            target = {"target_token_ids": token_ids, "target_padding_mask": padding_mask}
+            return self._source_inputs([sources[i] for i in places]) | target
+
+        return self.score_batches(targets, batch_size, read_inputs)
+
+    def _generations(self, sources, prompts, config, batch_size, return_scores, options):
+        sources, prompts = self._read(sources, prompts)
+
+        def read_inputs(places):
+            return self._source_inputs([sources[i] for i in places])
+
+        return self.complete(prompts, config, batch_size, read_inputs, return_scores, **options)
+
+    def _merged(self, config, arguments):
+        """The `GenerationConfig`, and the arguments that are none of its fields."""
+        names = ("processors", "prefix_allowed_tokens", "draft", "num_draft_tokens")
+        options = {name: arguments[name] for name in names if name in arguments}
+        overrides = {name: value for name, value in arguments.items() if name not in names}
+        return GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides), options
+
+    def _read(self, sources, prompts, name="prompts"):
+        """Sources and what their targets begin with, as checked lists of ids."""
         sources = read_token_ids("sources", sources, self.arguments["source_vocabulary_size"])
         longest = max(map(len, sources))
         if self.max_sequence_length and longest > self.max_sequence_length:
             raise ValueError(
                 f"sources: one of {longest} tokens is longer than max_sequence_length ({self.max_sequence_length})."
             )
-        if prompts is None:
-            tokenizer = self.target_tokenizer
-            if tokenizer is None or tokenizer.bos_id is None:
-                raise ValueError("prompts (None) must be given where target_tokenizer has no start token (bos).")
-            prompts = [[tokenizer.bos_id]] * len(sources)
-        prompts = read_token_ids("prompts", prompts, self.arguments["target_vocabulary_size"])
+        prompts = self._starts(sources) if prompts is None else prompts
+        prompts = read_token_ids(name, prompts, self.output_vocabulary_size)
         if len(prompts) != len(sources):
-            raise ValueError(f"prompts ({len(prompts)} of them) must be as many as sources ({len(sources)}).")
+            raise ValueError(f"{name} ({len(prompts)} of them) must be as many as sources ({len(sources)}).")
+        return sources, prompts
 
-        def read_inputs(places):
-            rows = [sources[i] for i in places]
-            length = batches.bucket_length(max(map(len, rows)), self.max_sequence_length)
-            token_ids, padding_mask = batches.pad(rows, length)
-            return {"source_token_ids": token_ids, "source_padding_mask": padding_mask}
+    def _starts(self, rows):
+        tokenizer = self.target_tokenizer
+        if tokenizer is None or tokenizer.bos_id is None:
+            raise ValueError("prompts (None) must be given where target_tokenizer has no start token (bos).")
+        return [[tokenizer.bos_id]] * len(rows)
 
-        results = self.complete(prompts, config, self.target_tokenizer, batch_size, read_inputs)
-        ids = [[g.token_ids.tolist() for g in row] for row in results]
-        return ids if config.num_return_sequences > 1 else [row[0] for row in ids]
+    def _source_inputs(self, rows):
+        length = batches.bucket_length(max(map(len, rows)), self.max_sequence_length)
+        token_ids, padding_mask = batches.pad(rows, length)
+        return {"source_token_ids": token_ids, "source_padding_mask": padding_mask}
 
 
 def translation_inputs():
@@ -253,6 +332,8 @@ class TransformerTranslator(Translator):
         dtype: dtype policy.
         source_tokenizer, target_tokenizer: `kerasllm.Tokenizer`s, for strings.
     """
+
+    rewinds = True
 
     def __init__(
         self,

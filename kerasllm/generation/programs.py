@@ -1,0 +1,103 @@
+"""The compiled functions of a model: how they are kept, and the steps that all ways of generating share."""
+
+import functools
+import operator
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasllm import backend
+
+# Attention over 64 slots is a small part of a step: a smaller capacity is not worth its compilation.
+MIN_CAPACITY = 64
+
+
+class Programs:
+    """The compiled functions of one model."""
+
+    def __init__(self, model):
+        self.model = model
+        self.variables = list(model.variables)
+        self.functions = {}
+
+    @classmethod
+    def of(cls, model):
+        """The model's programs, kept on it so that they live as long as it does.
+
+        They read the values of its variables at each call, and are made anew when it has other variables, as
+        after `quantize` or `enable_lora`.
+        """
+        programs = getattr(model, "_generation_programs", None)
+        if programs is None or not programs._are_for(model.variables):
+            # A plain object, because Keras and TensorFlow track, and so save, lists, dicts and layers.
+            programs = model._generation_programs = cls(model)
+        return programs
+
+    def _are_for(self, variables):
+        return len(variables) == len(self.variables) and all(map(operator.is_, variables, self.variables))
+
+    def run(self, function, *arguments, **static):
+        """Call `function(model, *arguments, **static)`, compiled once for its shapes and static arguments.
+
+        Each is a function of its own: `tf.function` would trace the second shape with unknown sizes.
+        """
+        shapes = tuple((path, tuple(np.shape(leaf))) for path, leaf in keras.tree.flatten_with_path(arguments))
+        key = (function, shapes, tuple(static.items()))
+        if key not in self.functions:
+            self.functions[key] = backend.compiled(functools.partial(function, self.model, **static), self.model)
+        return self.functions[key](*arguments)
+
+
+def prefill(model, inputs, prompt, capacity, num_copies, has_history):
+    """Read each prompt once, and copy its state for each of its sequences.
+
+    Returns:
+        `(state, history)`: the model's state; and what stands in each slot, (R, capacity) int32, -1 where there is no
+        token. Without a history that is ().
+    """
+    state, history = model.start_decoding(inputs, prompt, capacity), ()
+    if has_history:
+        history = ops.where(ops.cast(prompt["padding_mask"], "bool"), prompt["token_ids"], -1)
+        history = _pad(history, capacity)
+    if num_copies == 1:
+        return state, history
+    return keras.tree.map_structure(lambda x: ops.repeat(x, num_copies, axis=0), (state, history))
+
+
+def grow(model, state, capacity):
+    """What `prefill` returns, with room for `capacity` slots."""
+    state, history = state
+    return model.grow(state, capacity), history if isinstance(history, tuple) else _pad(history, capacity)
+
+
+def feed(model, state, token, slot):
+    """Feed a token to each row: logits (R, V) of the next one in float32, and the new state.
+
+    Args:
+        model: has `decode_step`.
+        state: what `prefill` returns.
+        token: (R,) int32. -1, where the row before has gone wrong, counts as 0.
+        slot: scalar int.
+    """
+    state, history = state
+    token = ops.maximum(token, 0)[:, None]
+    logits, state = model.decode_step(token, state, slot)
+    if not isinstance(history, tuple):
+        history = ops.slice_update(history, (0, slot), token)
+    return ops.cast(logits[:, -1], "float32"), (state, history)
+
+
+def first_capacity(prompt_slots, total):
+    """The slots to begin with, for prompts in the first `prompt_slots` and at most `total` more tokens."""
+    power_of_two = 1 << (prompt_slots + total - 2).bit_length()
+    return max(MIN_CAPACITY, min(2 * prompt_slots, power_of_two))
+
+
+def tensors(arrays):
+    """A nest of arrays as one of tensors."""
+    return keras.tree.map_structure(ops.convert_to_tensor, arrays)
+
+
+def _pad(history, capacity):
+    return ops.pad(history, [[0, 0], [0, capacity - history.shape[1]]], constant_values=-1)

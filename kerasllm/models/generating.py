@@ -1,0 +1,502 @@
+"""Models that write token after token: the arguments of `generate`, its results, streaming and scoring."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from kerasllm import checkpoints
+from kerasllm.arguments import check_positive
+from kerasllm.generation import generator, scoring, speculative
+from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.task import Task
+from kerasllm.models.base import Model, carried_tokenizer
+from kerasllm.text import batches
+from kerasllm.text.completions import CompletionWriter
+
+
+class GeneratingModel(Model):
+    """A model that writes token after token.
+
+    A subclass offers the three methods that `kerasllm.generation` knows:
+
+        start_decoding(inputs, prompt, capacity) -> state
+        decode_step(token_ids (B, T), state, index) -> (logits (B, T, V), state)
+        grow(state, capacity) -> state
+    """
+
+    default_max_length = 256
+    """Tokens that a sequence may have where neither the model nor the call limits it."""
+    rewinds = False
+    """Whether decoding may step back to an earlier slot: its state is a cache, and no recurrence."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.generation_defaults = GenerationConfig()
+        self.end_token_ids = None
+
+    @property
+    def generation_defaults(self):
+        """The `GenerationConfig` that decides what a call leaves open; a preset's own `generation_config.json`."""
+        return self._generation_defaults
+
+    @generation_defaults.setter
+    def generation_defaults(self, config):
+        # Hidden from Keras's tracking.
+        object.__setattr__(self, "_generation_defaults", GenerationConfig.merged(config))
+
+    @property
+    def end_token_ids(self):
+        """The ids that end a sequence, a tuple. Default: the end token of the tokenizer that writes the text."""
+        if self._end_token_ids is not None:
+            return self._end_token_ids
+        tokenizer = self.output_tokenizer
+        return () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+
+    @end_token_ids.setter
+    def end_token_ids(self, ids):
+        if ids is not None:
+            ids = tuple(read_token_ids("end_token_ids", [list(ids)], self.output_vocabulary_size)[0])
+        object.__setattr__(self, "_end_token_ids", ids)
+
+    @property
+    def output_tokenizer(self):
+        """The tokenizer that writes the text, or None."""
+        return self.tokenizers.get("tokenizer")
+
+    @property
+    def output_vocabulary_size(self):
+        """The number of symbols that the model may write."""
+        return self.arguments["vocabulary_size"]
+
+    @property
+    def max_sequence_length(self):
+        """The longest sequence the model can hold, or None."""
+        return self.arguments.get("max_sequence_length")
+
+    def start_decoding(self, inputs, prompt, capacity):
+        """The state after all but the last token of the prompts.
+
+        Args:
+            inputs: dict of tensors, batch axis first: what the text is conditioned on, for instance a source.
+            prompt: dict of `token_ids` (B, P) int32 and `padding_mask` (B, P) bool, padded on the left.
+            capacity: number of slots, at least P.
+
+        Returns:
+            A nest of tensors with the batch axis first.
+        """
+        raise NotImplementedError
+
+    def decode_step(self, token_ids, state, index):
+        """Read tokens (B, T) into the slots from scalar `index` on: logits (B, T, V) and the new state."""
+        raise NotImplementedError
+
+    def grow(self, state, capacity):
+        """The same state with room for `capacity` slots."""
+        return state
+
+    def save_assets(self, folder):
+        """Write the tokenizers and the generation defaults; Keras calls this for a `.keras` file."""
+        super().save_assets(folder)
+        values, end_ids = self.generation_defaults.given(), self._end_token_ids
+        if "bad_words" in values:
+            values["bad_words"] = [ids for word in values["bad_words"] for ids in self._word_ids(word)]
+        if any(not isinstance(stop, str) for stop in values.get("stop", ())):
+            end_ids = self.end_token_ids  # the file has one list for both
+        if values or end_ids is not None:
+            checkpoints.write_generation_config(folder, values, end_ids)
+
+    def load_assets(self, folder):
+        """Read the tokenizers and the generation defaults that a folder holds; Keras calls this for a `.keras` file."""
+        super().load_assets(folder)
+        values, end_ids = checkpoints.read_generation_config(folder)
+        self.generation_defaults = GenerationConfig(**values)
+        self.end_token_ids = end_ids
+
+    def complete(
+        self,
+        prompts,
+        config,
+        batch_size=32,
+        read_inputs=lambda places: {},
+        return_scores=False,
+        processors=(),
+        prefix_allowed_tokens=None,
+        draft=None,
+        num_draft_tokens=8,
+    ):
+        """Check the arguments, then generate, some prompts at a time.
+
+        Args:
+            prompts: non-empty lists of ids.
+            config: a `GenerationConfig`.
+            batch_size: the most prompts at a time.
+            read_inputs: takes a list of places in `prompts` and returns what `start_decoding` reads beside them, a
+                dict of arrays with one row for each.
+            return_scores, processors, prefix_allowed_tokens, draft, num_draft_tokens: as for `LanguageModel.generate`.
+
+        Returns:
+            For each prompt a list of `num_return_sequences` `Generation`s, with their texts where there is a tokenizer.
+        """
+        check_positive("batch_size", batch_size)
+        config, writer, arguments = self._request(config, prompts)
+        if draft is not None:
+            self._check_draft(draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens)
+        results = []
+        for start in range(0, len(prompts), batch_size):
+            places = list(range(start, min(start + batch_size, len(prompts))))
+            # The last batch is filled up with copies: a smaller one would be compiled anew.
+            filled = places if start == 0 else places + [places[-1]] * (batch_size - len(places))
+            callbacks = list(processors)
+            if prefix_allowed_tokens:
+                copies = max(config.num_beams, config.num_return_sequences)
+                callbacks.append(_only_allowed(prefix_allowed_tokens, np.repeat(filled, copies)))
+            task = Task(
+                model=self,
+                inputs=read_inputs(filled),
+                prompts=[prompts[i] for i in filled],
+                first_index=start,
+                scores=return_scores,
+                processors=tuple(callbacks),
+                **arguments,
+            )
+            if draft is None:
+                batch = generator.generate(task)
+            else:
+                batch = [[speculative.generate(task, draft, num_draft_tokens)]]
+            results += batch[: len(places)]
+        if writer is None:
+            return results
+        return [[self._with_text(g, writer, config, arguments["end_ids"]) for g in row] for row in results]
+
+    def stream_text(self, prompt, config, inputs):
+        """Generate from one list of ids, and yield the completion's text in pieces."""
+        if config.num_beams > 1 or config.num_return_sequences > 1:
+            raise ValueError(
+                f"num_beams ({config.num_beams}) and num_return_sequences ({config.num_return_sequences}) must be 1 "
+                "in a stream."
+            )
+        self.required_output_tokenizer()
+        config, writer, arguments = self._request(config, [prompt])
+        task = Task(model=self, inputs=inputs, prompts=[prompt], **arguments)
+        end_ids = arguments["end_ids"]
+        growth = ((_without_end(row.ids, end_ids), row.finish_reason is not None) for row in generator.stream(task))
+        return writer.pieces(prompt, growth)
+
+    def score_batches(self, rows, batch_size, read_inputs):
+        """`Score`s of lists of ids, some at a time.
+
+        Args:
+            rows: lists of two ids or more, what the model's logits belong to.
+            batch_size: the most rows at a time.
+            read_inputs: takes a list of places in `rows`, and their ids and mask (B, T), padded on the right, and
+                returns the model's inputs.
+        """
+        check_positive("batch_size", batch_size)
+        scores = []
+        for start in range(0, len(rows), batch_size):
+            places = list(range(start, min(start + batch_size, len(rows))))
+            filled = places if start == 0 else places + [places[-1]] * (batch_size - len(places))
+            longest = max(len(rows[i]) for i in filled)
+            if self.max_sequence_length and longest > self.max_sequence_length:
+                raise ValueError(
+                    f"texts: one of {longest} tokens is longer than max_sequence_length ({self.max_sequence_length})."
+                )
+            length = batches.bucket_length(longest, self.max_sequence_length)
+            token_ids, padding_mask = batches.pad([rows[i] for i in filled], length)
+            inputs = read_inputs(filled, token_ids, padding_mask)
+            scores += scoring.score(self, inputs, token_ids, padding_mask)[: len(places)]
+        return scores
+
+    def required_output_tokenizer(self):
+        """The tokenizer that writes the text, or a `ValueError` that says how to give the model one."""
+        return self.required_tokenizer()
+
+    def _request(self, config, prompts):
+        """`config` with a length, the `CompletionWriter` or None, and further arguments of a `Task`."""
+        config = self._limited(config, max(map(len, prompts)))
+        size = self.output_vocabulary_size
+        words = tuple(dict.fromkeys(ids for word in config.bad_words for ids in self._word_ids(word)))
+        stop_ids = [stop for stop in config.stop if not isinstance(stop, str)]
+        for name, ids in [
+            ("logit_bias", list(config.logit_bias or {})),
+            ("bad_words", [i for word in words for i in word]),
+            ("stop", stop_ids),
+        ]:
+            batches.check_ids(np.array(ids, "int64"), size, name)
+        strings = [stop for stop in config.stop if isinstance(stop, str)]
+        tokenizer = self.required_output_tokenizer() if strings else self.output_tokenizer
+        writer = tokenizer and CompletionWriter(tokenizer, strings, config.min_new_tokens or 0)
+        arguments = {
+            "config": dataclasses.replace(config, bad_words=words),
+            "end_ids": (*self.end_token_ids, *stop_ids),
+            "find_stop": writer.find_stop if strings else None,
+        }
+        return config, writer, arguments
+
+    def _word_ids(self, word):
+        if not isinstance(word, str):
+            return [word]
+        tokenizer = self.required_output_tokenizer()
+        return [tuple(tokenizer.encode(text, special_tokens=False)) for text in (word, f" {word}")]
+
+    def _with_text(self, generation, writer, config, end_ids):
+        prompt = generation.token_ids[: generation.prompt_length].tolist()
+        completion = _without_end(generation.completion.tolist(), end_ids)
+        text = writer.write(prompt, completion)
+        return dataclasses.replace(generation, text=text if config.strip_prompt else writer.write_prompt(prompt) + text)
+
+    def _check_draft(self, draft, num_draft_tokens, config, num_prompts, has_callbacks):
+        check_positive("num_draft_tokens", num_draft_tokens)
+        if draft != "prompt" and not isinstance(draft, GeneratingModel):
+            raise ValueError(f"draft ({draft!r}) must be 'prompt' or a model that generates.")
+        for role, model in (("this model", self), ("draft", draft)):
+            if model != "prompt" and not model.rewinds:
+                raise ValueError(f"draft: {role} ({type(model).__name__}) must be a Transformer, whose cache rewinds.")
+        if draft != "prompt" and draft.output_vocabulary_size != self.output_vocabulary_size:
+            raise ValueError(
+                f"draft has {draft.output_vocabulary_size} symbols, the model {self.output_vocabulary_size}: "
+                "they must have the same vocabulary."
+            )
+        if num_prompts > 1:
+            raise ValueError(f"draft ({draft!r}) takes one prompt at a time, not {num_prompts}.")
+        plain = {"max_length", "max_new_tokens", "seed", "stop", "strip_prompt", "temperature"}
+        others = sorted(set(config.given()) - plain)
+        if config.sampling or others or has_callbacks:
+            others = others or ["temperature" if config.sampling else "processors"]
+            raise ValueError(f"draft ({draft!r}) is for plain greedy decoding: leave {', '.join(others)} out.")
+
+    def _limited(self, config, longest):
+        """`config` with a length, checked against the model's positions and the longest prompt."""
+        limit = self.max_sequence_length
+        if limit and longest > limit:
+            raise ValueError(f"prompts: one of {longest} tokens is longer than max_sequence_length ({limit}).")
+        if config.max_length is None and config.max_new_tokens is None:
+            return GenerationConfig.merged(config, max_length=limit or max(self.default_max_length, 2 * longest))
+        name = "max_new_tokens" if config.max_length is None else "max_length"
+        length = config.max_length or config.max_new_tokens + longest
+        if limit and length > limit:
+            raise ValueError(
+                f"{name} ({getattr(config, name)}) after a prompt of {longest} tokens exceeds the model's "
+                f"max_sequence_length ({limit})."
+            )
+        return config
+
+
+class LanguageModel(GeneratingModel):
+    """A model that continues text: `generate`, `stream` and `score` on strings, lists of ids or arrays."""
+
+    tokenizer = carried_tokenizer("tokenizer", "vocabulary_size")
+
+    def generate(
+        self,
+        prompts,
+        config=None,
+        batch_size=32,
+        *,
+        return_scores=False,
+        processors=(),
+        prefix_allowed_tokens=None,
+        draft=None,
+        num_draft_tokens=8,
+        **overrides,
+    ):
+        """Continue prompts.
+
+        Args:
+            prompts: a string or a list of strings (with a tokenizer); a list of lists of ids; an int array (B, P); or a
+                dict of `token_ids` (B, P) and `padding_mask` (B, P), True = real, padded on either side. An empty
+                string stands for the tokenizer's start token.
+            config: a `GenerationConfig`. What it leaves at its default, `model.generation_defaults` decides.
+            batch_size: number of prompts continued at a time. It does not change the texts.
+            return_scores: whether to return `Generation`s instead: text, ids, the log-probability of each token, the
+                reason of the end.
+            processors: functions (token_ids, logits) -> logits that change what may follow. They are given the tokens
+                of each row so far, a list of int arrays, and the logits (R, V) after penalties and bans, before
+                temperature and filters, and return such logits, in numpy. The model then runs step by step, more
+                slowly.
+            prefix_allowed_tokens: function (i, token_ids) -> the ids that may follow the tokens so far of `prompts[i]`,
+                at least one. The model runs step by step, too.
+            draft: a smaller model of the same vocabulary, or "prompt", which takes guesses from the text so far:
+                speculative decoding, for one prompt and greedy choice. The text is the same, found in fewer steps
+                of the model; `Generation.num_steps` says how many.
+            num_draft_tokens: the most tokens of a guess.
+            **overrides: fields of `GenerationConfig` that replace `config`'s. Without `max_length` and
+                `max_new_tokens` a text grows up to the model's `max_sequence_length`, or 256 tokens where it has none.
+
+        Returns:
+            Prompts with their continuations, in the form they came in: a string for a string, a list of strings for
+            a list, lists of ids for lists of ids, and for an array an int32 array (B, L) whose shorter rows are
+            filled up with the padding id (0 without one). With `num_return_sequences` n > 1 each is a list (for
+            arrays an axis: (B, n, L)) of n. The end token stays in ids and not in text.
+
+        Raises:
+            ValueError: an argument is out of range, or two contradict each other; the prompts are empty, too long or
+                hold unknown ids; strings without a tokenizer; an empty prompt without a start token.
+            FloatingPointError: the model's logits are NaN.
+
+        Example:
+            >>> model.generate("I enjoy walking with my cute dog", max_new_tokens=40, temperature=0.7, seed=1)
+        """
+        config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
+        ids, rebuild = self._read_prompts(prompts, config.strip_prompt)
+        results = self.complete(
+            ids,
+            config,
+            batch_size,
+            return_scores=return_scores,
+            processors=processors,
+            prefix_allowed_tokens=prefix_allowed_tokens,
+            draft=draft,
+            num_draft_tokens=num_draft_tokens,
+        )
+        if return_scores:
+            results = results if config.num_return_sequences > 1 else [row[0] for row in results]
+            return results[0] if isinstance(prompts, str) else results
+        return rebuild(results, config.num_return_sequences)
+
+    def stream(self, prompt, config=None, **overrides):
+        """Continue a prompt, and yield the text in pieces as it is made.
+
+        A piece holds whole characters, and nothing that turns out to belong to a stop string. Joined, the pieces are
+        what `generate` returns with `strip_prompt=True`.
+
+        Args:
+            prompt: a string.
+            config, **overrides: as for `generate`; one sequence, without beams.
+
+        Returns:
+            An iterator of strings.
+
+        Example:
+            >>> for piece in model.stream("Once upon a time", max_new_tokens=100, temperature=0.8):
+            ...     print(piece, end="", flush=True)
+        """
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt ({prompt!r}) must be a string.")
+        config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
+        [ids], _ = self._read_prompts([prompt], config.strip_prompt)
+        return self.stream_text(ids, config, {})
+
+    def score(self, texts, batch_size=8):
+        """Say how probable given texts are, by the chain rule.
+
+        Args:
+            texts: a string or a list of strings, which are read with the tokenizer's start token, where it has one, in
+                front; or a list of lists of two ids or more.
+            batch_size: number of texts scored at a time.
+
+        Returns:
+            A `Score` for a string, a list of them for a list: `log_probs` of all tokens after the first, their sum
+            `log_probability`, and `perplexity`.
+
+        Example:
+            >>> model.score("The cat sat on the mat.").perplexity
+        """
+        if isinstance(texts, str):
+            return self.score([texts], batch_size)[0]
+        if not isinstance(texts, list | tuple) or len(texts) == 0:
+            raise ValueError(f"texts ({texts!r}) must be a string, or a list of strings or of lists of ids.")
+        rows = texts
+        if all(isinstance(text, str) for text in texts):
+            tokenizer = self.required_tokenizer()
+            start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+            rows = [start + tokenizer.encode(text, special_tokens=False) for text in texts]
+        for i, row in enumerate(rows):
+            if not hasattr(row, "__len__") or len(row) < 2:
+                raise ValueError(f"texts[{i}] ({texts[i]!r}) must be of two tokens at least.")
+        rows = read_token_ids("texts", rows, self.output_vocabulary_size)
+
+        def read_inputs(places, token_ids, padding_mask):
+            return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+        return self.score_batches(rows, batch_size, read_inputs)
+
+    def _read_prompts(self, prompts, strip_prompt):
+        """Prompts in any form -> lists of ids, and the function that gives `Generation`s the same form."""
+        if isinstance(prompts, str):
+            ids, rebuild = self._read_prompts([prompts], strip_prompt)
+            return ids, lambda rows, n: rebuild(rows, n)[0]
+        if isinstance(prompts, dict):
+            rows, as_array = _unpadded(prompts), True
+        elif prompts is None or not hasattr(prompts, "__len__") or len(prompts) == 0:
+            raise ValueError(f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array.")
+        elif all(isinstance(p, str) for p in prompts):
+            tokenizer = self.required_tokenizer()
+            ids = [tokenizer.encode(text) or self._start(tokenizer) for text in prompts]
+            return ids, lambda rows, n: unnested([[g.text for g in row] for row in rows], n)
+        else:
+            rows, as_array = prompts, not isinstance(prompts, list | tuple)
+        ids = read_token_ids("prompts", rows, self.arguments["vocabulary_size"])
+        pad_id = self.tokenizer.pad_id if self.tokenizer and self.tokenizer.pad_id is not None else 0
+
+        def rebuild(rows, n):
+            rows = [[(g.completion if strip_prompt else g.token_ids).tolist() for g in row] for row in rows]
+            if not as_array:
+                return unnested(rows, n)
+            flat, _ = batches.pad([r for row in rows for r in row], value=pad_id)
+            return flat if n == 1 else flat.reshape(len(rows), n, -1)
+
+        return ids, rebuild
+
+    def _start(self, tokenizer):
+        if tokenizer.bos_id is None:
+            raise ValueError("prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none.")
+        return [tokenizer.bos_id]
+
+
+def read_token_ids(name, rows, vocabulary_size):
+    """Lists of ids, or an int array (B, T), as checked lists of Python ints.
+
+    Raises:
+        ValueError: no rows, an empty row, or ids that are no whole numbers in [0, vocabulary_size).
+    """
+    lists = []
+    for i, row in enumerate(rows):
+        row = keras.ops.convert_to_numpy(row) if not isinstance(row, list | tuple | str) else row
+        array = np.asarray(row)
+        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+            raise ValueError(f"{name}[{i}] ({row!r}) must be a non-empty list of token ids.")
+        lists.append(array.tolist())
+    if not lists:
+        raise ValueError(f"{name} ({rows!r}) must not be empty.")
+    batches.check_ids(np.concatenate(lists), vocabulary_size, name)
+    return lists
+
+
+def unnested(rows, n):
+    """Lists of n results, or for n = 1 the results themselves."""
+    return rows if n > 1 else [row[0] for row in rows]
+
+
+def _unpadded(prompts):
+    """The rows of `{"token_ids": (B, P), "padding_mask": (B, P)}`, without padding."""
+    if set(prompts) != {"token_ids", "padding_mask"}:
+        raise ValueError(f"prompts ({sorted(prompts)}) must hold token_ids and padding_mask.")
+    token_ids, mask = (keras.ops.convert_to_numpy(prompts[name]) for name in ("token_ids", "padding_mask"))
+    if token_ids.ndim != 2 or token_ids.shape != mask.shape or not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            f"prompts: token_ids {token_ids.shape} and padding_mask {mask.shape} must be of one shape (B, P), "
+            "the mask True or 1 where a token is real."
+        )
+    return [row[real.astype("bool")] for row, real in zip(token_ids, mask, strict=True)]
+
+
+def _without_end(completion, end_ids):
+    return completion[:-1] if completion and completion[-1] in end_ids else completion
+
+
+def _only_allowed(prefix_allowed_tokens, places):
+    """The processor that asks the caller which ids may follow; row r belongs to prompt `places[r]`."""
+
+    def process(token_ids, logits):
+        allowed = np.full_like(logits, -np.inf)
+        for row, (place, tokens) in enumerate(zip(places, token_ids, strict=True)):
+            ids = list(prefix_allowed_tokens(int(place), tokens))
+            if not ids:
+                raise ValueError(f"prefix_allowed_tokens: nothing may follow {tokens.tolist()} of prompt {place}.")
+            batches.check_ids(np.array(ids), logits.shape[1], "prefix_allowed_tokens")
+            allowed[row, ids] = logits[row, ids]
+        return allowed
+
+    return process

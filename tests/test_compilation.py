@@ -1,0 +1,155 @@
+"""Compiled functions and loops; on torch, recordings of their operations."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kerasllm import backend
+
+ON_TORCH = keras.backend.backend() == "torch"
+
+
+def model(units=16):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((units,)), keras.layers.Dense(units, "tanh"), keras.layers.Dense(units)])
+
+
+def repeated(layers, rows=1):
+    """A compiled function that applies the layers n times and adds up what it has seen."""
+
+    def run(x, n):
+        def keep_going(carry, constants):
+            return carry[0] < constants
+
+        def step(carry, constants):
+            i, x, total = carry
+            x = layers(x, training=False)
+            return i + 1, x, total + x
+
+        return backend.while_loop(keep_going, step, (0, x, ops.zeros_like(x)), n)
+
+    return backend.compiled(run, layers)
+
+
+def expected(layers, x, n):
+    total = np.zeros_like(x)
+    for _ in range(n):
+        x = layers.predict(x, verbose=0)
+        total = total + x
+    return x, total
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_a_loop_equals_plain_python(rows):
+    layers = model()
+    x = np.random.default_rng(0).normal(size=(rows, 16)).astype("float32")
+    run = repeated(layers)
+    for n in (3, 1, 0, 5):
+        count, last, total = run(ops.convert_to_tensor(x), ops.convert_to_tensor(n))
+        assert int(count) == n
+        for found, wanted in zip((last, total), expected(layers, x, n), strict=True):
+            np.testing.assert_allclose(ops.convert_to_numpy(found), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_loop_sees_each_change_of_the_weights(rows):
+    layers = model()
+    x = np.random.default_rng(0).normal(size=(rows, 16)).astype("float32")
+    run = repeated(layers)
+    for change in range(3):
+        for variable in layers.weights:
+            variable.assign(variable * 1.5 + 0.1 * change)
+        _, last, _ = run(ops.convert_to_tensor(x), ops.convert_to_tensor(2))
+        np.testing.assert_allclose(ops.convert_to_numpy(last), expected(layers, x, 2)[0], atol=1e-5)
+
+
+def test_tensors_that_share_memory_stay_apart():
+    def run(n):
+        def keep_going(carry, constants):
+            return carry[0] < constants
+
+        def step(carry, constants):
+            i, a, b = carry
+            return (
+                i + 1,
+                backend.write_slots(a, ops.ones((1, 1, 1, 2)), i),
+                backend.write_slots(b, -ops.ones((1, 1, 1, 2)), i),
+            )
+
+        zeros = ops.zeros((1, 1, 4, 2))
+        return backend.while_loop(keep_going, step, (0, zeros, zeros), n)
+
+    _, a, b = backend.compiled(run, model())(ops.convert_to_tensor(3))
+    np.testing.assert_array_equal(ops.convert_to_numpy(a)[0, 0, :, 0], [1, 1, 1, 0])
+    np.testing.assert_array_equal(ops.convert_to_numpy(b)[0, 0, :, 0], [-1, -1, -1, 0])
+
+
+def test_writes_into_equal_tensors_stay_apart():
+    """Two buffers of zeros look alike to a recording until they are written into."""
+
+    def run(n):
+        def step(carry, constants):
+            i, a, b = carry
+            one, two = (ops.slice_update(ops.zeros((4,)), (i,), ops.full((1,), value)) for value in (1.0, 2.0))
+            return i + 1, a + one, b + two
+
+        return backend.while_loop(lambda c, n: c[0] < n, step, (0, ops.zeros((4,)), ops.zeros((4,))), n)
+
+    _, a, b = backend.compiled(run, model())(ops.convert_to_tensor(3))
+    np.testing.assert_array_equal(ops.convert_to_numpy(a), [1, 1, 1, 0])
+    np.testing.assert_array_equal(ops.convert_to_numpy(b), [2, 2, 2, 0])
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_int8_layers_give_what_keras_gives(rows):
+    layers = model(32)
+    x = np.random.default_rng(1).normal(size=(rows, 32)).astype("float32")
+    layers.quantize("int8")
+    _, last, _ = repeated(layers)(ops.convert_to_tensor(x), ops.convert_to_tensor(2))
+    wanted = layers(layers(x, training=False), training=False)
+    np.testing.assert_allclose(ops.convert_to_numpy(last), ops.convert_to_numpy(wanted), atol=1e-5)
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="only torch records")
+def test_a_recording_merges_prepares_and_fuses():
+    import torch
+
+    from kerasllm.backend.recording import Recording
+
+    layers = model()
+
+    def function(arguments):
+        return [layers(arguments[0], training=False) + layers(arguments[0], training=False)]
+
+    for rows, kernel in ((1, "aten.linear"), (8, "mkldnn._linear_pointwise")):
+        with torch.no_grad():
+            recording = Recording(function, [torch.ones(rows, 16)], num_donated=0)
+        code = recording.run.__self__.code
+        assert code.count(f"torch.ops.{kernel}") == 2  # of four products, with their biases
+        assert "ops.aten.mm" not in code and "ops.aten.t." not in code and "ops.mkldnn._reorder" not in code
+        assert code.count("torch.ops.") <= 5
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="only torch records")
+def test_a_recording_writes_into_what_is_given_away():
+    import torch
+
+    from kerasllm.backend.recording import Recording
+
+    def function(arguments):
+        cache, update, slot = arguments
+        return (
+            [backend.write_slots(cache, update, slot), cache.sum() * 0]
+            if reads
+            else [backend.write_slots(cache, update, slot)]
+        )
+
+    for reads in (False, True):
+        arguments = [torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 1, 2), torch.tensor(2)]
+        with torch.no_grad():
+            recording = Recording(function, arguments, num_donated=1)
+            recording.refresh()
+            result = recording(arguments)[0]
+        assert (result.data_ptr() == arguments[0].data_ptr()) is not reads
+        assert result[0, 0, :, 0].tolist() == [0, 0, 1, 0]

@@ -1,0 +1,270 @@
+"""The call of `generate`, `translate`, `stream` and `score`: forms of prompts and results, words, presets."""
+
+import functools
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kerasllm import GPT, LSTMTranslator, RNNLanguageModel, Tokenizer, TransformerTranslator
+from kerasllm.generation.config import GenerationConfig
+
+TEXTS = ["the cat sat on the mat.", "a dog did not sit on the cat. Grüße 🎉", "one, two, three. stop"]
+SIZES = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": 64}
+PROMPTS = ["the cat", "a dog did not", "one"]
+
+
+@functools.cache
+def tokenizer():
+    return Tokenizer.train_bpe(TEXTS, 300, pad="<pad>", bos="<s>", eos="</s>")
+
+
+def gpt():
+    keras.utils.set_random_seed(0)
+    model = GPT(tokenizer().vocabulary_size, **SIZES, initializer_range=0.4, tokenizer=tokenizer())
+    return model
+
+
+shared_gpt = functools.cache(gpt)
+
+
+@functools.cache
+def translator(kind):
+    keras.utils.set_random_seed(0)
+    size = tokenizer().vocabulary_size
+    tokenizers = {"source_tokenizer": tokenizer(), "target_tokenizer": tokenizer()}
+    if kind == "lstm":
+        return LSTMTranslator(size, size, hidden_dim=16, **tokenizers)
+    return TransformerTranslator(size, size, **SIZES, **tokenizers)
+
+
+def test_the_tutorials_call_gives_five_independent_draws():
+    texts = shared_gpt().generate("the cat", max_length=20, num_return_sequences=5, temperature=0.7)
+    assert len(set(texts)) == 5 and all(text.startswith("the cat") for text in texts)
+
+
+def test_results_have_the_form_of_the_prompts():
+    model, n = shared_gpt(), {"num_return_sequences": 2, "seed": 1}
+    one, many = model.generate(PROMPTS[0], max_new_tokens=3), model.generate(PROMPTS, max_new_tokens=3)
+    assert isinstance(one, str) and many[0] == one and len(many) == 3
+    assert [len(row) for row in model.generate(PROMPTS, max_new_tokens=3, **n)] == [2, 2, 2]
+    assert len(model.generate(PROMPTS[0], max_new_tokens=3, **n)) == 2
+    rows = [tokenizer().encode(text) for text in PROMPTS]
+    ids = model.generate(rows, max_new_tokens=3)
+    assert [row[: len(prompt)] for row, prompt in zip(ids, rows, strict=True)] == rows
+    assert [tokenizer().decode(row) for row in ids] == many
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_arrays_with_a_mask_are_the_lists_without_their_padding(side):
+    model, rows = shared_gpt(), [tokenizer().encode(text) for text in PROMPTS]
+    size = max(map(len, rows))
+    token_ids, mask = np.full((3, size), 7, "int32"), np.zeros((3, size), "int32")
+    for i, row in enumerate(rows):
+        place = slice(size - len(row), size) if side == "left" else slice(len(row))
+        token_ids[i, place], mask[i, place] = row, 1
+    found = model.generate({"token_ids": token_ids, "padding_mask": mask}, max_new_tokens=4)
+    expected = model.generate(rows, max_new_tokens=4)
+    assert [row[: len(e)].tolist() for row, e in zip(found, expected, strict=True)] == expected
+
+
+def test_scores_bring_text_ids_log_probabilities_and_the_reason():
+    model = shared_gpt()
+    found = model.generate(PROMPTS[0], max_new_tokens=6, return_scores=True)
+    assert found.text == model.generate(PROMPTS[0], max_new_tokens=6)
+    assert found.finish_reason == "length" and len(found.log_probs) == len(found.completion) == 6
+    rows = model.generate(PROMPTS, max_new_tokens=6, return_scores=True, temperature=0.9, num_return_sequences=2)
+    assert [len(row) for row in rows] == [2, 2, 2]
+    beams = model.generate(PROMPTS[0], max_new_tokens=6, return_scores=True, num_beams=3, num_return_sequences=3)
+    assert [g.score for g in beams] == sorted((g.score for g in beams), reverse=True)
+
+
+def test_strip_prompt_leaves_the_completion():
+    model = shared_gpt()
+    whole, alone = (model.generate(PROMPTS, max_new_tokens=6, strip_prompt=strip) for strip in (False, True))
+    assert [prompt + text for prompt, text in zip(PROMPTS, alone, strict=True)] == whole
+    ids = [tokenizer().encode(PROMPTS[0])]
+    assert (
+        model.generate(ids, max_new_tokens=6)[0][len(ids[0]) :]
+        == model.generate(ids, max_new_tokens=6, strip_prompt=True)[0]
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
+def test_a_stream_is_the_text_of_generate(options):
+    model = shared_gpt()
+    text = model.generate(PROMPTS[1], max_new_tokens=40, strip_prompt=True, **options)
+    pieces = list(model.stream(PROMPTS[1], max_new_tokens=40, **options))
+    assert "".join(pieces) == text and len(pieces) > 1
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    expected = text[: text.index(stop)]
+    assert model.generate(PROMPTS[1], max_new_tokens=40, strip_prompt=True, stop=stop, **options) == expected
+    assert "".join(model.stream(PROMPTS[1], max_new_tokens=40, stop=[stop, "never"], **options)) == expected
+
+
+def test_a_stop_string_ends_the_ids_with_the_token_that_completes_it():
+    model = shared_gpt()
+    plain = model.generate(PROMPTS[0], max_new_tokens=40, return_scores=True)
+    text = plain.text[len(PROMPTS[0]) :]
+    stop = text[10:14]
+    found = model.generate(PROMPTS, max_new_tokens=40, return_scores=True, stop=stop)[0]
+    assert found.finish_reason == "stop" and found.text == PROMPTS[0] + text[: text.index(stop)]
+    n = len(found.completion)
+    assert n < 40 and found.completion.tolist() == plain.completion[:n].tolist()
+    assert stop in tokenizer().decode(found.completion) and stop not in tokenizer().decode(found.completion[:-1])
+
+
+def test_end_and_stop_ids_stay_in_ids_and_not_in_text():
+    model = gpt()
+    plain = model.generate(PROMPTS[0], max_new_tokens=20, return_scores=True)
+    stop = int(plain.completion[7])
+    first = plain.completion.tolist().index(stop)
+    found = model.generate(PROMPTS[0], max_new_tokens=20, return_scores=True, stop=stop)
+    assert found.completion.tolist() == plain.completion[: first + 1].tolist() and found.finish_reason == "stop"
+    assert found.text == PROMPTS[0] + tokenizer().decode(plain.completion[:first])
+    model.end_token_ids = [stop]
+    assert model.generate(PROMPTS[0], max_new_tokens=20) == found.text
+    later = model.generate(PROMPTS[0], max_new_tokens=20, min_new_tokens=20, return_scores=True)
+    assert stop not in later.completion and len(later.completion) == 20
+
+
+def test_bad_words_are_not_written_with_or_without_a_space():
+    model = shared_gpt()
+    plain = model.generate(PROMPTS[0], max_new_tokens=30, strip_prompt=True)
+    words = [word for word in plain.replace(".", " ").split() if word.isascii()][:3]
+    text = model.generate(PROMPTS[0], max_new_tokens=30, strip_prompt=True, bad_words=words)
+    ids = tokenizer().encode(text)
+    for word in words:
+        for banned in (tokenizer().encode(word), tokenizer().encode(f" {word}")):
+            assert not any(ids[i : i + len(banned)] == banned for i in range(len(ids)))
+
+
+def test_only_allowed_tokens_follow_for_each_prompt():
+    model = shared_gpt()
+
+    def allowed(i, token_ids):
+        return [10 + i, 20 + i]
+
+    for batch_size in (2, 32):
+        found = model.generate(PROMPTS, max_new_tokens=5, prefix_allowed_tokens=allowed, batch_size=batch_size,
+                               return_scores=True, temperature=1.0, num_return_sequences=2, seed=1)  # fmt: skip
+        for i, row in enumerate(found):
+            assert all(set(g.completion.tolist()) <= {10 + i, 20 + i} for g in row)
+    beams = model.generate(PROMPTS, max_new_tokens=5, prefix_allowed_tokens=allowed, num_beams=2, return_scores=True)
+    assert all(set(g.completion.tolist()) <= {10 + i, 20 + i} for i, g in enumerate(beams))
+
+
+def test_score_is_the_chain_rule_over_the_full_pass():
+    model = shared_gpt()
+    scores = model.score(TEXTS, batch_size=2)
+    for text, score in zip(TEXTS, scores, strict=True):
+        ids = [tokenizer().bos_id, *tokenizer().encode(text)]
+        inputs = {"token_ids": np.array([ids], "int32"), "padding_mask": np.ones((1, len(ids)), "bool")}
+        logits = keras.ops.convert_to_numpy(model(inputs, training=False))[0].astype("float64")
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = log_probs[np.arange(len(ids) - 1), ids[1:]]
+        assert score.token_ids.tolist() == ids
+        np.testing.assert_allclose(score.log_probs, expected, atol=1e-4)
+        assert score.log_probability == pytest.approx(expected.sum(), rel=1e-5)
+        assert score.perplexity == pytest.approx(np.exp(-expected.mean()), rel=1e-5)
+    assert model.score(TEXTS[0]).log_probability == pytest.approx(scores[0].log_probability, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_a_translator_streams_and_scores_what_it_translates(kind):
+    model, text = translator(kind), "the cat sat"
+    translation = model.translate(text, max_new_tokens=12)
+    assert "".join(model.stream(text, max_new_tokens=12)) == translation
+    found = model.translate(text, max_new_tokens=12, return_scores=True)
+    assert found.text == translation
+    ids = tokenizer().encode(text)
+    [score] = model.score([ids], [found.token_ids.tolist()])
+    np.testing.assert_allclose(score.log_probs, found.log_probs, atol=1e-4)
+    strings = model.score([text, text], ["a dog", "the cat sat on the mat."])
+    expected = model.score([ids], [[tokenizer().bos_id, *tokenizer().encode("a dog"), tokenizer().eos_id]])
+    np.testing.assert_allclose(strings[0].log_probs, expected[0].log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_translators_take_beams_and_n_best_lists(kind):
+    model = translator(kind)
+    rows = model.translate(TEXTS, max_new_tokens=8, num_beams=3, num_return_sequences=2)
+    assert [len(row) for row in rows] == [2, 2, 2]
+    alone = model.translate(TEXTS[1], max_new_tokens=8, num_beams=3, num_return_sequences=2)
+    assert alone == rows[1]
+
+
+def test_the_defaults_decide_what_the_call_leaves_open():
+    model = gpt()
+    greedy = model.generate(PROMPTS[0], max_new_tokens=10)
+    model.generation_defaults = GenerationConfig(max_new_tokens=10, temperature=0.9, seed=4)
+    drawn = model.generate(PROMPTS[0])
+    assert drawn != greedy and drawn == model.generate(PROMPTS[0], max_new_tokens=10, temperature=0.9, seed=4)
+    assert model.generate(PROMPTS[0], temperature=0) == greedy
+    beams = model.generate(PROMPTS[0], num_beams=3)
+    assert beams == gpt().generate(PROMPTS[0], max_new_tokens=10, num_beams=3)
+    assert model.generate(PROMPTS[0], GenerationConfig(max_length=12), temperature=0) == gpt().generate(
+        PROMPTS[0], max_length=12
+    )
+
+
+def test_defaults_and_end_ids_travel_with_presets_and_keras_files(tmp_path):
+    model = gpt()
+    model.generation_defaults = GenerationConfig(max_new_tokens=9, top_p=0.8, repetition_penalty=1.2)
+    model.end_token_ids = [5, 6]
+    model.save_to_preset(tmp_path / "preset")
+    model.save(tmp_path / "model.keras")
+    said = json.loads((tmp_path / "preset" / "generation_config.json").read_text())
+    assert said["do_sample"] is True and said["eos_token_id"] == [5, 6]
+    for loaded in (GPT.from_preset(tmp_path / "preset"), keras.models.load_model(tmp_path / "model.keras")):
+        assert loaded.generation_defaults == model.generation_defaults and loaded.end_token_ids == (5, 6)
+        assert loaded.generate(PROMPTS, seed=1) == model.generate(PROMPTS, seed=1)
+
+
+def test_a_models_own_draws_are_those_of_its_place_in_any_batch():
+    model, options = shared_gpt(), {"max_new_tokens": 8, "temperature": 1.2, "seed": 9}
+    together = model.generate(PROMPTS, **options)
+    assert model.generate(PROMPTS, batch_size=2, **options) == together
+    assert model.generate(PROMPTS[:1], **options) == together[:1]
+
+
+def test_recurrent_models_take_penalties_beams_and_streams():
+    keras.utils.set_random_seed(0)
+    size = tokenizer().vocabulary_size
+    model = RNNLanguageModel(size, hidden_dim=16, num_attention_heads=2, tokenizer=tokenizer())
+    assert model.generate("the", max_new_tokens=5, num_beams=2, no_repeat_ngram_size=2, repetition_penalty=1.2)
+    text = model.generate("the", max_new_tokens=12, strip_prompt=True)
+    assert "".join(model.stream("the", max_new_tokens=12)) == text
+
+
+@pytest.mark.parametrize("change", ["fit", "load_weights", "enable_lora", "quantize"])
+def test_what_changes_the_weights_changes_the_text(change, tmp_path):
+    model, prompt = gpt(), [tokenizer().encode(PROMPTS[0])]
+    before = model.generate(prompt, max_new_tokens=12)
+    if change == "fit":
+        x = {"token_ids": np.full((8, 6), 9, "int32"), "padding_mask": np.ones((8, 6), "bool")}
+        model.compile(keras.optimizers.Adam(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x, np.full((8, 6), 11), epochs=15, verbose=0)
+    elif change == "load_weights":
+        other = gpt()
+        for variable in other.trainable_variables:
+            variable.assign(variable * -1.5 + 0.1)
+        other.save_weights(tmp_path / "other.weights.h5")
+        model.load_weights(tmp_path / "other.weights.h5")
+    elif change == "enable_lora":
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.Dense):
+                layer.enable_lora(2)
+        for variable in model.trainable_variables:
+            if "lora" in variable.path:
+                variable.assign(0.5 * keras.random.normal(variable.shape, seed=len(variable.path)))
+    else:
+        model.quantize("int8")
+    after = model.generate(prompt, max_new_tokens=12)
+    ids = list(prompt[0])
+    for _ in range(12):
+        inputs = {"token_ids": np.array([ids], "int32"), "padding_mask": np.ones((1, len(ids)), "bool")}
+        ids.append(int(np.argmax(keras.ops.convert_to_numpy(model(inputs, training=False))[0, -1])))
+    assert after == [ids]
+    assert change == "quantize" or after != before

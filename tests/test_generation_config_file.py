@@ -1,0 +1,272 @@
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from kerasllm.checkpoints import read_generation_config, write_generation_config
+from kerasllm.generation.config import GenerationConfig
+
+
+def read(folder, **config):
+    """What is read of a file with these fields; a warning is an error."""
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return read_generation_config(folder)
+
+
+def written(folder, values, end_ids=None):
+    write_generation_config(folder, values, end_ids)
+    return json.loads((folder / "generation_config.json").read_text())
+
+
+def test_a_missing_file_gives_nothing(tmp_path):
+    assert read_generation_config(tmp_path) == ({}, None)
+
+
+def test_an_empty_file_object_gives_nothing(tmp_path):
+    assert read(tmp_path) == ({}, None)
+
+
+def test_fields_have_their_names_in_transformers(tmp_path):
+    values, end_ids = read(
+        tmp_path,
+        max_new_tokens=50,
+        min_new_tokens=2,
+        num_return_sequences=3,
+        do_sample=True,
+        temperature=0.7,
+        top_k=40,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        no_repeat_ngram_size=3,
+        bad_words_ids=[[1, 2], [3]],
+        stop_strings=["END", "\n\n"],
+        sequence_bias=[[[4], -1.5], [[5], 2]],
+        eos_token_id=[6, 7],
+    )
+    assert end_ids == (6, 7)
+    assert GenerationConfig(**values) == GenerationConfig(
+        max_new_tokens=50,
+        min_new_tokens=2,
+        num_return_sequences=3,
+        temperature=0.7,
+        top_k=40,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        no_repeat_ngram_size=3,
+        bad_words=[[1, 2], [3]],
+        stop=["END", "\n\n"],
+        logit_bias={4: -1.5, 5: 2},
+    )
+
+
+def test_beams_are_read(tmp_path):
+    beams = {"max_length": 30, "num_beams": 4, "length_penalty": 0.6, "early_stopping": "never"}
+    values, _ = read(tmp_path, **beams, num_return_sequences=2)
+    assert values == {**beams, "num_return_sequences": 2}
+    GenerationConfig(**values)
+
+
+@pytest.mark.parametrize("given, end_ids", [(5, (5,)), (0, (0,)), ([5, 6], (5, 6)), ([], ()), (None, None)])
+def test_end_tokens_are_one_id_or_several(tmp_path, given, end_ids):
+    assert read(tmp_path, eos_token_id=given) == ({}, end_ids)
+
+
+@pytest.mark.parametrize("do_sample", [{}, {"do_sample": False}, {"do_sample": None}])
+def test_without_sampling_temperature_and_filters_are_left_out(tmp_path, do_sample):
+    filters = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.05}
+    values, _ = read(tmp_path, **filters, **do_sample, repetition_penalty=1.1)
+    assert values == {"repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize("off", [{}, {"top_k": 0, "top_p": 1.0}, {"temperature": None}])
+def test_sampling_without_filters_is_a_temperature_of_one(tmp_path, off):
+    values, _ = read(tmp_path, do_sample=True, **off)
+    assert values == {"temperature": 1.0} and GenerationConfig(**values).sampling
+
+
+def test_a_filter_alone_is_enough_for_sampling(tmp_path):
+    assert read(tmp_path, do_sample=True, top_k=5) == ({"top_k": 5}, None)
+
+
+def test_values_that_are_off_in_transformers_are_left_out(tmp_path):
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    empty = {"bad_words_ids": [], "stop_strings": None, "sequence_bias": None, "max_length": None}
+    assert read(tmp_path, do_sample=True, temperature=0.5, **off, **empty) == ({"temperature": 0.5}, None)
+
+
+def test_options_of_beams_are_left_out_without_beams(tmp_path):
+    values, _ = read(tmp_path, num_beams=1, length_penalty=2.0, early_stopping=True)
+    assert GenerationConfig(**values) == GenerationConfig()
+
+
+def test_beams_with_sampling_become_beams_and_are_warned_about(tmp_path):
+    fields = {"num_beams": 4, "do_sample": True, "temperature": 0.5}
+    (tmp_path / "generation_config.json").write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match="do_sample with num_beams is unknown"):
+        assert read_generation_config(tmp_path) == ({"num_beams": 4}, None)
+
+
+def test_what_does_nothing_in_transformers_is_not_warned_about(tmp_path):
+    assert read(tmp_path, min_length=0, typical_p=1.0, num_beam_groups=1, diversity_penalty=0.0) == ({}, None)
+
+
+def test_the_number_of_new_tokens_goes_before_the_length(tmp_path):
+    values, _ = read(tmp_path, max_length=4096, max_new_tokens=20)
+    assert values == {"max_new_tokens": 20}
+
+
+def test_one_stop_string_needs_no_list(tmp_path):
+    values, _ = read(tmp_path, stop_strings="END")
+    assert GenerationConfig(**values).stop == ("END",)
+
+
+def test_unknown_fields_are_named_in_a_warning(tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"typical_p": 0.5, "top_q": 1, "max_length": 9}))
+    with pytest.warns(UserWarning) as caught:
+        assert read_generation_config(tmp_path) == ({"max_length": 9}, None)
+    [message] = [str(warning.message) for warning in caught]
+    assert "generation_config.json: top_q, typical_p" in message and "max_length" not in message
+
+
+def test_fields_that_are_no_matter_of_ours_are_no_reason_to_warn(tmp_path):
+    values, _ = read(
+        tmp_path,
+        transformers_version="5.23.0",
+        _from_model_config=True,
+        bos_token_id=0,
+        pad_token_id=1,
+        decoder_start_token_id=2,
+        use_cache=True,
+        output_scores=True,
+        return_dict_in_generate=True,
+        cache_implementation="static",
+        typical_p=None,
+        renormalize_logits=False,
+    )
+    assert values == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"temperature": NaN}', '{"top_k": 5'])
+def test_a_malformed_file_is_named(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"generation_config.json"):
+        read_generation_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [{"5": 1.0}, [[[1, 2], 3.0]], [[[1]]], [[5, -1.0]], [[[], 1.0]], [5], 5, "bias"],
+)
+def test_a_malformed_bias_is_named_with_what_is_accepted(tmp_path, bias):
+    with pytest.raises(
+        ValueError, match=r"generation_config.json: sequence_bias .* must be a list of \[\[id\], number\]"
+    ):
+        read(tmp_path, sequence_bias=bias)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_length": "long"},
+        {"bad_words_ids": [[1, -1]]},
+        {"bad_words_ids": 7},
+        {"num_beams": 2.5},
+        {"stop_strings": 5.5},
+    ],
+)
+def test_what_is_read_of_bad_values_is_no_config(tmp_path, config):
+    values, _ = read(tmp_path, **config)
+    with pytest.raises(ValueError):
+        GenerationConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_length": 30, "min_new_tokens": 3},
+        {"max_new_tokens": 30},
+        {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "num_return_sequences": 2},
+        {"temperature": 1.0},
+        {"repetition_penalty": 1.2, "presence_penalty": -0.5, "frequency_penalty": 0.25},
+        {"no_repeat_ngram_size": 2, "bad_words": [[1], [2, 3]]},
+        {"logit_bias": {1: -2.5, 0: 3.0}},
+        {"stop": ["END", "ß"]},
+        {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 2.0, "early_stopping": True},
+        {"num_beams": 2, "early_stopping": "never", "no_repeat_ngram_size": 4},
+    ],
+)
+@pytest.mark.parametrize("end_ids", [None, (0,), (5, 6)])
+def test_what_is_written_is_read_again(tmp_path, options, end_ids):
+    config = GenerationConfig(**options)
+    fields = written(tmp_path, config.given(), end_ids)
+    values, read_ends = read(tmp_path, **fields)
+    assert GenerationConfig(**values) == config and read_ends == end_ids
+
+
+def test_fields_are_written_as_transformers_reads_them(tmp_path):
+    config = GenerationConfig(
+        max_new_tokens=9, top_k=5, bad_words=[[1, 2]], stop=["END", 7], logit_bias={3: 1}, repetition_penalty=1.5
+    )
+    assert written(tmp_path, config.given(), (5,)) == {
+        "max_new_tokens": 9,
+        "do_sample": True,
+        "top_k": 5,
+        "bad_words_ids": [[1, 2]],
+        "stop_strings": ["END"],
+        "eos_token_id": [5, 7],
+        "sequence_bias": [[[3], 1.0]],
+        "repetition_penalty": 1.5,
+    }
+
+
+@pytest.mark.parametrize(
+    "options, do_sample",
+    [
+        ({}, False),
+        ({"seed": 1}, False),
+        ({"temperature": 0}, False),
+        ({"temperature": 0, "top_k": 5}, False),
+        ({"num_beams": 2, "num_return_sequences": 2}, False),
+        ({"min_p": 0.1}, True),
+        ({"top_p": 1.0}, True),
+        ({"num_return_sequences": 2}, True),
+    ],
+)
+def test_sampling_is_written_and_read_again(tmp_path, options, do_sample):
+    fields = written(tmp_path, GenerationConfig(**options).given())
+    assert fields["do_sample"] is do_sample
+    values, _ = read(tmp_path, **fields)
+    assert GenerationConfig(**values).sampling is do_sample
+
+
+def test_stop_ids_become_end_ids(tmp_path):
+    fields = written(tmp_path, GenerationConfig(stop=[7, "END", 8]).given(), (5,))
+    assert read(tmp_path, **fields) == ({"stop": ["END"]}, (5, 7, 8))
+
+
+def test_a_bias_of_minus_infinity_becomes_a_bad_word(tmp_path):
+    config = GenerationConfig(logit_bias={3: -math.inf, 4: 1.0}, bad_words=[[1, 2]])
+    values, _ = read(tmp_path, **written(tmp_path, config.given()))
+    assert GenerationConfig(**values) == GenerationConfig(logit_bias={4: 1.0}, bad_words=[[1, 2], [3]])
+
+
+def test_numpy_numbers_are_written(tmp_path):
+    config = GenerationConfig(
+        max_length=np.int64(5),
+        temperature=np.float32(0.5),
+        logit_bias={np.int64(3): np.float32(-1)},
+        bad_words=[[np.int32(4)]],
+        stop=np.int64(7),
+    )
+    values, end_ids = read(tmp_path, **written(tmp_path, config.given(), (np.int32(5),)))
+    assert end_ids == (5, 7)
+    assert GenerationConfig(**values) == GenerationConfig(
+        max_length=5, temperature=0.5, logit_bias={3: -1}, bad_words=[[4]]
+    )
