@@ -3,6 +3,11 @@
 Tolerances are those of float32, so a GPU computes float32 products in float32 and not in TF32.
 """
 
+import os
+
+# The tests' time on jax is compilation, which for toy models is spent in vain; child processes do the same.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import keras
 import pytest
 

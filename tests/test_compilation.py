@@ -132,6 +132,21 @@ def test_a_recording_merges_prepares_and_fuses():
 
 
 @pytest.mark.skipif(not ON_TORCH, reason="only torch records")
+def test_int8_layers_run_on_the_int8_kernel():
+    import torch
+
+    from kerasllm.backend.recording import Recording
+
+    layers = model(32)
+    layers.quantize("int8")
+    with torch.no_grad():
+        recording = Recording(lambda arguments: [layers(arguments[0], training=False)], [torch.ones(1, 32)], 0)
+    code = recording.run.__self__.code
+    assert code.count("torch.ops.onednn.qlinear_pointwise") == 2
+    assert "ops.onednn.qlinear_prepack" not in code and "aten.mm" not in code
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="only torch records")
 def test_a_recording_writes_into_what_is_given_away():
     import torch
 

@@ -160,8 +160,9 @@ def test_score_is_the_chain_rule_over_the_full_pass():
     scores = model.score(TEXTS, batch_size=2)
     for text, score in zip(TEXTS, scores, strict=True):
         ids = [tokenizer().bos_id, *tokenizer().encode(text)]
-        inputs = {"token_ids": np.array([ids], "int32"), "padding_mask": np.ones((1, len(ids)), "bool")}
-        logits = keras.ops.convert_to_numpy(model(inputs, training=False))[0].astype("float64")
+        inputs = {"token_ids": np.zeros((1, 60), "int32"), "padding_mask": np.ones((1, 60), "bool")}
+        inputs["token_ids"][0, : len(ids)] = ids
+        logits = model.predict_on_batch(inputs)[0, : len(ids)].astype("float64")
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         expected = log_probs[np.arange(len(ids) - 1), ids[1:]]
         assert score.token_ids.tolist() == ids
@@ -262,9 +263,10 @@ def test_what_changes_the_weights_changes_the_text(change, tmp_path):
     else:
         model.quantize("int8")
     after = model.generate(prompt, max_new_tokens=12)
-    ids = list(prompt[0])
+    ids, size = list(prompt[0]), len(prompt[0]) + 12
     for _ in range(12):
-        inputs = {"token_ids": np.array([ids], "int32"), "padding_mask": np.ones((1, len(ids)), "bool")}
-        ids.append(int(np.argmax(keras.ops.convert_to_numpy(model(inputs, training=False))[0, -1])))
+        rest = [0] * (size - len(ids))
+        inputs = {"token_ids": np.array([ids + rest], "int32"), "padding_mask": np.ones((1, size), "bool")}
+        ids.append(int(np.argmax(model.predict_on_batch(inputs)[0, len(ids) - 1])))
     assert after == [ids]
     assert change == "quantize" or after != before

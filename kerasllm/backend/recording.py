@@ -34,6 +34,7 @@ class Recording:
         graph = make_fx(lambda *arguments: function(list(arguments)))(*[x.clone() for x in arguments]).graph
         _mark_written(graph)
         _merge_equal_operations(graph)
+        _fuse_int8(graph)
         _fuse_linear(graph)
         _write_in_place(graph, num_donated)
         graph.eliminate_dead_code()
@@ -46,7 +47,11 @@ class Recording:
 
     def refresh(self):
         """Prepare the weights anew if one has changed."""
-        versions = [(weight.data_ptr(), weight._version) for weight in self.weights]
+        versions = [
+            object() if w.is_inference() else (w.data_ptr(), w._version)  # inference tensors count no changes
+            for w in self.weights
+            if isinstance(w, torch.nn.Parameter)
+        ]
         if versions != self.versions:
             self.constants, self.versions = self.prepare(), versions
 
@@ -110,23 +115,11 @@ def _fuse_linear(graph):
 
 
 def _linear(graph, x, kernel, bias, product):
-    """The node of x @ kernel + bias, by the kernel that suits the dtype and the rows of the product."""
+    """The node of x @ kernel + bias, by the kernel that suits the number of rows of the product."""
     rows, on_cpu = product.shape[0], product.device.type == "cpu" and torch.backends.mkldnn.is_available()
     # (out, in) is what the kernels want: of a transposed embedding, the embedding.
     is_transposed = kernel.target in TRANSPOSES
     weight = kernel.args[0] if is_transposed else graph.call_function(aten.t.default, (kernel,))
-    if product.dtype == torch.int32 and on_cpu and (x8 := _int8_source(x)) and (w8 := _int8_source(weight, kernel)):
-        # Keras's int8 product, in int32 on a CPU. oneDNN is fast with unsigned activations.
-        if not is_transposed:
-            w8 = graph.call_function(aten.t.default, (w8,))
-        w8 = graph.call_function(aten.contiguous.default, (w8,))
-        x8 = graph.call_function(aten.view.dtype, (x8, torch.uint8))
-        x8 = graph.call_function(aten.bitwise_xor.Scalar, (x8, 128))
-        packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (w8, [rows, x.meta["val"].shape[-1]]))
-        ones = graph.call_function(aten.ones.default, ([product.shape[1]],))
-        zeros = graph.call_function(aten.zeros.default, ([product.shape[1]],), {"dtype": torch.int32})
-        arguments = (x8, 1.0, 128, packed, ones, zeros, bias, 1.0, 0, torch.float32, "none", [], "")
-        return graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
     if product.dtype == torch.float32 and on_cpu and rows >= MIN_PACKED_ROWS:
         packed = graph.call_function(torch.ops.mkldnn._reorder_linear_weight.default, (weight, rows))
         arguments = (x, packed, bias, "none", [], "")
@@ -134,12 +127,68 @@ def _linear(graph, x, kernel, bias, product):
     return graph.call_function(aten.linear.default, (x, weight, bias))
 
 
-def _int8_source(*nodes):
-    """The int8 tensor that one of the nodes widens, or None."""
-    for node in nodes:
-        if node.target is aten._to_copy.default and node.args[0].meta["val"].dtype == torch.int8:
-            return node.args[0]
-    return None
+def _fuse_int8(graph):
+    """Do Keras's int8 products, which on a CPU are int32 products of widened numbers, by oneDNN's int8 kernel.
+
+    Keras's `Dense`:    q = int8(clamp(round(x * scale))),  y = (int32(q) @ int32(kernel)) / (kernel_scale * scale)
+    oneDNN:             u = uint8(round(x * scale) + 128),  y = (u - 128) @ kernel / kernel_scale / scale
+    """
+    unsigned = {}
+    for node in list(graph.nodes):
+        if not (parts := _int8_parts(node)):
+            continue
+        scaled, kernel, kernel_scale, scale, rows = parts
+        with graph.inserting_before(node):
+            if scaled not in unsigned:
+                with graph.inserting_after(scaled):
+                    rounded = graph.call_function(aten.round.default, (scaled,))
+                with graph.inserting_after(rounded):
+                    moved = graph.call_function(aten.add.Tensor, (rounded, 128.0))
+                with graph.inserting_after(moved):
+                    unsigned[scaled] = graph.call_function(aten._to_copy.default, (moved,), {"dtype": torch.uint8})
+            is_transposed = kernel.target in TRANSPOSES
+            weight = kernel.args[0] if is_transposed else graph.call_function(aten.t.default, (kernel,))
+            weight = graph.call_function(aten.contiguous.default, (weight,))
+            size, width = kernel.meta["val"].shape[1], kernel.meta["val"].shape[0]
+            packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (weight, [rows, width]))
+            flat = graph.call_function(aten.view.default, (kernel_scale, [size]))
+            factors = graph.call_function(aten.reciprocal.default, (flat,))
+            zeros = graph.call_function(aten.zeros.default, ([size],), {"dtype": torch.int32})
+            to_float = (1.0, 0, torch.float32, "none", [], "")
+            arguments = (unsigned[scaled], 1.0, 128, packed, factors, zeros, None, *to_float)
+            product = graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
+            new = graph.call_function(aten.div.Tensor, (product, scale))
+        new.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(new)
+    graph.eliminate_dead_code()
+
+
+def _int8_parts(node):
+    """What an int8 product of Keras is made of, if the node is the division at its end; else None.
+
+    Returns:
+        x * scale (..., K) float32; the int8 kernel (K, N), a constant; its scale (N,); scale (..., 1); number of rows.
+    """
+    product = _argument(node, aten.div.Tensor, 0)
+    product = _argument(product, aten._to_copy.default, 0)
+    product = _argument(product, aten._unsafe_view.default, 0) or product
+    x, kernel = _argument(product, aten.mm.default, 0), _argument(product, aten.mm.default, 1)
+    x = _argument(x, aten.view.default, 0) or x
+    x, kernel = _argument(x, aten._to_copy.default, 0), _argument(kernel, aten._to_copy.default, 0)
+    scaled = _argument(_argument(_argument(x, aten._to_copy.default, 0), aten.clamp.Tensor, 0), aten.round.decimals, 0)
+    scales = [_argument(node.args[1], aten.mul.Tensor, i) for i in (0, 1)] if scaled and kernel else [None]
+    on_cpu = None not in scales and kernel.meta["val"].device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if not on_cpu or {x.meta["val"].dtype, kernel.meta["val"].dtype} != {torch.int8} or not _is_constant(kernel):
+        return None
+    kernel_scale, scale = scales if _is_constant(scales[0]) else reversed(scales)
+    if scale not in scaled.args or not _is_constant(kernel_scale):
+        return None
+    return scaled, kernel, kernel_scale, scale, product.meta["val"].shape[0]
+
+
+def _argument(node, target, index):
+    """An argument of a node, if it is a call of `target`; else None."""
+    return node.args[index] if getattr(node, "target", None) is target else None
 
 
 def _write_in_place(graph, num_donated):
