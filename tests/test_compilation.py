@@ -132,6 +132,24 @@ def test_a_recording_merges_prepares_and_fuses():
 
 
 @pytest.mark.skipif(not ON_TORCH, reason="only torch records")
+def test_a_reshape_that_mixes_rows_is_kept():
+    import torch
+
+    from kerasllm.backend.recording import Recording
+
+    weight = torch.nn.Parameter(torch.randn(8, 5))
+
+    def function(arguments):
+        return [torch.ops.aten._unsafe_view(arguments[0].view(6, 8) @ weight, [2, 3, 5])]
+
+    x = torch.randn(2, 4, 6)
+    with torch.no_grad():
+        recording = Recording(function, [x], 0)
+        recording.refresh()
+        torch.testing.assert_close(recording([x]), function([x]))
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="only torch records")
 def test_int8_layers_run_on_the_int8_kernel():
     import torch
 

@@ -102,7 +102,9 @@ def _fuse_linear(graph):
         x, kernel = node.args
         last, bias = node, None
         if x.target in VIEWS and [user.target for user in node.users] == [aten._unsafe_view.default]:
-            x, last = x.args[0], next(iter(node.users))
+            back = next(iter(node.users))
+            if _shape(back)[:-1] + _shape(x)[1:] == _shape(x.args[0]):  # the last axis is the one that is summed
+                x, last = x.args[0], back
         user = next(iter(last.users)) if len(last.users) == 1 else None
         if user is not None and user.target is aten.add.Tensor and user.args[0] is last and not user.kwargs:
             if _is_constant(user.args[1]) and user.args[1].meta["val"].ndim == 1:
@@ -181,9 +183,13 @@ def _int8_parts(node):
     if not on_cpu or {x.meta["val"].dtype, kernel.meta["val"].dtype} != {torch.int8} or not _is_constant(kernel):
         return None
     kernel_scale, scale = scales if _is_constant(scales[0]) else reversed(scales)
-    if scale not in scaled.args or not _is_constant(kernel_scale):
+    if scale not in scaled.args or not _is_constant(kernel_scale) or _shape(scaled)[:-1] != _shape(node)[:-1]:
         return None
     return scaled, kernel, kernel_scale, scale, product.meta["val"].shape[0]
+
+
+def _shape(node):
+    return tuple(node.meta["val"].shape)
 
 
 def _argument(node, target, index):
