@@ -143,10 +143,7 @@ class GeneratingModel(Model):
         if draft is not None:
             self._check_draft(draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens)
         results = []
-        for start in range(0, len(prompts), batch_size):
-            places = list(range(start, min(start + batch_size, len(prompts))))
-            # The last batch is filled up with copies: a smaller one would be compiled anew.
-            filled = places if start == 0 else places + [places[-1]] * (batch_size - len(places))
+        for places, filled in _batches(len(prompts), batch_size):
             callbacks = list(processors)
             if prefix_allowed_tokens:
                 copies = max(config.num_beams, config.num_return_sequences)
@@ -155,7 +152,7 @@ class GeneratingModel(Model):
                 model=self,
                 inputs=read_inputs(filled),
                 prompts=[prompts[i] for i in filled],
-                first_index=start,
+                first_index=places[0],
                 scores=return_scores,
                 processors=tuple(callbacks),
                 **arguments,
@@ -194,9 +191,7 @@ class GeneratingModel(Model):
         """
         check_positive("batch_size", batch_size)
         scores = []
-        for start in range(0, len(rows), batch_size):
-            places = list(range(start, min(start + batch_size, len(rows))))
-            filled = places if start == 0 else places + [places[-1]] * (batch_size - len(places))
+        for places, filled in _batches(len(rows), batch_size):
             longest = max(len(rows[i]) for i in filled)
             if self.max_sequence_length and longest > self.max_sequence_length:
                 raise ValueError(
@@ -480,6 +475,13 @@ def _unpadded(prompts):
             "the mask True or 1 where a token is real."
         )
     return [row[real.astype("bool")] for row, real in zip(token_ids, mask, strict=True)]
+
+
+def _batches(num_rows, batch_size):
+    """Yield the places of each batch, and the same filled up with copies: a smaller batch would be compiled anew."""
+    for start in range(0, num_rows, batch_size):
+        places = list(range(start, min(start + batch_size, num_rows)))
+        yield places, places if start == 0 else places + [places[-1]] * (batch_size - len(places))
 
 
 def _without_end(completion, end_ids):
