@@ -58,7 +58,7 @@ def test_steps_follow_the_formula():
         {"use_ema": True, "ema_overwrite_frequency": 2},
         {"learning_rate": WarmupLinear(0.1, 2, 6)},
     ],
-    ids=str,
+    ids=lambda arguments: ",".join(arguments) or "defaults",
 )
 def test_it_is_the_adamw_of_keras_without_decay_of_vectors_and_biases(arguments):
     ours = AdamW(**{"learning_rate": 0.1, "weight_decay": 0.3, **arguments})

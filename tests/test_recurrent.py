@@ -53,8 +53,8 @@ def numbers(nest):
     return keras.tree.map_structure(ops.convert_to_numpy, nest)
 
 
-def assert_close(actual, expected, tolerance=1e-6):
-    """Two nests of tensors are equal up to rounding."""
+def assert_close(actual, expected, tolerance=1e-5):
+    """Two nests of tensors are equal up to rounding: cuDNN's kernels differ from single steps by up to 6e-6."""
     for a, b in zip(keras.tree.flatten(numbers(actual)), keras.tree.flatten(numbers(expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 

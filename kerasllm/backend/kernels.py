@@ -54,33 +54,33 @@ def argmax(x):
 
 
 def token_crossentropy(labels, logits, ignore_class=None, label_smoothing=0.0):
-    """Cross-entropy of each token in float32: labels (M,) int, logits (M, V) -> (M,), 0 where ignored.
+    """Cross-entropy of each token in float32: labels (M,) int, logits (M, V) -> (M,).
+
+    It is 0 where the label is `ignore_class`, nan where it is no class, otherwise
 
     -sum_v q_v log softmax(logits)_v  with  q = (1 - label_smoothing) * one_hot(label) + label_smoothing / V
     """
     labels, logits = ops.cast(labels, "int32"), ops.cast(logits, "float32")
     num_classes = logits.shape[-1]
+    is_class = (labels >= 0) & (labels < num_classes)
+    picked = ops.where(is_class, labels, 0)
     if name() == "torch":
         import torch
 
         # Fused: half the time of logsumexp and gather, a third of Keras's sparse_categorical_crossentropy.
-        return torch.nn.functional.cross_entropy(
-            logits,
-            labels.long(),
-            ignore_index=-(2**31) if ignore_class is None else ignore_class,
-            reduction="none",
-            label_smoothing=label_smoothing,
+        losses = torch.nn.functional.cross_entropy(
+            logits, picked.long(), reduction="none", label_smoothing=label_smoothing
         )
-    is_class = (labels >= 0) & (labels < num_classes)
-    picked = ops.where(is_class, labels, 0)
-    if name() == "tensorflow":
-        # Without XLA, as on a CPU, the gradient of a gather is a scatter that costs more than these products.
-        target = ops.sum(logits * ops.one_hot(picked, num_classes, dtype="float32"), axis=-1)
     else:
-        target = ops.take_along_axis(logits, picked[:, None], axis=-1)[:, 0]
-    if label_smoothing:
-        target = (1 - label_smoothing) * target + label_smoothing * ops.mean(logits, axis=-1)
-    losses = ops.where(is_class, ops.logsumexp(logits, axis=-1) - target, float("nan"))
+        if name() == "tensorflow":
+            # Without XLA, as on a CPU, the gradient of a gather is a scatter that costs more than these products.
+            target = ops.sum(logits * ops.one_hot(picked, num_classes, dtype="float32"), axis=-1)
+        else:
+            target = ops.take_along_axis(logits, picked[:, None], axis=-1)[:, 0]
+        if label_smoothing:
+            target = (1 - label_smoothing) * target + label_smoothing * ops.mean(logits, axis=-1)
+        losses = ops.logsumexp(logits, axis=-1) - target
+    losses = ops.where(is_class, losses, float("nan"))
     return losses if ignore_class is None else ops.where(labels == ignore_class, 0.0, losses)
 
 

@@ -99,7 +99,9 @@ def _torch_recurrence(kernel, x, states, weights, padding_mask, reverse):
     """Run `torch.lstm`, `torch.gru` or `torch.rnn_tanh`; with a mask, over the real tokens, packed."""
     import torch
 
-    weights = [w.contiguous() for w in weights]
+    # One after the other in one buffer, as cuDNN wants them: it would copy them at every call and warn.
+    buffer = torch.cat([w.flatten() for w in weights])
+    weights = [part.view(w.shape) for part, w in zip(buffer.split([w.numel() for w in weights]), weights, strict=True)]
 
     def run(x, *batch_sizes, states, **options):
         states = tuple(s.unsqueeze(0).contiguous() for s in states)

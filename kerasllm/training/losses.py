@@ -14,8 +14,8 @@ class TokenCrossentropy(keras.losses.Loss):
         loss = sum(sample_weight * crossentropy) / number of labels other than ignore_class
 
     It is computed in float32, also under mixed precision. A batch in which no token counts gives 0. A label
-    that is neither `ignore_class` nor a class gives nan, or an error under torch on a CPU. Labels alone say
-    what counts: a mask that Keras hands on by itself (`mask_zero=True`) is not looked at.
+    that is neither `ignore_class` nor a class gives nan. Labels alone say what counts: a mask that Keras
+    hands on by itself (`mask_zero=True`) is not looked at.
 
     `fit` and `evaluate` show the mean of the batches' losses, each weighted by its number of rows: that is
     not the mean over all tokens where batches differ in how many they count. `Perplexity` is exact.
