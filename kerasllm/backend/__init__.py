@@ -1,6 +1,6 @@
 """The only part of kerasllm that asks which backend runs: compilation, and the kernels worth writing three times."""
 
-from kerasllm.backend.compilation import compiled, fused, name, while_loop
+from kerasllm.backend.compilation import compiled, name, while_loop
 from kerasllm.backend.kernels import argmax, attention, is_argmax, token_crossentropy, write_slots
 from kerasllm.backend.optimizers import adamw_class
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, simple_rnn
@@ -11,7 +11,6 @@ __all__ = [
     "attention",
     "compiled",
     "dense_recurrence",
-    "fused",
     "gru",
     "is_argmax",
     "lstm",

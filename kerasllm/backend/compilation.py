@@ -16,7 +16,7 @@ def compiled(function, model):
 
     Args:
         function: takes and returns (nests of) tensors, changes no variable. It is traced once for each set of
-            argument shapes and dtypes; torch runs it eagerly.
+            argument shapes and dtypes, and by XLA on TensorFlow too; torch runs it eagerly.
         model: the `keras.Model` whose variables `function` reads. They are read at every call, so that training,
             `load_weights` or `quantize` between two calls take effect.
 
@@ -35,19 +35,10 @@ def compiled(function, model):
     if name() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, reduce_retracing=True, autograph=False)
+        return tf.function(function, jit_compile=True, autograph=False)
     if name() == "torch":
         return _recorded(function)
     raise ValueError(f"backend ({name()!r}) must be one of 'tensorflow', 'jax', 'torch'.")
-
-
-def fused(function):
-    """Let one kernel do the many small operations of a function; on TensorFlow, where `compiled` does not."""
-    if name() != "tensorflow":
-        return function
-    import tensorflow as tf
-
-    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def while_loop(keep_going, step, carry, constants):

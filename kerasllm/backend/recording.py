@@ -15,8 +15,6 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
-# So many rows repay a copy of the weights in oneDNN's own layout: 1.7 times as fast for 8 rows, slower for one.
-MIN_PACKED_ROWS = 3
 VIEWS = {aten.view.default, aten._unsafe_view.default}
 TRANSPOSES = {aten.t.default, aten.permute.default, aten.transpose.int}
 
@@ -100,15 +98,12 @@ def _fuse_linear(graph):
         if node.target is not aten.mm.default or not _is_constant(node.args[1]):
             continue
         x, kernel = node.args
-        last, bias = node, None
+        last = node
         if x.target in VIEWS and [user.target for user in node.users] == [aten._unsafe_view.default]:
             back = next(iter(node.users))
             if _shape(back)[:-1] + _shape(x)[1:] == _shape(x.args[0]):  # the last axis is the one that is summed
                 x, last = x.args[0], back
-        user = next(iter(last.users)) if len(last.users) == 1 else None
-        if user is not None and user.target is aten.add.Tensor and user.args[0] is last and not user.kwargs:
-            if _is_constant(user.args[1]) and user.args[1].meta["val"].ndim == 1:
-                last, bias = user, user.args[1]
+        last, bias = _with_bias(last)
         with graph.inserting_before(last):
             new = _linear(graph, x, kernel, bias, node.meta["val"])
         new.meta["val"] = last.meta["val"]
@@ -117,12 +112,15 @@ def _fuse_linear(graph):
 
 
 def _linear(graph, x, kernel, bias, product):
-    """The node of x @ kernel + bias, by the kernel that suits the number of rows of the product."""
+    """The node of x @ kernel + bias: in float32 on a CPU by oneDNN, with a copy of the weights in its own layout.
+
+    On an AMD EPYC a step of GPT-2 takes 1/1.3 of the time with one row, 1/1.7 with eight.
+    """
     rows, on_cpu = product.shape[0], product.device.type == "cpu" and torch.backends.mkldnn.is_available()
     # (out, in) is what the kernels want: of a transposed embedding, the embedding.
     is_transposed = kernel.target in TRANSPOSES
     weight = kernel.args[0] if is_transposed else graph.call_function(aten.t.default, (kernel,))
-    if product.dtype == torch.float32 and on_cpu and rows >= MIN_PACKED_ROWS:
+    if product.dtype == torch.float32 and on_cpu:
         packed = graph.call_function(torch.ops.mkldnn._reorder_linear_weight.default, (weight, rows))
         arguments = (x, packed, bias, "none", [], "")
         return graph.call_function(torch.ops.mkldnn._linear_pointwise.default, arguments)
@@ -132,20 +130,19 @@ def _linear(graph, x, kernel, bias, product):
 def _fuse_int8(graph):
     """Do Keras's int8 products, which on a CPU are int32 products of widened numbers, by oneDNN's int8 kernel.
 
-    Keras's `Dense`:    q = int8(clamp(round(x * scale))),  y = (int32(q) @ int32(kernel)) / (kernel_scale * scale)
-    oneDNN:             u = uint8(round(x * scale) + 128),  y = (u - 128) @ kernel / kernel_scale / scale
+    Keras's `Dense`:    q = int8(clamp(round(x * scale))),  y = (int32(q) @ int32(kernel)) / (kernel_scale * scale) + b
+    oneDNN:             u = uint8(x * scale + 128.5),       y = (u - 128) @ kernel / kernel_scale / scale + b
     """
     unsigned = {}
     for node in list(graph.nodes):
         if not (parts := _int8_parts(node)):
             continue
         scaled, kernel, kernel_scale, scale, rows = parts
-        with graph.inserting_before(node):
+        last, bias = _with_bias(node)
+        with graph.inserting_before(last):
             if scaled not in unsigned:
                 with graph.inserting_after(scaled):
-                    rounded = graph.call_function(aten.round.default, (scaled,))
-                with graph.inserting_after(rounded):
-                    moved = graph.call_function(aten.add.Tensor, (rounded, 128.0))
+                    moved = graph.call_function(aten.add.Tensor, (scaled, 128.5))
                 with graph.inserting_after(moved):
                     unsigned[scaled] = graph.call_function(aten._to_copy.default, (moved,), {"dtype": torch.uint8})
             is_transposed = kernel.target in TRANSPOSES
@@ -159,10 +156,22 @@ def _fuse_int8(graph):
             to_float = (1.0, 0, torch.float32, "none", [], "")
             arguments = (unsigned[scaled], 1.0, 128, packed, factors, zeros, None, *to_float)
             product = graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
-            new = graph.call_function(aten.div.Tensor, (product, scale))
-        new.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(new)
+            if bias is None:
+                new = graph.call_function(aten.div.Tensor, (product, scale))
+            else:
+                new = graph.call_function(aten.addcdiv.default, (bias, product, scale))
+        new.meta["val"] = last.meta["val"]
+        last.replace_all_uses_with(new)
     graph.eliminate_dead_code()
+
+
+def _with_bias(product):
+    """The last node of a product and the constant vector added to it; the product itself and None without one."""
+    user = next(iter(product.users)) if len(product.users) == 1 else None
+    if user is not None and user.target is aten.add.Tensor and user.args[0] is product and not user.kwargs:
+        if _is_constant(user.args[1]) and user.args[1].meta["val"].ndim == 1:
+            return user, user.args[1]
+    return product, None
 
 
 def _int8_parts(node):

@@ -184,7 +184,7 @@ def _logits(model, state, token, where, constraints):
 def _choose(model, logits, constrained, uniforms, filters, scores):
     """The next tokens (R,) int32, -1 where logits are NaN, and their log-probabilities (R,) or ()."""
     if filters:
-        token = backend.fused(lambda x, u, filters: sample(warp(x, **filters), u))(constrained, uniforms, filters)
+        token = sample(warp(constrained, **filters), uniforms)
     else:
         token = backend.argmax(constrained)
     log_probs = ()
