@@ -5,7 +5,7 @@ python benchmarks/decode.py torch jax --batch 1 --methods greedy   # some
 
 A GPT-2 of 124 million random weights in float32 continues 32 tokens by exactly 128: nothing ends early. Beside it the
 memory bound: each step reads every weight once, so no program is faster than the machine reads them. Beams, the
-translators and int8 weights are ours only; beams and int8 stand beside transformers in float32.
+translators, streams and int8 weights are ours only; beams, streams and int8 stand beside transformers in float32.
 
 The contestants of a group are processes that take turns. A time is the median of its turns; a ratio is the median, over
 the turns, of the peer's time divided by that of the row: above 1 the row is faster. Memory is the most that was
@@ -31,6 +31,7 @@ SYMBOLS, WIDTH, SOURCE, TARGET, SENTENCES = 3000, 256, 12, 12, 32
 METHODS = {
     "greedy": ("transformers", "keras_hub"),
     "top_p": ("transformers", "keras_hub"),
+    "stream": ("transformers",),
     "beam": ("transformers",),
     "int8": ("transformers",),
     "lstm_translator": (),
@@ -154,7 +155,26 @@ def kerasllm(sizes, method, prompts, new):
     def work():
         check_length(model.generate(prompts, max_new_tokens=new, **arguments), prompts, new)
 
-    return work
+    def stream():
+        pieces = model.stream(prompt, max_new_tokens=new)
+        check_length(np.array([f"{prompt} {''.join(pieces)}".split()]), prompts, new)
+
+    if method != "stream":
+        return work
+    model.tokenizer = number_tokenizer(sizes["vocabulary_size"])
+    prompt = model.tokenizer.decode(prompts[0])
+    return stream
+
+
+def number_tokenizer(vocabulary_size):
+    """The ids, written as numbers."""
+    import tokenizers
+
+    from kerasllm.text import Tokenizer
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(vocabulary_size)}, "0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return Tokenizer(words)
 
 
 def keras_hub(sizes, method, prompts, new):

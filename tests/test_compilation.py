@@ -1,5 +1,7 @@
 """Compiled functions and loops; on torch, recordings of their operations."""
 
+import operator
+
 import keras
 import numpy as np
 import pytest
@@ -130,6 +132,28 @@ def test_a_recording_merges_prepares_and_fuses():
         assert code.count("torch.ops.mkldnn._linear_pointwise") == 2  # of four products, with their biases
         assert "ops.aten.mm" not in code and "ops.aten.t." not in code and "ops.mkldnn._reorder" not in code
         assert code.count("torch.ops.") <= 5
+
+
+@pytest.mark.skipif(not ON_ONEDNN, reason="only torch on a CPU has oneDNN's kernels")
+def test_recordings_share_what_they_make_of_the_weights():
+    import torch
+
+    from kerasllm.backend.recording import Recording
+
+    layers, x = model(), torch.ones(1, 16)
+
+    def function(arguments):
+        return [layers(arguments[0], training=False)]
+
+    with torch.no_grad():
+        recordings = [Recording(function, [x], num_donated=0) for _ in range(2)]
+        for value in (1.0, 2.0):
+            layers.set_weights([np.full_like(w, value) for w in layers.get_weights()])
+            for recording in recordings:
+                recording.refresh()
+                torch.testing.assert_close(recording([x]), function([x]))
+            first, second = (recording.constants for recording in recordings)
+            assert len(first) >= 2 and all(map(operator.is_, first, second))
 
 
 @pytest.mark.skipif(not ON_TORCH, reason="only torch records")

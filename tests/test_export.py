@@ -12,7 +12,7 @@ import pytest
 from kerasllm.export import child, core, saved_model, verification
 from kerasllm.models.bert import BERT, BERTMaskedLM
 from kerasllm.models.gpt import GPT
-from kerasllm.models.language_model import RNNLanguageModel
+from kerasllm.models.rnn import RNNLanguageModel
 from kerasllm.models.translator import LSTMTranslator, TransformerTranslator
 from kerasllm.training.losses import TokenCrossentropy
 

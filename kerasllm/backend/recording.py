@@ -10,9 +10,11 @@ with equal operations done once, those on weights alone done before the first st
 """
 
 import operator
+import weakref
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 VIEWS = {aten.view.default, aten._unsafe_view.default}
@@ -36,7 +38,8 @@ class Recording:
         _fuse_linear(graph)
         _write_in_place(graph, num_donated)
         graph.eliminate_dead_code()
-        self.weights, self.prepare, self.run = _without_constants(graph)
+        self.prepared, self.run = _without_constants(graph)
+        self.weights = [_weight(node) for node in graph.nodes if node.op == "get_attr"]
         self.versions, self.constants = None, ()
 
     def __call__(self, arguments):
@@ -45,13 +48,47 @@ class Recording:
 
     def refresh(self):
         """Prepare the weights anew if one has changed."""
-        versions = [
-            object() if w.is_inference() else (w.data_ptr(), w._version)  # inference tensors count no changes
-            for w in self.weights
-            if isinstance(w, torch.nn.Parameter)
-        ]
+        versions = list(map(_version, self.weights))
         if versions != self.versions:
-            self.constants, self.versions = self.prepare(), versions
+            self.constants, self.versions = _prepare(self.prepared), versions
+
+
+def _weight(node):
+    return getattr(node.graph.owning_module, node.target)
+
+
+def _version(weight):
+    """What is equal as long as a weight is: inference tensors count no changes."""
+    return object() if weight.is_inference() else (id(weight), weight.data_ptr(), weight._version)
+
+
+# What has been made of weights, by the expression that made it: recordings of one model share it while they live.
+_made = weakref.WeakValueDictionary()
+
+
+def _prepare(nodes):
+    """The values of nodes that depend on weights alone."""
+    expressions = {}
+
+    def expression(node):
+        if node not in expressions:
+            if node.op == "get_attr":
+                expressions[node] = str(_version(_weight(node)))
+            else:
+                expressions[node] = str((node.target, map_arg((node.args, node.kwargs), expression)))
+        return expressions[node]
+
+    def value(node):
+        if node.op == "get_attr":
+            return _weight(node)
+        made = _made.get(expression(node))
+        if made is None:
+            made = node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+            if isinstance(made, torch.Tensor):
+                _made[expression(node)] = made
+        return made
+
+    return [value(node) for node in nodes]
 
 
 def _mark_written(graph):
@@ -220,27 +257,21 @@ def _without_constants(graph):
     """Part a graph into what depends on weights alone and the rest.
 
     Returns:
-        The weights; the function () -> constants; the function (*arguments, *constants) -> results.
+        The nodes whose values the rest needs of the weights; the function (*arguments, *values) -> results.
     """
-    owner = graph.owning_module
-    before, rest, copies = torch.fx.Graph(), torch.fx.Graph(), {}
-    constants, placeholders = [], {}
+    rest, copies, constants = torch.fx.Graph(), {}, []
     nodes = list(graph.nodes)
     for node in nodes:
         if node.op == "placeholder":
-            placeholders[node] = rest.placeholder(node.name)
-        elif node.op != "output" and _is_constant(node):
-            copies[node] = before.node_copy(node, copies.__getitem__)
-            if any(not _is_constant(user) for user in node.users):
-                constants.append(node)
+            copies[node] = rest.placeholder(node.name)
+        elif node.op != "output" and _is_constant(node) and not all(map(_is_constant, node.users)):
+            constants.append(node)
     for node in constants:
-        placeholders[node] = rest.placeholder(node.name)
+        copies[node] = rest.placeholder(node.name)
     for node in nodes:
-        if node not in placeholders and node not in copies:
-            placeholders[node] = rest.node_copy(node, placeholders.__getitem__)
-    before.output(tuple(copies[node] for node in constants))
-    weights = [getattr(owner, node.target) for node in nodes if node.op == "get_attr"]
-    return weights, torch.fx.GraphModule(owner, before).forward, torch.fx.GraphModule(owner, rest).forward
+        if node not in copies and not _is_constant(node):
+            copies[node] = rest.node_copy(node, copies.__getitem__)
+    return constants, torch.fx.GraphModule(graph.owning_module, rest).forward
 
 
 def _is_constant(node):

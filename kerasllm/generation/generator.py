@@ -103,16 +103,10 @@ def decode(task, chunks):
             state = programs.run(grow, state, capacity=capacity)
         finished = np.array([row.finish_reason is not None for row in rows])
         remaining, finished, uniforms = tensors((limits - done, finished, draw(done)))
-        where = (np.int32(slot), np.int32(length), remaining, ends)
+        where, choice = (np.int32(slot), np.int32(length), remaining, ends), (uniforms, constraints, filters)
         if task.processors:
             num_steps = 1
-            logits, constrained, state = programs.run(_logits, state, token, where, constraints)
-            tokens = [np.concatenate([row.prompt, row.ids]).astype("int32") for row in rows]
-            constrained = run_processors(task.processors, tokens, ops.convert_to_numpy(constrained))
-            token, log_probs = programs.run(
-                _choose, logits, ops.convert_to_tensor(constrained), uniforms[0], filters, scores=task.scores
-            )
-            ids, log_probs = token[None], log_probs[None] if task.scores else log_probs
+            ids, log_probs, state, token = _processed_step(task, rows, state, token, where, choice)
         else:
             num_steps = min(next(chunks), CHUNK, capacity - slot, total - done)
             ids, log_probs, state, token = programs.run(
@@ -122,7 +116,7 @@ def decode(task, chunks):
                 finished,
                 np.int32(num_steps),
                 where,
-                (uniforms, constraints, filters),
+                choice,
                 scores=task.scores,
             )
         ids = ops.convert_to_numpy(ids)[:num_steps]
@@ -172,6 +166,18 @@ def _advance(model, state, token, finished, num_steps, where, choice, scores):
         return step + 1, ids, log_probs, state, token, finished
 
     return backend.while_loop(keep_going, advance, carry, (num_steps, where, choice))[1:5]
+
+
+def _processed_step(task, rows, state, token, where, choice):
+    """`_advance` by one step, with the caller's processors between the model and the choice."""
+    programs, (uniforms, constraints, filters) = Programs.of(task.model), choice
+    logits, constrained, state = programs.run(_logits, state, token, where, constraints)
+    tokens = [np.concatenate([row.prompt, row.ids]).astype("int32") for row in rows]
+    constrained = run_processors(task.processors, tokens, ops.convert_to_numpy(constrained))
+    token, log_probs = programs.run(
+        _choose, logits, ops.convert_to_tensor(constrained), uniforms[0], filters, scores=task.scores
+    )
+    return token[None], log_probs[None] if task.scores else (), state, token
 
 
 def _logits(model, state, token, where, constraints):

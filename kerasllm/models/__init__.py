@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "translator": ["LSTMTranslator", "TransformerTranslator"],
-        "language_model": ["RNNLanguageModel"],
+        "rnn": ["RNNLanguageModel"],
         "bert": ["BERT", "BERTMaskedLM"],
         "gpt": ["GPT"],
     },

@@ -5,7 +5,7 @@ import keras
 from kerasllm.arguments import check_choice
 from kerasllm.layers.transformer import TransformerDecoder
 from kerasllm.models.base import resolved_dtype
-from kerasllm.models.generating import LanguageModel
+from kerasllm.models.language_model import LanguageModel
 
 SIZES = {  # Radford et al. 2019, table 2
     "small": {"num_layers": 12, "num_heads": 12, "hidden_dim": 768},

@@ -1,133 +1,184 @@
-"""The recurrent language model of the textbooks."""
+"""Models that continue text: the base of GPT and of the recurrent language model."""
 
 import keras
-from keras import ops
+import numpy as np
 
-from kerasllm.arguments import check_positive
-from kerasllm.layers.attention import MultiHeadAttention, padding_attention_mask
-from kerasllm.layers.encoder_decoder import RecurrentDecoder, TiedHead
-from kerasllm.models.base import resolved_dtype
-from kerasllm.models.generating import LanguageModel
+from kerasllm.generation.config import GenerationConfig
+from kerasllm.models.base import carried_tokenizer
+from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
+from kerasllm.text import batches
 
 
-@keras.saving.register_keras_serializable("kerasllm")
-class RNNLanguageModel(LanguageModel):
-    """A recurrent language model (Mikolov et al. 2010; Sundermeyer et al. 2012), perhaps with attention on top.
+class LanguageModel(GeneratingModel):
+    """A model that continues text: `generate`, `stream` and `score` on strings, lists of ids or arrays."""
 
-    Inputs:
-        token_ids: (B, T) int32.
-        padding_mask: (B, T) bool or int, True = real.
+    tokenizer = carried_tokenizer("tokenizer", "vocabulary_size")
 
-    Outputs:
-        Logits (B, T, V): at t the scores of token t + 1.
-
-    Args:
-        vocabulary_size: number of symbols V.
-        num_layers: number of recurrent layers.
-        hidden_dim: width of a layer.
-        embedding_dim: width of the embeddings. Default: `hidden_dim`.
-        cell: "lstm", "gru" or "simple".
-        num_attention_heads: heads of a causal self-attention over the last layer's outputs, added to them. Default:
-            none.
-        dropout: rate in training.
-        tie_embeddings: whether the embeddings, transposed, are the output layer.
-        dtype: dtype policy.
-        tokenizer: a `kerasllm.Tokenizer` of `vocabulary_size` symbols, for strings.
-
-    Example:
-        >>> model = RNNLanguageModel(5000, cell="gru", hidden_dim=256, tokenizer=tokenizer)
-        >>> model.generate("", max_new_tokens=40, temperature=0.8, seed=1)  # unconditional: from the start token
-    """
-
-    def __init__(
+    def generate(
         self,
-        vocabulary_size,
-        num_layers=1,
-        hidden_dim=256,
-        embedding_dim=None,
-        cell="lstm",
-        num_attention_heads=None,
-        dropout=0.1,
-        tie_embeddings=False,
-        dtype=None,
-        tokenizer=None,
-        name="rnn_language_model",
+        prompts,
+        config=None,
+        batch_size=32,
+        *,
+        return_scores=False,
+        processors=(),
+        prefix_allowed_tokens=None,
+        draft=None,
+        num_draft_tokens=8,
+        **overrides,
     ):
-        shared = {
-            "vocabulary_size": vocabulary_size,
-            "num_layers": num_layers,
-            "hidden_dim": hidden_dim,
-            "embedding_dim": embedding_dim,
-            "cell": cell,
-            "dropout": dropout,
-            "dtype": resolved_dtype(dtype),
-        }
-        decoder = RecurrentDecoder(**shared, tie_embeddings=tie_embeddings, name="decoder")
-        policy = {"dtype": decoder.dtype_policy}
-        attention = None
-        if num_attention_heads is not None:
-            check_positive("num_attention_heads", num_attention_heads)
-            attention = MultiHeadAttention(num_attention_heads, dropout=dropout, name="attention", **policy)
-        if tie_embeddings:
-            head = TiedHead(decoder.embedding, name="head", **policy)
+        """Continue prompts.
+
+        Args:
+            prompts: a string or a list of strings (with a tokenizer); a list of lists of ids; an int array (B, P); or a
+                dict of `token_ids` (B, P) and `padding_mask` (B, P), True = real, padded on either side. An empty
+                string stands for the tokenizer's start token.
+            config: a `GenerationConfig`. What it leaves at its default, `model.generation_defaults` decides.
+            batch_size: number of prompts continued at a time. It does not change the texts.
+            return_scores: whether to return `Generation`s instead: text, ids, the log-probability of each token, the
+                reason of the end.
+            processors: functions (token_ids, logits) -> logits that change what may follow. They are given the tokens
+                of each row so far, a list of int arrays, and the logits (R, V) after penalties and bans, before
+                temperature and filters, and return such logits, in numpy. The model then runs step by step, more
+                slowly.
+            prefix_allowed_tokens: function (i, token_ids) -> the ids that may follow the tokens so far of `prompts[i]`,
+                at least one. The model runs step by step, too.
+            draft: a smaller model of the same vocabulary, or "prompt", which takes guesses from the text so far:
+                speculative decoding, for one prompt and greedy choice. The text is the same, found in fewer steps
+                of the model; `Generation.num_steps` says how many.
+            num_draft_tokens: the most tokens of a guess.
+            **overrides: fields of `GenerationConfig` that replace `config`'s. Without `max_length` and
+                `max_new_tokens` a text grows up to the model's `max_sequence_length`, or 256 tokens where it has none.
+
+        Returns:
+            Prompts with their continuations, in the form they came in: a string for a string, a list of strings for
+            a list, lists of ids for lists of ids, and for an array an int32 array (B, L) whose shorter rows are
+            filled up with the padding id (0 without one). With `num_return_sequences` n > 1 each is a list (for
+            arrays an axis: (B, n, L)) of n. The end token stays in ids and not in text.
+
+        Raises:
+            ValueError: an argument is out of range, or two contradict each other; the prompts are empty, too long or
+                hold unknown ids; strings without a tokenizer; an empty prompt without a start token.
+            FloatingPointError: the model's logits are NaN.
+
+        Example:
+            >>> model.generate("I enjoy walking with my cute dog", max_new_tokens=40, temperature=0.7, seed=1)
+        """
+        config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
+        ids, rebuild = self._read_prompts(prompts, config.strip_prompt)
+        results = self.complete(
+            ids,
+            config,
+            batch_size,
+            return_scores=return_scores,
+            processors=processors,
+            prefix_allowed_tokens=prefix_allowed_tokens,
+            draft=draft,
+            num_draft_tokens=num_draft_tokens,
+        )
+        if return_scores:
+            results = results if config.num_return_sequences > 1 else [row[0] for row in results]
+            return results[0] if isinstance(prompts, str) else results
+        return rebuild(results, config.num_return_sequences)
+
+    def stream(self, prompt, config=None, **overrides):
+        """Continue a prompt, and yield the text in pieces as it is made.
+
+        A piece holds whole characters, and nothing that turns out to belong to a stop string. Joined, the pieces are
+        what `generate` returns with `strip_prompt=True`.
+
+        Args:
+            prompt: a string.
+            config, **overrides: as for `generate`; one sequence, without beams.
+
+        Returns:
+            An iterator of strings.
+
+        Example:
+            >>> for piece in model.stream("Once upon a time", max_new_tokens=100, temperature=0.8):
+            ...     print(piece, end="", flush=True)
+        """
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt ({prompt!r}) must be a string.")
+        config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
+        [ids], _ = self._read_prompts([prompt], config.strip_prompt)
+        return self.stream_text(ids, config, {})
+
+    def score(self, texts, batch_size=8):
+        """Say how probable given texts are, by the chain rule.
+
+        Args:
+            texts: a string or a list of strings, which are read with the tokenizer's start token, where it has one, in
+                front; or a list of lists of two ids or more.
+            batch_size: number of texts scored at a time.
+
+        Returns:
+            A `Score` for a string, a list of them for a list: `log_probs` of all tokens after the first, their sum
+            `log_probability`, and `perplexity`.
+
+        Example:
+            >>> model.score("The cat sat on the mat.").perplexity
+        """
+        if isinstance(texts, str):
+            return self.score([texts], batch_size)[0]
+        if not isinstance(texts, list | tuple) or len(texts) == 0:
+            raise ValueError(f"texts ({texts!r}) must be a string, or a list of strings or of lists of ids.")
+        rows = texts
+        if all(isinstance(text, str) for text in texts):
+            tokenizer = self.required_tokenizer()
+            start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+            rows = [start + tokenizer.encode(text, special_tokens=False) for text in texts]
+        for i, row in enumerate(rows):
+            if not hasattr(row, "__len__") or len(row) < 2:
+                raise ValueError(f"texts[{i}] ({texts[i]!r}) must be of two tokens at least.")
+        rows = read_token_ids("texts", rows, self.output_vocabulary_size)
+
+        def read_inputs(places, token_ids, padding_mask):
+            return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+        return self.score_batches(rows, batch_size, read_inputs)
+
+    def _read_prompts(self, prompts, strip_prompt):
+        """Prompts in any form -> lists of ids, and the function that gives `Generation`s the same form."""
+        if isinstance(prompts, str):
+            ids, rebuild = self._read_prompts([prompts], strip_prompt)
+            return ids, lambda rows, n: rebuild(rows, n)[0]
+        if isinstance(prompts, dict):
+            rows, as_array = _unpadded(prompts), True
+        elif prompts is None or not hasattr(prompts, "__len__") or len(prompts) == 0:
+            raise ValueError(f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array.")
+        elif all(isinstance(p, str) for p in prompts):
+            tokenizer = self.required_tokenizer()
+            ids = [tokenizer.encode(text) or self._start(tokenizer) for text in prompts]
+            return ids, lambda rows, n: unnested([[g.text for g in row] for row in rows], n)
         else:
-            head = keras.layers.Dense(vocabulary_size, name="head", **policy)
+            rows, as_array = prompts, not isinstance(prompts, list | tuple)
+        ids = read_token_ids("prompts", rows, self.arguments["vocabulary_size"])
+        pad_id = self.tokenizer.pad_id if self.tokenizer and self.tokenizer.pad_id is not None else 0
 
-        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
-        hidden, _ = decoder(token_ids, padding_mask=padding_mask)
-        if attention:
-            # (B, 1, 1, T)
-            attention_mask = ops.expand_dims(ops.expand_dims(padding_mask, 1), 1)
-            hidden = hidden + attention(hidden, attention_mask=attention_mask, use_causal_mask=True)
-        arguments = {**shared, "num_attention_heads": num_attention_heads, "tie_embeddings": tie_embeddings}
-        super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, head(hidden), arguments, name)
-        self.decoder, self.attention, self.head = decoder, attention, head
-        self.tokenizer = tokenizer
+        def rebuild(rows, n):
+            rows = [[(g.completion if strip_prompt else g.token_ids).tolist() for g in row] for row in rows]
+            if not as_array:
+                return unnested(rows, n)
+            flat, _ = batches.pad([r for row in rows for r in row], value=pad_id)
+            return flat if n == 1 else flat.reshape(len(rows), n, -1)
 
-    def start_decoding(self, inputs, prompt, capacity):
-        """Read all but the last token of the prompts."""
-        token_ids, padding_mask = prompt["token_ids"], ops.cast(prompt["padding_mask"], "bool")
-        batch_size, length = ops.shape(token_ids)[0], token_ids.shape[1]
-        zeros = ops.zeros((batch_size, self.arguments["hidden_dim"]), self.compute_dtype)
-        num_states = self.decoder.layers[0].cell.num_states
-        state = {"states": [[zeros] * num_states for _ in self.decoder.layers]}
-        if self.attention:
-            shape = (batch_size, self.attention.num_heads, length - 1, self.attention.head_dim)
-            state["cache"] = (ops.zeros(shape, self.compute_dtype),) * 2
-            state["padding"] = length - ops.sum(ops.cast(padding_mask, "int32"), axis=1)
-        if length > 1:
-            _, state = self._step(token_ids[:, :-1], state, 0, padding_mask[:, :-1])
-        return self.grow(state, capacity)
+        return ids, rebuild
 
-    def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T) into the slots from `index` on: logits (B, T, V) and the new state."""
-        hidden, state = self._step(token_ids, state, index)
-        return self.head(hidden), state
+    def _start(self, tokenizer):
+        if tokenizer.bos_id is None:
+            raise ValueError("prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none.")
+        return [tokenizer.bos_id]
 
-    def _step(self, token_ids, state, index, padding_mask=None):
-        hidden, states = self.decoder(token_ids, state["states"], padding_mask=padding_mask, training=False)
-        state = {**state, "states": states}
-        if self.attention:
-            slots = ops.arange(state["cache"][0].shape[2], dtype="int32")
-            is_real = padding_attention_mask(ops.expand_dims(slots, 0) >= ops.expand_dims(state["padding"], 1))
-            attended, cache = self.attention(
-                hidden,
-                attention_mask=is_real,
-                use_causal_mask=True,
-                cache=state["cache"],
-                index=index,
-                training=False,
-            )
-            hidden, state["cache"] = hidden + attended, cache
-        return hidden, state
 
-    def grow(self, state, capacity):
-        """The same state with room for `capacity` tokens in the attention's cache."""
-        if not self.attention:
-            return state
-        pad = capacity - state["cache"][0].shape[2]
-        return {
-            **state,
-            "cache": tuple(ops.pad(c, ((0, 0), (0, 0), (0, pad), (0, 0))) for c in state["cache"]),
-        }
+def _unpadded(prompts):
+    """The rows of `{"token_ids": (B, P), "padding_mask": (B, P)}`, without padding."""
+    if set(prompts) != {"token_ids", "padding_mask"}:
+        raise ValueError(f"prompts ({sorted(prompts)}) must hold token_ids and padding_mask.")
+    token_ids, mask = (keras.ops.convert_to_numpy(prompts[name]) for name in ("token_ids", "padding_mask"))
+    if token_ids.ndim != 2 or token_ids.shape != mask.shape or not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            f"prompts: token_ids {token_ids.shape} and padding_mask {mask.shape} must be of one shape (B, P), "
+            "the mask True or 1 where a token is real."
+        )
+    return [row[real.astype("bool")] for row, real in zip(token_ids, mask, strict=True)]
