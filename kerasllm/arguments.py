@@ -9,6 +9,12 @@ def check_positive(name, value):
         raise ValueError(f"{name} ({value!r}) must be a positive whole number.")
 
 
+def check_positive_number(name, value):
+    """Raise `ValueError` unless `value` is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} ({value!r}) must be a positive number.")
+
+
 def check_rate(name, value):
     """Raise `ValueError` unless `value` is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or not 0 <= value < 1:

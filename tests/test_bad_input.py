@@ -84,6 +84,27 @@ CONSTRUCTORS = {
     "unknown positions": (lambda: GPT(9, 1, 2, 8, positions="absolute"), "positions ('absolute')", "'rotary'"),
     "unknown activation": (lambda: GPT(9, 1, 2, 8, activation="glue"), "activation ('glue')"),
     "odd rotary heads": (lambda: GPT(9, 1, 2, 6, positions="rotary"), "head_dim (3)", "even"),
+    "unknown rope scaling": (
+        lambda: GPT(9, 1, 2, 8, positions="rotary", rope_scaling={"rope_type": "yarn"}),
+        "rope_scaling ({'rope_type': 'yarn'})",
+        "'llama3'",
+    ),
+    "rope scaling without its factor": (
+        lambda: GPT(9, 1, 2, 8, positions="rotary", rope_scaling={"rope_type": "linear"}),
+        "rope_scaling",
+        "factor",
+    ),
+    "rope scaling of learned positions": (
+        lambda: GPT(9, 1, 2, 8, rope_scaling={"rope_type": "linear", "factor": 2.0}),
+        "rope_scaling",
+        "'learned'",
+    ),
+    "empty window": (lambda: GPT(9, 1, 2, 8, sliding_window=0), "sliding_window (0)", "positive"),
+    "window of an encoder": (
+        lambda: layers.TransformerEncoder(9, 1, 2, 8, sliding_window=2),
+        "sliding_window (2)",
+        "decoders",
+    ),
     "no heads": (lambda: layers.MultiHeadAttention(0), "num_heads (0)", "positive"),
     "label smoothing of one": (lambda: TokenCrossentropy(label_smoothing=1.0), "label_smoothing (1.0)"),
     "warm-up longer than training": (lambda: WarmupCosine(1e-3, 10, 5), "total_steps (5)"),
@@ -221,8 +242,10 @@ def test_fill_mask_refuses(mistake, bert):
     refused(lambda: call(bert), *said)
 
 
-def test_a_tokenizer_of_another_size_is_refused(words):
-    refused(lambda: GPT(99, **SMALL, tokenizer=words), f"tokenizer has {words.vocabulary_size} symbols", "99")
+def test_a_tokenizer_with_more_symbols_than_the_model_is_refused(words):
+    size = words.vocabulary_size
+    refused(lambda: GPT(size - 1, **SMALL, tokenizer=words), f"tokenizer has {size} symbols", str(size - 1))
+    assert GPT(size + 1, **SMALL, tokenizer=words).tokenizer is words  # as in padded checkpoints
 
 
 def test_sequences_beyond_the_positions_are_refused_in_fit(gpt):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerasllm.checkpoints import bert, files, gpt2, ours
+from kerasllm.checkpoints import bert, files, gpt2, llama, ours
 from kerasllm.checkpoints.presets import read_preset, write_preset
 
 DATA = Path(__file__).parent / "data"
@@ -296,8 +296,12 @@ GPT_ARGUMENTS = {
     "num_key_value_heads": None,
     "head_dim": None,
     "use_bias": True,
+    "use_qkv_bias": None,
+    "query_key_norm": False,
+    "sliding_window": None,
     "tie_embeddings": True,
     "rope_base": 10000.0,
+    "rope_scaling": None,
     "initializer_range": 0.02,
 }
 
@@ -329,6 +333,43 @@ def test_a_gpt_that_is_no_gpt2_is_written_in_our_layout(other, tmp_path):
     assert config == {"model_type": "kerasllm", "architectures": ["GPT"], "arguments": arguments}
 
 
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    "fields, base, scaling",
+    [
+        ({}, 10000.0, None),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
+        ({"rope_theta": 5e5, "rope_scaling": LINEAR}, 5e5, LINEAR),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 10000.0, LINEAR),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
+        ({"rope_parameters": {"rope_theta": 5e5, **LINEAR}}, 5e5, LINEAR),
+    ],
+)
+def test_rotary_positions_are_read_as_transformers_of_any_age_writes_them(fields, base, scaling):
+    arguments = llama.LLAMA.read_config({"hidden_size": 16, "num_attention_heads": 4, **fields}, "GPT", [])
+    assert (arguments["rope_base"], arguments["rope_scaling"]) == (base, scaling)
+    config = llama.LLAMA.write_config("GPT", arguments)
+    assert (config["rope_theta"], config["rope_scaling"]) == (base, scaling)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling .*yarn.* must be .*'llama3'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling .*dynamic"),
+        ({"rope_theta": math.nan}, "rope_theta"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"sliding_window": 4096}, "sliding_window .4096. is unknown"),
+    ],
+)
+def test_a_llama_that_we_would_compute_differently_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        llama.LLAMA.read_config(fields, "GPT", [])
+
+
 def test_our_layout_keeps_arguments_and_arrays(tmp_path):
     write_preset(tmp_path, "LSTMTranslator", TRANSLATOR, TRANSLATOR_ARRAYS)
     preset = read_preset(tmp_path, LSTMTranslator)
@@ -349,7 +390,7 @@ def test_our_layout_keeps_arguments_and_arrays(tmp_path):
         ({"architectures": ["GPT"]}, "GPT.*not 'LSTMTranslator'"),
         ({"architectures": None}, "not 'LSTMTranslator'"),
         ({"model_type": "gpt2"}, "'gpt2' model.*GPT.*not 'LSTMTranslator'"),
-        ({"model_type": "t5"}, "model_type.*'t5'.*'bert', 'gpt2', 'kerasllm'"),
+        ({"model_type": "t5"}, "model_type.*'t5'.*'bert', 'gpt2', 'llama', 'mistral', 'qwen2', 'qwen3', 'kerasllm'"),
         ({"model_type": ["gpt2"]}, "model_type"),
     ],
 )

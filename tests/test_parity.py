@@ -13,6 +13,11 @@ DATA = Path(__file__).parent / "data"
 CLASSES = {
     "gpt2": "GPT",
     "gpt2_untied": "GPT",
+    "llama": "GPT",
+    "llama3_tied": "GPT",
+    "mistral": "GPT",
+    "qwen2": "GPT",
+    "qwen3": "GPT",
     "bert": "BERT",
     "bert_masked_lm": "BERTMaskedLM",
     "bert_masked_lm_gelu_new": "BERTMaskedLM",

@@ -60,12 +60,29 @@ def test_a_block_equals_torchs_encoder_layer(norm_first):
     np.testing.assert_allclose(to_numpy(block(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_key_value_heads", [None, 2])
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "relative", "alibi", None])
-def test_cached_steps_over_ragged_prompts_equal_the_full_pass(positions, num_key_value_heads):
-    decoder = TransformerDecoder(
-        **SIZES, positions=positions, num_key_value_heads=num_key_value_heads, max_sequence_length=8
-    )
+RELATIVES_OF_LLAMA = {
+    "positions": "rotary",
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "num_key_value_heads": 2,
+    "norm": "rms",
+    "use_bias": False,
+    "use_qkv_bias": True,
+    "query_key_norm": True,
+    "sliding_window": 3,
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"positions": p} for p in ("learned", "sinusoidal", "rotary", "relative", "alibi", None)),
+        {"positions": "rotary", "num_key_value_heads": 2},
+        RELATIVES_OF_LLAMA,
+    ],
+    ids=lambda arguments: "-".join(map(str, arguments.values())) if len(arguments) < 3 else "relatives of llama",
+)
+def test_cached_steps_over_ragged_prompts_equal_the_full_pass(arguments):
+    decoder = TransformerDecoder(**SIZES, **arguments, max_sequence_length=8)
     whole = to_numpy(decoder(IDS))
     alone = to_numpy(decoder(np.pad(IDS[:1, 2:], [(0, 0), (0, 2)])))  # row 0 without its first two tokens
     padding_mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1]], bool)

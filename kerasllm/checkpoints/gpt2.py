@@ -80,9 +80,14 @@ def write_config(class_name, arguments):
         "positions": ("learned",),
         "gated": (False,),
         "use_bias": (True,),
+        "use_qkv_bias": (None, True),
+        "query_key_norm": (False,),
+        "sliding_window": (None,),
         "num_key_value_heads": (None, num_heads),
         "head_dim": (None, hidden_dim // num_heads),
-        "rope_base": (arguments.get("rope_base"),),  # says nothing about learned positions
+        # They say nothing about learned positions.
+        "rope_base": (arguments.get("rope_base"),),
+        "rope_scaling": (arguments.get("rope_scaling"),),
     }
     return config_map.write(FIELDS, arguments, fixed)
 

@@ -1,6 +1,6 @@
 """Presets: folders of config.json, model.safetensors and tokenizer files, as the model's family has them.
 
-A family is a module with `MODEL_TYPE`, `ARCHITECTURES` (our class name -> its own), and pairs of functions:
+A family, a module or an object, has `MODEL_TYPE`, `ARCHITECTURES` (our class name -> its own), and pairs of functions:
 
     read_config(config, class_name, tensor_names) -> arguments
     write_config(class_name, arguments) -> config, or None for a model that the family cannot say
@@ -11,14 +11,15 @@ Models that no foreign family can say have our own layout, the module `ours`.
 """
 
 import inspect
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasllm.checkpoints import bert, files, gpt2, ours
+from kerasllm.checkpoints import bert, files, gguf, gpt2, llama, ours
 
-FAMILIES = (bert, gpt2, ours)
+FAMILIES = (bert, gpt2, *llama.FAMILIES, ours)
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,33 @@ class Preset:
         arguments: dict, what the model's constructor takes.
         read_weights: function (dict variable path -> shape) -> dict variable path -> array. The arrays are
             memory-mapped. A `ValueError` names every tensor that is missing, left over or misshaped.
+        source: path of the preset.
+        files: the tokenizer's files and others, dict name -> text; None if `source` is a folder that holds them.
     """
 
     arguments: dict
     read_weights: Callable
+    source: str | Path
+    files: dict | None = None
+
+    @contextmanager
+    def folder(self):
+        """A folder with the tokenizer's files and others, while the block runs."""
+        if self.files is None:
+            yield self.source
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.files.items():
+                (Path(folder) / name).write_text(content, encoding="utf-8")
+            yield folder
 
 
-def read_preset(folder, model_class):
+def read_preset(source, model_class):
     """Open a preset.
 
     Args:
-        folder: path of a folder with config.json and model.safetensors (or its shards and their index).
+        source: path of a folder with config.json and model.safetensors (or its shards and their index), or of a
+            `.gguf` file.
         model_class: the class of the model to be made.
 
     Returns:
@@ -56,19 +73,22 @@ def read_preset(folder, model_class):
         >>> for v in model.weights:
         ...     v.assign(arrays[v.path])
     """
-    class_name = model_class.__name__
-    config = files.read_json(Path(folder) / files.CONFIG)
-    with _errors_name(folder):
+    class_name, is_gguf, texts = model_class.__name__, Path(source).suffix == ".gguf", None
+    config = None if is_gguf else files.read_json(Path(source) / files.CONFIG)
+    with _errors_name(source):
+        if is_gguf:
+            config, tensors, texts = gguf.read(source)
         family = _family_read_by(class_name, config)
-        tensors = files.read_tensors(folder)
+        if not is_gguf:
+            tensors = files.read_tensors(source)
         arguments = family.read_config(config, class_name, list(tensors))
         _check_signature(model_class, arguments)
 
     def read_weights(shapes):
-        with _errors_name(folder):
+        with _errors_name(source):
             return family.read_weights(class_name, arguments, tensors, shapes)
 
-    return Preset(arguments, read_weights)
+    return Preset(arguments, read_weights, source, texts)
 
 
 def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, write_files=None):
@@ -131,8 +151,8 @@ def _check_signature(model_class, arguments):
 
 
 @contextmanager
-def _errors_name(folder):
+def _errors_name(source):
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"preset ({str(folder)!r}): {error}") from error
+        raise ValueError(f"preset ({str(source)!r}): {error}") from error

@@ -5,6 +5,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_positive, check_rate
+from kerasllm.layers.block import make_norm
 from kerasllm.layers.positions import rotate
 
 
@@ -19,7 +20,10 @@ class MultiHeadAttention(keras.layers.Layer):
         head_dim: width H of a head. Default: width of the query input / `num_heads`, which must divide it.
         num_key_value_heads: number of key and value heads; a divisor of `num_heads`. 1 is multi-query attention,
             between 1 and `num_heads` grouped-query attention. Default: `num_heads`.
-        use_bias: whether the four projections have a bias.
+        use_bias: whether the output projection has a bias, and unless `use_qkv_bias` says otherwise the others.
+        use_qkv_bias: whether the projections to queries, keys and values have a bias. Default: `use_bias`.
+        query_key_norm: whether an RMS norm over H follows the projections to queries and keys (Qwen3).
+        norm_epsilon: added to that norm's variance.
         dropout: rate at which attention weights are dropped in training.
         kernel_initializer: initializer of the four kernels.
 
@@ -54,6 +58,9 @@ class MultiHeadAttention(keras.layers.Layer):
         use_bias=True,
         dropout=0.0,
         kernel_initializer="glorot_uniform",
+        use_qkv_bias=None,
+        query_key_norm=False,
+        norm_epsilon=1e-6,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -70,6 +77,11 @@ class MultiHeadAttention(keras.layers.Layer):
         self.num_heads, self.head_dim = num_heads, head_dim
         self.num_key_value_heads = num_key_value_heads
         self.use_bias = use_bias
+        self.use_qkv_bias = use_bias if use_qkv_bias is None else use_qkv_bias
+        self.query_norm = self.key_norm = None
+        if query_key_norm:
+            self.query_norm = make_norm("rms", norm_epsilon, self.dtype_policy, "query_norm")
+            self.key_norm = make_norm("rms", norm_epsilon, self.dtype_policy, "key_norm")
         self.kernel_initializer = kernel_initializer
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
@@ -82,15 +94,17 @@ class MultiHeadAttention(keras.layers.Layer):
             self.head_dim = hidden_dim // self.num_heads
         query_dim, key_dim = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         context_shape = query_shape if context_shape is None else context_shape
-        self.query = self._projection("query", query_dim, query_shape)
-        self.key = self._projection("key", key_dim, context_shape)
-        self.value = self._projection("value", key_dim, context_shape)
-        self.output_projection = self._projection("output", hidden_dim, (*query_shape[:-1], query_dim))
+        self.query = self._projection("query", query_dim, query_shape, self.use_qkv_bias)
+        self.key = self._projection("key", key_dim, context_shape, self.use_qkv_bias)
+        self.value = self._projection("value", key_dim, context_shape, self.use_qkv_bias)
+        self.output_projection = self._projection("output", hidden_dim, (*query_shape[:-1], query_dim), self.use_bias)
+        for norm in filter(None, (self.query_norm, self.key_norm)):
+            norm.build((None, None, None, self.head_dim))
 
-    def _projection(self, name, units, input_shape):
+    def _projection(self, name, units, input_shape, use_bias):
         layer = keras.layers.Dense(
             units,
-            use_bias=self.use_bias,
+            use_bias=use_bias,
             kernel_initializer=keras.initializers.get(self.kernel_initializer),
             dtype=self.dtype_policy,
             name=name,
@@ -132,6 +146,7 @@ class MultiHeadAttention(keras.layers.Layer):
         """Keys and values of a context (B, S, C): two (B, key/value heads, S, H)."""
         keys = self._split(self.key(context), self.num_key_value_heads)
         values = self._split(self.value(context), self.num_key_value_heads)
+        keys = self.key_norm(keys) if self.key_norm else keys
         return (keys if rotary is None else rotate(keys, *rotary)), values
 
     def attend(
@@ -146,6 +161,7 @@ class MultiHeadAttention(keras.layers.Layer):
     ):
         """Attend from a query (B, T, D) to projected keys and values: (B, T, D) and the weights or None."""
         q = self._split(self.query(query), self.num_heads)  # (B, N, T, H)
+        q = self.query_norm(q) if self.query_norm else q
         if rotary is not None:
             q = rotate(q, *rotary)
         k, v = keys_values
@@ -211,11 +227,12 @@ def _ungrouped(x, num_heads, length):
     return ops.reshape(x, (-1, num_heads, length, ops.shape(x)[3]))
 
 
-def causal_mask(query_length, key_length, index=0):
-    """Query t sits in slot index + t and sees slots 0 .. index + t: (1, 1, T, S) boolean."""
+def causal_mask(query_length, key_length, index=0, window=None):
+    """Query t sits in slot s = index + t and sees slots 0 .. s, or the last `window` of them: (1, 1, T, S) boolean."""
     query_slots = ops.reshape(ops.arange(query_length, dtype="int32") + index, (1, 1, -1, 1))
     key_slots = ops.reshape(ops.arange(key_length, dtype="int32"), (1, 1, 1, -1))
-    return ops.less_equal(key_slots, query_slots)
+    mask = ops.less_equal(key_slots, query_slots)
+    return mask if window is None else ops.logical_and(mask, key_slots > query_slots - window)
 
 
 def padding_attention_mask(padding_mask):

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasllm.arguments import check_positive_number
+
 
 @keras.saving.register_keras_serializable("kerasllm")
 class LearnedPositions(keras.layers.Layer):
@@ -99,6 +101,11 @@ class RotaryPositions(keras.layers.Layer):
 
     Args:
         base: the longest wavelength / 2 pi.
+        scaling: None, or how the angles of a model are stretched beyond the lengths it first saw, a dict:
+            `{"rope_type": "linear", "factor": f}` divides all frequencies by f (Chen et al. 2023, arXiv:2306.15595);
+            `{"rope_type": "llama3", "factor": f, "low_freq_factor": l, "high_freq_factor": h,
+            "original_max_position_embeddings": n}` divides those of wavelengths above n / l by f, leaves those
+            below n / h, and interpolates between (Llama 3.1's released code).
 
     Call arguments:
         x: (B, N, T, H), H even.
@@ -108,9 +115,11 @@ class RotaryPositions(keras.layers.Layer):
         (B, N, T, H).
     """
 
-    def __init__(self, base=10000.0, **kwargs):
+    def __init__(self, base=10000.0, scaling=None, **kwargs):
         super().__init__(**kwargs)
-        self.base = base
+        if scaling is not None:
+            check_rope_scaling(scaling)
+        self.base, self.scaling = base, scaling
 
     def call(self, x, positions=None):
         """Rotate x."""
@@ -122,14 +131,47 @@ class RotaryPositions(keras.layers.Layer):
         """Cosines and sines that `rotate` takes: positions (T,) or (B, T) -> two (1 or B, 1, T, H/2) float32."""
         if head_dim % 2:
             raise ValueError(f"head_dim ({head_dim}) must be even for rotary positions.")
-        frequency = (self.base ** -(np.arange(0, head_dim, 2) / head_dim)).astype("float32")  # (H/2,)
-        angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency)
+        frequency = scaled_frequencies(self.base ** -(np.arange(0, head_dim, 2) / head_dim), self.scaling)  # (H/2,)
+        angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency.astype("float32"))
         angles = ops.reshape(angles, (-1, 1, ops.shape(positions)[-1], head_dim // 2))
         return ops.cos(angles), ops.sin(angles)
 
     def compute_output_shape(self, x_shape, positions_shape=None):
         """The shape of x: (B, N, T, H)."""
         return x_shape
+
+
+ROPE_SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def check_rope_scaling(scaling):
+    """Raise a `ValueError` unless `scaling` is one that `RotaryPositions` knows."""
+    kind = scaling.get("rope_type") if isinstance(scaling, dict) else None
+    if kind not in ROPE_SCALINGS:
+        raise ValueError(f"rope_scaling ({scaling!r}) must be a dict whose rope_type is one of {list(ROPE_SCALINGS)}.")
+    names = ROPE_SCALINGS[kind]
+    if set(scaling) != {"rope_type", *names}:
+        raise ValueError(f"rope_scaling ({scaling!r}) of rope_type {kind!r} must hold {', '.join(names)}.")
+    for name in names:
+        check_positive_number(f"rope_scaling[{name!r}]", scaling[name])
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        raise ValueError(f"rope_scaling ({scaling!r}): low_freq_factor must be less than high_freq_factor.")
+
+
+def scaled_frequencies(frequency, scaling):
+    """Frequencies (H/2,), in radians a token, after the scaling of `RotaryPositions`."""
+    if scaling is None:
+        return frequency
+    slow = frequency / scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return slow
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # within the first lengths
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - share) * slow + share * frequency
 
 
 def rotate(x, cos, sin):

@@ -27,11 +27,14 @@ class TransformerStack(keras.layers.Layer):
         num_segments: number of segment (token type) embeddings; 0 for none.
         scale_embeddings: whether token embeddings are multiplied by sqrt(D) (Vaswani et al.).
         norm_embeddings: whether a norm follows the embeddings (BERT).
-        num_key_value_heads, head_dim, use_bias: as for `MultiHeadAttention`.
+        num_key_value_heads, head_dim, use_qkv_bias, query_key_norm: as for `MultiHeadAttention`.
+        use_bias: whether the projections of attention and feed-forward have a bias.
+        sliding_window: a decoder's tokens see themselves and the `sliding_window` - 1 before them (Beltagy et al.
+            2020, arXiv:2004.05150; Mistral). Default: all before them.
         activation: of the feed-forward. gated: whether that is a `GatedFeedForward`.
         norm, norm_first, norm_epsilon: as for `TransformerBlock`. With pre-norm a final norm closes the stack.
         cross_attention: whether the blocks attend to a memory.
-        rope_base: base of rotary positions.
+        rope_base, rope_scaling: `base` and `scaling` of `RotaryPositions`.
         dropout: rate after the embeddings and each sublayer, and on attention weights.
         initializer_range: standard deviation of the initial kernels and embeddings. Default: Glorot-uniform kernels
             and embeddings of deviation 1 / sqrt(D).
@@ -54,6 +57,9 @@ class TransformerStack(keras.layers.Layer):
         num_key_value_heads=None,
         head_dim=None,
         use_bias=True,
+        use_qkv_bias=None,
+        query_key_norm=False,
+        sliding_window=None,
         activation="gelu",
         gated=False,
         norm="layer",
@@ -61,6 +67,7 @@ class TransformerStack(keras.layers.Layer):
         norm_epsilon=1e-5,
         cross_attention=False,
         rope_base=10000.0,
+        rope_scaling=None,
         dropout=0.0,
         initializer_range=None,
         **kwargs,
@@ -78,6 +85,13 @@ class TransformerStack(keras.layers.Layer):
         self.head_dim = hidden_dim // num_heads if head_dim is None else head_dim
         if positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions.")
+        if rope_scaling is not None and positions != "rotary":
+            raise ValueError(f"rope_scaling ({rope_scaling!r}) is for rotary positions, not {positions!r}.")
+        if sliding_window is not None:
+            check_positive("sliding_window", sliding_window)
+            if self.bidirectional:
+                raise ValueError(f"sliding_window ({sliding_window}) is for decoders: an encoder sees everything.")
+        self.sliding_window = sliding_window
         policy = {"dtype": self.dtype_policy}
         self.embeddings = TransformerEmbeddings(
             vocabulary_size,
@@ -100,7 +114,16 @@ class TransformerStack(keras.layers.Layer):
 
         def attention(name, key_value_heads):
             return MultiHeadAttention(
-                num_heads, head_dim, key_value_heads, dropout=dropout, name=name, **kernels, **policy
+                num_heads,
+                head_dim,
+                key_value_heads,
+                dropout=dropout,
+                use_qkv_bias=use_qkv_bias,
+                query_key_norm=query_key_norm,
+                norm_epsilon=norm_epsilon,
+                name=name,
+                **kernels,
+                **policy,
             )
 
         feed_forward = GatedFeedForward if gated else FeedForward
@@ -120,7 +143,7 @@ class TransformerStack(keras.layers.Layer):
             for i in range(num_layers)
         ]
         self.final_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "final_norm") if norm_first else None
-        self.rotary = RotaryPositions(rope_base, name="rotary") if positions == "rotary" else None
+        self.rotary = RotaryPositions(rope_base, rope_scaling, name="rotary") if positions == "rotary" else None
         self.position_bias = None
         if positions == "relative":
             self.position_bias = RelativePositionBias(
@@ -234,7 +257,7 @@ class TransformerDecoder(TransformerStack):
         length = ops.shape(token_ids)[1]
         positions = ops.arange(length, dtype="int32")
         x = self.embeddings(token_ids, positions, training=training)
-        attention_mask = causal_mask(length, length)
+        attention_mask = causal_mask(length, length, window=self.sliding_window)
         if padding_mask is not None:
             attention_mask = ops.logical_and(attention_mask, padding_attention_mask(padding_mask))
         memories = None if memory is None else [memory] * len(self.blocks)
@@ -277,7 +300,7 @@ class TransformerDecoder(TransformerStack):
         x = self.embeddings(token_ids, positions)
         slots = ops.expand_dims(ops.arange(capacity, dtype="int32"), 0)
         is_real = padding_attention_mask(slots >= padding)
-        attention_mask = ops.logical_and(causal_mask(length, capacity, index), is_real)
+        attention_mask = ops.logical_and(causal_mask(length, capacity, index, self.sliding_window), is_real)
         memory_mask = padding_attention_mask(state["memory_mask"]) if "memories" in state else None
         x, caches = self.walk(
             x,

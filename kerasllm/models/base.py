@@ -21,10 +21,11 @@ def carried_tokenizer(name, size):
         if tokenizer is None:
             model.tokenizers.pop(name, None)
             return
-        if tokenizer.vocabulary_size != model.arguments[size]:
+        # Checkpoints may have more embeddings than symbols, to fill a kernel's tile.
+        if tokenizer.vocabulary_size > model.arguments[size]:
             raise ValueError(
-                f"{name} has {tokenizer.vocabulary_size} symbols, the model's {size} is {model.arguments[size]}: "
-                "they must be equal."
+                f"{name} has {tokenizer.vocabulary_size} symbols, more than the model's {size} "
+                f"({model.arguments[size]})."
             )
         model.tokenizers[name] = tokenizer
 
@@ -58,31 +59,33 @@ class Model(keras.Model):
         return cls(**config)
 
     @classmethod
-    def from_preset(cls, folder, **arguments):
-        """Build the model that a preset folder holds, with its weights and tokenizers.
+    def from_preset(cls, source, **arguments):
+        """Build the model that a preset holds, with its weights and tokenizers.
 
         Args:
-            folder: path of a folder with `config.json`, `model.safetensors` and perhaps tokenizer files, written by
-                `save_to_preset` on any backend, or by Hugging Face transformers (BERT, GPT-2).
+            source: path of a folder with `config.json`, `model.safetensors` and perhaps tokenizer files, written by
+                `save_to_preset` on any backend, or by Hugging Face transformers (BERT, GPT-2, Llama and its
+                relatives); or of a `.gguf` file (Llama), whose weights are dequantised.
             **arguments: of the constructor, in place of the preset's own, for instance `dropout` or `dtype`.
 
         Raises:
             ValueError: the folder or a file is missing or malformed; it holds another family; its config says
                 something that this class does not know; a tensor is missing, left over or misshaped.
         """
-        preset = checkpoints.read_preset(folder, cls)
+        preset = checkpoints.read_preset(source, cls)
         model = cls(**{**preset.arguments, **arguments})
         arrays = preset.read_weights({v.path: tuple(v.shape) for v in model.weights})
         for variable in model.weights:
             variable.assign(arrays[variable.path])
-        model.load_assets(folder)
+        with preset.folder() as folder:
+            model.load_assets(folder)
         return model
 
     def save_to_preset(self, folder):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.
 
-        BERT and GPT-2 models have the layout of Hugging Face transformers, which opens the folder; other models have
-        our own, with variables named by their paths.
+        BERT, GPT-2, Llama and its relatives have the layout of Hugging Face transformers, which opens the folder;
+        other models have our own, with variables named by their paths.
 
         Raises:
             ValueError: the folder cannot be written; what was there before is whole.

@@ -1,4 +1,4 @@
-"""GPT: a decoder-only Transformer language model, GPT-2 by default and Llama-style by its arguments."""
+"""GPT: a decoder-only Transformer language model, GPT-2 by default; Llama, Mistral or Qwen by its arguments."""
 
 import keras
 
@@ -44,8 +44,12 @@ class GPT(LanguageModel):
         num_key_value_heads: fewer than `num_heads` for grouped-query attention.
         head_dim: width of a head. Default: `hidden_dim` / `num_heads`.
         use_bias: whether the projections have a bias.
+        use_qkv_bias: whether those to queries, keys and values have one. Default: `use_bias`.
+        query_key_norm: whether queries and keys are normed (Qwen3).
+        sliding_window: each token sees itself and the `sliding_window` - 1 before it (Mistral). Default: all.
         tie_embeddings: whether the token embeddings, transposed, are the output layer.
         rope_base: base of rotary positions.
+        rope_scaling: how rotary positions are stretched, as for `kerasllm.layers.RotaryPositions`.
         initializer_range: standard deviation of the initial weights.
         dtype: dtype policy, for instance "mixed_bfloat16".
         tokenizer: a `kerasllm.Tokenizer` of `vocabulary_size` symbols, for strings.
@@ -76,8 +80,12 @@ class GPT(LanguageModel):
         num_key_value_heads=None,
         head_dim=None,
         use_bias=True,
+        use_qkv_bias=None,
+        query_key_norm=False,
+        sliding_window=None,
         tie_embeddings=True,
         rope_base=10000.0,
+        rope_scaling=None,
         initializer_range=0.02,
         dtype=None,
         tokenizer=None,
@@ -99,7 +107,11 @@ class GPT(LanguageModel):
             "num_key_value_heads": num_key_value_heads,
             "head_dim": head_dim,
             "use_bias": use_bias,
+            "use_qkv_bias": use_qkv_bias,
+            "query_key_norm": query_key_norm,
+            "sliding_window": sliding_window,
             "rope_base": rope_base,
+            "rope_scaling": rope_scaling,
             "initializer_range": initializer_range,
             "dtype": resolved_dtype(dtype),
         }

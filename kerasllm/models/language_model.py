@@ -81,14 +81,43 @@ class LanguageModel(GeneratingModel):
             return results[0] if isinstance(prompts, str) else results
         return rebuild(results, config.num_return_sequences)
 
-    def stream(self, prompt, config=None, **overrides):
-        """Continue a prompt, and yield the text in pieces as it is made.
-
-        A piece holds whole characters, and nothing that turns out to belong to a stop string. Joined, the pieces are
-        what `generate` returns with `strip_prompt=True`.
+    def chat(self, messages, config=None, batch_size=32, **overrides):
+        """Answer a chat, which the tokenizer's chat template turns into text.
 
         Args:
-            prompt: a string.
+            messages: a list of dicts with strings `role` ("system", "user" or "assistant") and `content`, the last of
+                them to be answered; or a list of such lists.
+            config, batch_size, **overrides: as for `generate`, whose `strip_prompt` is True here.
+
+        Returns:
+            The assistant's answer, a string; a list for a list of chats. With `num_return_sequences` n > 1 each is a
+            list of n.
+
+        Raises:
+            ValueError: the tokenizer has no chat template, or it refuses the messages; and as for `generate`.
+
+        Example:
+            >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+            >>> messages += [{"role": "assistant", "content": model.chat(messages, max_new_tokens=40)}]
+        """
+        is_one = isinstance(messages, list | tuple) and len(messages) > 0 and isinstance(messages[0], dict)
+        chats = [messages] if is_one else messages
+        if not isinstance(chats, list | tuple) or not chats:
+            raise ValueError(f"messages ({messages!r}) must be a non-empty list of dicts, or a list of such lists.")
+        overrides["strip_prompt"] = True
+        config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
+        results = self.complete([self._read_chat(chat) for chat in chats], config, batch_size)
+        answers = unnested([[g.text for g in row] for row in results], config.num_return_sequences)
+        return answers[0] if is_one else answers
+
+    def stream(self, prompt, config=None, **overrides):
+        """Continue a prompt or answer a chat, and yield the text in pieces as it is made.
+
+        A piece holds whole characters, and nothing that turns out to belong to a stop string. Joined, the pieces are
+        what `generate` returns with `strip_prompt=True`, or what `chat` returns.
+
+        Args:
+            prompt: a string, or the messages of a chat as for `chat`.
             config, **overrides: as for `generate`; one sequence, without beams.
 
         Returns:
@@ -98,10 +127,10 @@ class LanguageModel(GeneratingModel):
             >>> for piece in model.stream("Once upon a time", max_new_tokens=100, temperature=0.8):
             ...     print(piece, end="", flush=True)
         """
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt ({prompt!r}) must be a string.")
+        if not isinstance(prompt, str | list | tuple):
+            raise ValueError(f"prompt ({prompt!r}) must be a string or the messages of a chat.")
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
-        [ids], _ = self._read_prompts([prompt], config.strip_prompt)
+        ids = self._read_prompts([prompt], True)[0][0] if isinstance(prompt, str) else self._read_chat(prompt)
         return self.stream_text(ids, config, {})
 
     def score(self, texts, batch_size=8):
@@ -137,6 +166,10 @@ class LanguageModel(GeneratingModel):
             return {"token_ids": token_ids, "padding_mask": padding_mask}
 
         return self.score_batches(rows, batch_size, read_inputs)
+
+    def _read_chat(self, messages):
+        tokenizer = self.required_tokenizer()
+        return tokenizer.encode(tokenizer.apply_chat_template(messages), special_tokens=False)
 
     def _read_prompts(self, prompts, strip_prompt):
         """Prompts in any form -> lists of ids, and the function that gives `Generation`s the same form."""

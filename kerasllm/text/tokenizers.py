@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from kerasllm.arguments import check_positive
+from kerasllm.text import chat
 
 ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -85,6 +86,25 @@ class Tokenizer:
             raise ValueError(f"ids holds {i}; the vocabulary's ids are 0 to {self.vocabulary_size - 1}.")
         return self.backend.decode(ids.tolist(), skip_special_tokens=skip_special_tokens)
 
+    def apply_chat_template(self, messages, add_generation_prompt=True):
+        """Write a chat as the model that the tokenizer came with was taught to read it.
+
+        Args:
+            messages: list of dicts with strings `role` ("system", "user", "assistant") and `content`.
+            add_generation_prompt: whether the text ends with the beginning of the assistant's answer.
+
+        Returns:
+            A string; `encode(text, special_tokens=False)` turns it into ids.
+
+        Raises:
+            ValueError: the tokenizer has no chat template, or it refuses the messages.
+        """
+        template = self.config.get("chat_template")
+        if not isinstance(template, str):
+            raise ValueError("tokenizer has no chat_template.")
+        tokens = {f"{role}_token": token for role, token in self.roles.items()}
+        return chat.render(template, messages, add_generation_prompt=add_generation_prompt, **tokens)
+
     def token_to_id(self, token):
         """The id of a token of the vocabulary, or None."""
         return self.backend.token_to_id(token)
@@ -156,6 +176,9 @@ class Tokenizer:
         whole, bert, gpt2, merges = (pathlib.Path(folder) / name for name in names)
         config = _read_config(whole.with_name(f"{prefix}special_tokens_map.json"))
         config |= _read_config(whole.with_name(f"{prefix}tokenizer_config.json"))
+        template = whole.with_name(f"{prefix}chat_template.jinja")
+        if template.is_file():  # where transformers 5 writes it
+            config["chat_template"] = template.read_text(encoding="utf-8")
         roles = {role: config.pop(f"{role}_token", None) for role in ROLES}
         # Hugging Face writes an added token as a string or as a dictionary.
         roles = {r: t["content"] if isinstance(t, dict) else t for r, t in roles.items() if t is not None}

@@ -10,7 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 HERE = Path(__file__).parent
 VOCABULARY_SIZE, BATCH, LENGTH = 97, 3, 11
@@ -19,6 +33,12 @@ GPT2 = dict(vocab_size=VOCABULARY_SIZE, n_embd=16, n_layer=2, n_head=4, n_positi
 GPT2 |= dict(bos_token_id=None, eos_token_id=None)
 BERT = dict(vocab_size=VOCABULARY_SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=4)
 BERT |= dict(intermediate_size=40, max_position_embeddings=24)
+
+LLAMA = dict(vocab_size=VOCABULARY_SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=4)
+LLAMA |= dict(intermediate_size=40, max_position_embeddings=24, bos_token_id=None, eos_token_id=None)
+# Its three frequencies lie on one side of the interpolated wavelengths, between them, and on the other.
+LLAMA3 = dict(rope_type="llama3", rope_theta=50.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3 |= dict(original_max_position_embeddings=40)
 
 
 def main():
@@ -29,6 +49,12 @@ def main():
     save("bert_masked_lm", BertForMaskedLM(BertConfig(**BERT)))
     unusual = dict(hidden_act="gelu_new", layer_norm_eps=1e-5, type_vocab_size=3)
     save("bert_masked_lm_gelu_new", BertForMaskedLM(BertConfig(**BERT, **unusual)))
+    save("llama", LlamaForCausalLM(LlamaConfig(**LLAMA)))
+    unusual = dict(num_key_value_heads=2, head_dim=6, tie_word_embeddings=True, rope_parameters=LLAMA3)
+    save("llama3_tied", LlamaForCausalLM(LlamaConfig(**LLAMA, **unusual)))
+    save("mistral", MistralForCausalLM(MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=4)))
+    save("qwen2", Qwen2ForCausalLM(Qwen2Config(**LLAMA, num_key_value_heads=2)))
+    save("qwen3", Qwen3ForCausalLM(Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=6)))
 
 
 def save(name, model):

@@ -1,0 +1,161 @@
+"""GGUF files, as llama.cpp reads them: what stands in one, as the folder that Hugging Face would have of the model.
+
+Source of the names and layouts: llama.cpp's convert_hf_to_gguf.py.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+# The metadata of a Llama, without "llama.", and the fields of config.json; None where tensors or tokens say it too.
+METADATA = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "attention.value_length": None,
+    "rope.dimension_count": None,
+    "vocab_size": None,
+}
+TENSORS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+PRE_TOKENIZERS = {
+    "gpt-2": BYTE_LEVEL,
+    "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
+}
+# Ours and GGUF's names of special tokens.
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+CONTROL, USER_DEFINED = 3, 4  # kinds of tokens
+
+
+def read(path):
+    """Read a GGUF file.
+
+    Returns:
+        The content of config.json; the tensors, dict Hugging Face's name -> float32 array; and the files of the
+        tokenizer and of generation's defaults, dict name -> text.
+
+    Raises:
+        ImportError: the package gguf is not installed.
+        ValueError: the file is missing or malformed, or holds a model or a tokenizer that we do not know.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError("Reading GGUF files needs gguf: `pip install 'kerasllm[gguf]'`.") from error
+    if not Path(path).is_file():
+        raise ValueError("there is no such file.")
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:  # the library raises whatever its parsing runs into
+        raise ValueError(f"it is not a whole GGUF file: {error}") from error
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"general.architecture ({architecture!r}) must be 'llama'.")
+    config = _config(metadata, {tensor.name for tensor in reader.tensors})
+    tensors = {}
+    for tensor in reader.tensors:
+        try:
+            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise ValueError(f"{tensor.name}: {tensor.tensor_type!r} is a type that gguf cannot dequantise.") from error
+        tensors[_name(tensor.name)] = _rotated_by_halves(tensor.name, np.asarray(array, "float32"), config)
+    config["vocab_size"] = len(tensors.get("model.embed_tokens.weight", ()))
+    return config, tensors, _tokenizer_files(metadata)
+
+
+def _config(metadata, tensor_names):
+    ours = {name.removeprefix("llama."): value for name, value in metadata.items() if name.startswith("llama.")}
+    unknown = sorted(set(ours) - set(METADATA))
+    if unknown:
+        raise ValueError(f"metadata: {', '.join(f'llama.{name}' for name in unknown)} is unknown.")
+    config = {METADATA[name]: value for name, value in ours.items() if METADATA[name]}
+    missing = {"num_attention_heads", "hidden_size", "num_hidden_layers"} - set(config)
+    if missing:
+        raise ValueError(f"metadata: {', '.join(sorted(missing))} is missing.")
+    head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if ours.get(name, head_dim) != head_dim:
+            raise ValueError(f"metadata: llama.{name} ({ours[name]!r}) must be the width of a head, {head_dim}.")
+    return {"model_type": "llama", "tie_word_embeddings": "output.weight" not in tensor_names, **config}
+
+
+def _name(name):
+    """Hugging Face's name of a tensor, or its own if we do not know it."""
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    if match is None or match[2] not in TENSORS:
+        return name
+    layer = "" if match[1] is None else f"model.layers.{match[1]}."
+    return f"{layer}{TENSORS[match[2]]}.{match[3]}"
+
+
+def _rotated_by_halves(name, array, config):
+    """Kernels of queries and keys, whose channels llama.cpp rotates in pairs of neighbours and we in two halves."""
+    if not name.endswith((".attn_q.weight", ".attn_k.weight")):
+        return array
+    heads = config["num_attention_heads"]
+    heads = heads if name.endswith(".attn_q.weight") else config.get("num_key_value_heads", heads)
+    if array.ndim != 2 or array.shape[0] % (2 * heads):
+        raise ValueError(f"{name} {array.shape} does not divide into {heads} heads.")
+    return array.reshape(heads, -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+
+
+def _tokenizer_files(metadata):
+    values = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items()}
+    if "model" not in values:
+        return {}
+    if values["model"] != "gpt2" or values.get("pre") not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"tokenizer.ggml.model ({values['model']!r}) and tokenizer.ggml.pre ({values.get('pre')!r}) must be 'gpt2' "
+            f"and one of {', '.join(map(repr, PRE_TOKENIZERS))}."
+        )
+    tokens, kinds = values["tokens"], values.get("token_type", [])
+    added = [
+        {"id": i, "content": tokens[i], "special": kind == CONTROL}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for i, kind in enumerate(kinds)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    ids = {role: values.get(f"{name}_token_id") for role, name in ROLES.items()}
+    roles = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": PRE_TOKENIZERS[values["pre"]],
+        "decoder": BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": values["merges"]},
+    }
+    if values.get("add_bos_token"):
+        bos = roles["bos_token"]
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [ids["bos"]], "tokens": [bos]}},
+        }
+    template = metadata.get("tokenizer.chat_template")
+    config = roles | ({"chat_template": template} if template else {})
+    defaults = {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if ids[role] is not None}
+    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config, "generation_config.json": defaults}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in files.items()}
