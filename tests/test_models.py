@@ -138,7 +138,9 @@ def test_a_preset_gives_the_model_back(make, tmp_path):
     model = make()
     model.save_to_preset(tmp_path / "preset")
     copy = type(model).from_preset(tmp_path / "preset")
-    assert copy.get_config() == model.get_config() | {"name": copy.name}
+    # What was left open at its default, a file in a foreign family's layout says.
+    given = {key: value for key, value in model.get_config().items() if value is not None}
+    assert given.items() <= copy.get_config().items()
     for a, b in zip(model.get_weights(), copy.get_weights(), strict=True):
         assert np.array_equal(a, b)
 

@@ -127,10 +127,11 @@ class LanguageModel(GeneratingModel):
             >>> for piece in model.stream("Once upon a time", max_new_tokens=100, temperature=0.8):
             ...     print(piece, end="", flush=True)
         """
-        if not isinstance(prompt, str | list | tuple):
+        is_chat = isinstance(prompt, list | tuple) and prompt and all(isinstance(m, dict) for m in prompt)
+        if not isinstance(prompt, str) and not is_chat:
             raise ValueError(f"prompt ({prompt!r}) must be a string or the messages of a chat.")
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
-        ids = self._read_prompts([prompt], True)[0][0] if isinstance(prompt, str) else self._read_chat(prompt)
+        ids = self._read_chat(prompt) if is_chat else self._read_prompts([prompt], True)[0][0]
         return self.stream_text(ids, config, {})
 
     def score(self, texts, batch_size=8):
