@@ -70,6 +70,13 @@ def read(path):
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the library raises whatever its parsing runs into
         raise ValueError(f"it is not a whole GGUF file: {error}") from error
+    try:
+        return _folder(reader, metadata, gguf.quants.dequantize)
+    except (ArithmeticError, LookupError, TypeError) as error:  # numbers and lists that do not fit together
+        raise ValueError(f"its metadata contradict each other: {error!r}") from error
+
+
+def _folder(reader, metadata, dequantize):
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise ValueError(f"general.architecture ({architecture!r}) must be 'llama'.")
@@ -77,7 +84,7 @@ def read(path):
     tensors = {}
     for tensor in reader.tensors:
         try:
-            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            array = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise ValueError(f"{tensor.name}: {tensor.tensor_type!r} is a type that gguf cannot dequantise.") from error
         tensors[_name(tensor.name)] = _rotated_by_halves(tensor.name, np.asarray(array, "float32"), config)
