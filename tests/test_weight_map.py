@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kerasllm.checkpoints.weight_map import expand, fused, read, renamed, same, transposed, write
+from kerasllm.checkpoints.weight_map import after, expand, fused, read, renamed, same, transposed, write
 
 TABLE = [
     ("wte", "token/embeddings", same),
@@ -50,6 +50,13 @@ def test_layouts_put_values_where_the_table_says():
     np.testing.assert_array_equal(arrays["block_1/out/kernel"], tensors["h.1.out.weight"].T)
     np.testing.assert_array_equal(arrays["block_1/query/kernel"], tensors["h.1.qkv.weight"][:, :6])
     np.testing.assert_array_equal(arrays["block_1/key/bias"], tensors["h.1.qkv.bias"][6:])
+
+
+def test_rows_that_nothing_looks_up_are_left_out_and_written_as_zeros():
+    rows, tensor = expand([("wpe", "position/embeddings", after(2))], 1), np.arange(1.0, 16.0).reshape(5, 3)
+    arrays = read(rows, {"wpe": tensor}, {"position/embeddings": (3, 3)})
+    np.testing.assert_array_equal(arrays["position/embeddings"], tensor[2:])
+    np.testing.assert_array_equal(write(rows, arrays)["wpe"], np.concatenate([np.zeros((2, 3)), tensor[2:]]))
 
 
 def test_arrays_are_views_where_the_layout_allows_it():

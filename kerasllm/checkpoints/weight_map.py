@@ -48,6 +48,15 @@ fused = Layout(
 )
 
 
+def after(count):
+    """The `Layout` of a table whose first `count` rows nothing looks up: we leave them out, and write zeros."""
+    return Layout(
+        lambda tensor, shapes: [tensor[count:]],
+        lambda arrays: np.concatenate([np.zeros_like(arrays[0], shape=(count, *arrays[0].shape[1:])), arrays[0]]),
+        lambda shapes: (shapes[0][0] + count, *shapes[0][1:]),
+    )
+
+
 class Row(NamedTuple):
     """A row of a table for one block."""
 
