@@ -1,5 +1,6 @@
 """Compiled functions and loops; on torch, recordings of their operations."""
 
+import gc
 import operator
 
 import keras
@@ -10,6 +11,7 @@ from keras import ops
 from kerasllm import backend
 
 ON_TORCH = keras.backend.backend() == "torch"
+ON_JAX_CPU = keras.backend.backend() == "jax" and "cpu" in str(ops.zeros(1).device).lower()
 ON_ONEDNN = ON_TORCH and "cuda" not in str(ops.zeros(1).device)
 
 
@@ -67,6 +69,40 @@ def test_a_loop_sees_each_change_of_the_weights(rows):
         np.testing.assert_allclose(ops.convert_to_numpy(last), expected(layers, x, 2)[0], atol=1e-5)
 
 
+@pytest.mark.skipif(not ON_JAX_CPU, reason="only jax on a CPU copies kernels")
+def test_one_row_reads_transposed_copies_that_die_with_their_kernels():
+    from kerasllm.backend import matvec
+
+    layers, before = model(256), len(matvec._copies)
+    x = np.random.default_rng(0).normal(size=(1, 256)).astype("float32")
+    run = repeated(layers)
+    for _ in range(2):
+        _, last, _ = run(ops.convert_to_tensor(x), ops.convert_to_tensor(3))
+        assert len(matvec._copies) == before + 2
+        np.testing.assert_allclose(ops.convert_to_numpy(last), expected(layers, x, 3)[0], atol=1e-5)
+        for variable in layers.weights:
+            variable.assign(variable * 1.5)
+        gc.collect()
+        assert len(matvec._copies) == before
+    repeated(layers)(ops.convert_to_tensor(np.repeat(x, 8, axis=0)), ops.convert_to_tensor(3))
+    assert len(matvec._copies) == before  # many rows read the kernels as they are
+
+
+@pytest.mark.skipif(not ON_JAX_CPU, reason="only jax on a CPU copies kernels")
+def test_a_function_without_one_row_loops_is_traced_once():
+    traces = []
+
+    def run(x):
+        traces.append(x)
+        return layers(x, training=False)
+
+    layers = model()
+    function = backend.compiled(run, layers)
+    for _ in range(3):
+        function(ops.ones((1, 16)))
+    assert len(traces) == 1
+
+
 def test_tensors_that_share_memory_stay_apart():
     def run(n):
         def keep_going(carry, constants):
@@ -112,6 +148,24 @@ def test_int8_layers_give_what_keras_gives(rows):
     _, last, _ = repeated(layers)(ops.convert_to_tensor(x), ops.convert_to_tensor(2))
     wanted = layers(layers(x, training=False), training=False)
     np.testing.assert_allclose(ops.convert_to_numpy(last), ops.convert_to_numpy(wanted), atol=1e-5)
+
+
+def test_a_function_of_int8_layers_gives_what_keras_gives():
+    layers = model(32)
+    layers.quantize("int8")
+
+    def run(arguments):
+        return {"y": layers(arguments["x"], training=False), "zeros": (ops.zeros((2,)),)}
+
+    function = backend.compiled(run, layers)
+    for seed in range(3):
+        x = ops.convert_to_tensor(np.random.default_rng(seed).normal(size=(4, 32)).astype("float32"))
+        found = function({"x": x})
+        wanted = layers(x, training=False)
+        np.testing.assert_allclose(ops.convert_to_numpy(found["y"]), ops.convert_to_numpy(wanted), atol=1e-5)
+        np.testing.assert_array_equal(ops.convert_to_numpy(found["zeros"][0]), [0, 0])
+        if ON_TORCH:
+            found["zeros"][0].add_(1)  # the results are the caller's own
 
 
 @pytest.mark.skipif(not ON_ONEDNN, reason="only torch on a CPU has oneDNN's kernels")

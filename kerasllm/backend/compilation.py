@@ -16,7 +16,7 @@ def compiled(function, model):
 
     Args:
         function: takes and returns (nests of) tensors, changes no variable. It is traced once for each set of
-            argument shapes and dtypes, and by XLA on TensorFlow too; torch runs it eagerly.
+            argument shapes and dtypes, and by XLA on TensorFlow too; torch records its loops.
         model: the `keras.Model` whose variables `function` reads. They are read at every call, so that training,
             `load_weights` or `quantize` between two calls take effect.
 
@@ -24,20 +24,15 @@ def compiled(function, model):
         A callable with `function`'s arguments that computes no gradients.
     """
     if name() == "jax":
-        import jax
+        from kerasllm.backend import matvec
 
-        @jax.jit
-        def stateless(values, arguments):
-            with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
-                return function(*arguments)
-
-        return lambda *arguments: stateless([v.value for v in model.variables], arguments)
+        return matvec.jitted(function, model)
     if name() == "tensorflow":
         import tensorflow as tf
 
         return tf.function(function, jit_compile=True, autograph=False)
     if name() == "torch":
-        return _recorded(function)
+        return _recorded(function, model)
     raise ValueError(f"backend ({name()!r}) must be one of 'tensorflow', 'jax', 'torch'.")
 
 
@@ -53,9 +48,17 @@ def while_loop(keep_going, step, carry, constants):
     Returns:
         The last `carry`.
     """
-    if name() != "torch":
-        return ops.while_loop(lambda *carry: keep_going(carry, constants), lambda *carry: step(carry, constants), carry)
-    return _replay(keep_going, step, carry, constants)
+    if name() == "torch":
+        return _replay(keep_going, step, carry, constants)
+
+    def body(*carry):
+        return step(carry, constants)
+
+    if name() == "jax":
+        from kerasllm.backend import matvec
+
+        body = matvec.with_transposed_kernels(body)
+    return ops.while_loop(lambda *carry: keep_going(carry, constants), body, carry)
 
 
 def _replay(keep_going, step, carry, constants):
@@ -90,18 +93,47 @@ def _replay(keep_going, step, carry, constants):
 _recordings = contextvars.ContextVar("recordings")
 
 
-def _recorded(function):
-    """Run a function eagerly on torch, and remember the recordings of its loops."""
+def _recorded(function, model):
+    """Run a function on torch with recorded loops: eagerly outside of them, or wholly recorded if it has none.
+
+    The latter takes a second, which pays for int8 weights alone: Keras's own products of them are slow.
+    """
     import torch
 
-    recordings = {}
+    recordings, whole = {}, None
 
     def run(*arguments):
+        nonlocal whole
         token = _recordings.set(recordings)
         try:
             with torch.no_grad():
-                return function(*arguments)
+                if whole:
+                    return whole(arguments)
+                results = function(*arguments)
+                if not recordings and any(v.dtype == "int8" for v in model.variables):
+                    whole = _Whole(function, arguments, results)
+                return results
         finally:
             _recordings.reset(token)
 
     return run
+
+
+class _Whole:
+    """A recording of a function of nests of tensors."""
+
+    def __init__(self, function, arguments, results):
+        from kerasllm.backend.recording import Recording
+
+        def flat_function(leaves):
+            return keras.tree.flatten(function(*keras.tree.pack_sequence_as(arguments, leaves)))
+
+        self.results = results
+        self.recording = Recording(flat_function, keras.tree.flatten(arguments), num_donated=0)
+
+    def __call__(self, arguments):
+        self.recording.refresh()
+        # What depends on nothing, such as zeros, the recording makes once; a loop may write into what it is given.
+        kept = set(map(id, self.recording.constants))
+        leaves = [x.clone() if id(x) in kept else x for x in self.recording(keras.tree.flatten(arguments))]
+        return keras.tree.pack_sequence_as(self.results, leaves)
