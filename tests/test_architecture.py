@@ -13,10 +13,10 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 # They import TensorFlow, or stand in for it.
 ONLY_IN_EXPORT = {"tensorflow_text", "keras_nlp", "keras_hub", "ai_edge_litert"}
 
-# Each part of kerasllm and the parts it may import. All may import `arguments` and `lazy`, which import none.
-FOUNDATION = {"arguments", "lazy"}
-LOWEST = {"backend", "text", "metrics", "datasets", "checkpoints"}
-WITHOUT_KERAS = {"text", "metrics", "datasets"}
+# Each part of kerasllm and the parts it may import. All may import those of FOUNDATION, which import nothing of ours.
+FOUNDATION = {"arguments", "lazy", "packages"}
+LOWEST = {"backend", "text", "metrics", "datasets", "pretrained", "checkpoints"}
+WITHOUT_KERAS = {"packages", "text", "metrics", "datasets", "pretrained"}
 MIDDLE = {"layers", "training", "generation"}
 ARROWS = {
     **{part: set() for part in FOUNDATION | LOWEST},

