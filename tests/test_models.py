@@ -1,5 +1,8 @@
 """What all models share: the contract of `keras.Model`, of generation, of files."""
 
+import pathlib
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,8 @@ from checks import check_generation, check_model, check_padding_changes_nothing
 from keras import ops
 
 from kerasllm import BERT, GPT, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, TransformerTranslator
+from kerasllm.models.base import Model
+from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import TokenCrossentropy
 
 V = 13
@@ -171,3 +176,20 @@ def test_ids_come_back_in_the_form_they_came_in():
     array = model.generate(np.array([[1, 2], [3, 4]]), max_new_tokens=3)
     assert array.shape == (2, 5) and array.dtype == "int32"
     assert model.generate(np.array([[1, 2]]), max_new_tokens=3, num_return_sequences=2).shape == (1, 2, 5)
+
+
+def test_every_kind_of_tokenizer_file_is_found(tmp_path):
+    data = pathlib.Path(__file__).parent / "data" / "tokenizers"
+    prefixes = {"tokenizer": ""}
+    for name in ("t5", "albert", "xlm_roberta", "llama", "roberta", "bert"):
+        model = types.SimpleNamespace(tokenizer_prefixes=prefixes)
+        Model.load_assets(model, data / name)
+        assert model.tokenizer == Tokenizer.from_folder(data / name)
+    translator = types.SimpleNamespace(tokenizer_prefixes=LSTMTranslator.tokenizer_prefixes)
+    for name in ("t5", "marian"):
+        Model.load_assets(translator, data / name)
+        assert translator.source_tokenizer == Tokenizer.from_folder(data / name, "source_")
+        assert translator.target_tokenizer == Tokenizer.from_folder(data / name, "target_")
+    empty = types.SimpleNamespace(tokenizer_prefixes=prefixes)
+    Model.load_assets(empty, tmp_path)
+    assert not hasattr(empty, "tokenizer")

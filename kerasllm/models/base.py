@@ -7,7 +7,15 @@ import keras
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+# Each holds a vocabulary, and tells that a tokenizer is there.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 TOKEN_ROLES = ("bos", "eos", "pad")
 
 
@@ -128,7 +136,9 @@ class Model(keras.Model):
     def load_assets(self, folder):
         """Read the tokenizers that a folder holds; Keras calls this for a `.keras` file."""
         for name, prefix in self.tokenizer_prefixes.items():
-            if any((pathlib.Path(folder) / f"{prefix}{file}").exists() for file in TOKENIZER_FILES):
+            # Files without the prefix serve all of the model's tokenizers.
+            names = {start + file for start in (prefix, "") for file in TOKENIZER_FILES}
+            if any((pathlib.Path(folder) / file).exists() for file in names):
                 setattr(self, name, text.Tokenizer.from_folder(folder, prefix))
 
     def required_tokenizer(self, name="tokenizer"):

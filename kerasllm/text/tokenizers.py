@@ -9,15 +9,10 @@ import pathlib
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from kerasllm.arguments import check_positive
-from kerasllm.text import chat
-
-ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
-BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-GPT2_TOKENS = {"bos": "<|endoftext|>", "eos": "<|endoftext|>"}
-TRANSLATOR_TOKENS = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}
+from kerasllm.text import chat, families, tokenizer_files
 
 
 class Tokenizer:
@@ -42,7 +37,7 @@ class Tokenizer:
     def __init__(self, backend, pad=None, unk=None, bos=None, eos=None, cls=None, sep=None, mask=None, config=None):
         if not isinstance(backend, tokenizers.Tokenizer):
             raise ValueError(f"backend ({type(backend).__name__}) must be a tokenizers.Tokenizer.")
-        tokens = dict(zip(ROLES, (pad, unk, bos, eos, cls, sep, mask), strict=True))
+        tokens = dict(zip(families.ROLES, (pad, unk, bos, eos, cls, sep, mask), strict=True))
         self.backend = backend
         self.backend.no_padding()
         self.backend.no_truncation()
@@ -76,6 +71,36 @@ class Tokenizer:
         """One list of token ids for each of `texts`, on all cores."""
         texts = list(_strings(texts, "texts"))
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
+
+    def encodings(self, texts, pairs=None, special_tokens=True):
+        """Encode texts, or pairs of texts, and keep where in the text each token comes from.
+
+            question, context = "Who sat?", "The cat sat on the mat."
+            [encoding] = tokenizer.encodings([question], [context])
+            start, end = encoding.offsets[5]
+            context[start:end]  # the characters of token 5, if encoding.sequence_ids[5] == 1
+
+        Args:
+            texts: iterable of strings.
+            pairs: as many strings, or None.
+            special_tokens: as in `encode`.
+
+        Returns:
+            A list of `tokenizers.Encoding`s. These lists in them have an entry for each token: `ids`; `type_ids`, the
+            segments; `offsets`, (start, end) in the characters of its text; `word_ids`, the number of its word;
+            `sequence_ids`, 0 in `texts` and 1 in `pairs`; `special_tokens_mask`. Special tokens that were added have
+            offsets (0, 0), and None as their word and sequence.
+
+        Raises:
+            ValueError: `texts` or `pairs` is no iterable of strings, or they differ in number.
+        """
+        inputs = texts = list(_strings(texts, "texts"))
+        if pairs is not None:
+            pairs = list(_strings(pairs, "pairs"))
+            if len(pairs) != len(texts):
+                raise ValueError(f"pairs ({len(pairs)}) must be as many as texts ({len(texts)}).")
+            inputs = list(zip(texts, pairs, strict=True))
+        return self.backend.encode_batch(inputs, add_special_tokens=special_tokens)
 
     def decode(self, ids, skip_special_tokens=True):
         """The text of a flat sequence of token ids."""
@@ -161,35 +186,31 @@ class Tokenizer:
     def from_folder(cls, folder, prefix=""):
         """Read a tokenizer from a folder, also from one of Hugging Face.
 
-        Reads `tokenizer.json`, else `vocab.txt` (BERT), else `vocab.json` with `merges.txt` (GPT-2). The
-        roles stand in `tokenizer_config.json` or `special_tokens_map.json`; without these they are the roles
-        of BERT and GPT-2 that the vocabulary has, and none for a `tokenizer.json`.
+        The files are the first of these that are there; `tokenizer_class` in `tokenizer_config.json` says whose
+        they are, else `model_type` in `config.json`, else the family named first.
+
+        ============================================= =======================================
+        `tokenizer.json`                              any
+        `vocab.txt`                                   BERT, DistilBERT, ELECTRA
+        `vocab.json` and `merges.txt`                 GPT-2, RoBERTa, BART
+        `spiece.model`                                T5, ALBERT
+        `sentencepiece.bpe.model`                     XLM-RoBERTa
+        `tokenizer.model`                             Llama, Mistral
+        `source.spm`, `target.spm` and `vocab.json`   Marian, with prefix "source_" or "target_"
+        ============================================= =======================================
+
+        The roles stand in `tokenizer_config.json` or `special_tokens_map.json`; without these they are those of the
+        family, and none for a `tokenizer.json`.
 
         Args:
             folder: path of the folder.
-            prefix: stands before each file name, as in `source_tokenizer.json`.
+            prefix: stands before each file name, as in `source_tokenizer.json`. Files without it serve where there
+                are none with it, as in a folder whose one tokenizer is for source and target.
 
         Raises:
-            ValueError: none of these files is there, or one cannot be read.
+            ValueError: none of these files is there, the class of tokenizers is unknown, or one cannot be read.
         """
-        names = [prefix + name for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")]
-        whole, bert, gpt2, merges = (pathlib.Path(folder) / name for name in names)
-        config = _read_config(whole.with_name(f"{prefix}special_tokens_map.json"))
-        config |= _read_config(whole.with_name(f"{prefix}tokenizer_config.json"))
-        template = whole.with_name(f"{prefix}chat_template.jinja")
-        if template.is_file():  # where transformers 5 writes it
-            config["chat_template"] = template.read_text(encoding="utf-8")
-        roles = {role: config.pop(f"{role}_token", None) for role in ROLES}
-        # Hugging Face writes an added token as a string or as a dictionary.
-        roles = {r: t["content"] if isinstance(t, dict) else t for r, t in roles.items() if t is not None}
-        if whole.is_file():
-            backend = _read(tokenizers.Tokenizer.from_file, whole)
-        elif bert.is_file():
-            backend, roles = _bert_from_file(bert, config, roles)
-        elif gpt2.is_file() and merges.is_file():
-            backend, roles = _gpt2_from_files(gpt2, merges, config, roles)
-        else:
-            raise ValueError(f"folder ({folder}) must hold {names[0]}, {names[1]}, or {names[2]} and {names[3]}.")
+        backend, roles, config = tokenizer_files.read(folder, prefix)
         return cls(backend, **roles, config=config)
 
     def save(self, folder, prefix=""):
@@ -198,7 +219,8 @@ class Tokenizer:
         A file is replaced only when the new one is complete.
         """
         # Without this list transformers feeds segment ids to every model, and GPT-2 adds their embeddings.
-        segments = ["token_type_ids"] if "cls" in self.roles else []
+        has_segments = "cls" in self.roles and 1 in self.backend.encode("a", "a").type_ids
+        segments = ["token_type_ids"] if has_segments else []
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", *segments, "attention_mask"],
@@ -251,8 +273,8 @@ class Tokenizer:
         """
         check_positive("vocabulary_size", vocabulary_size)
         check_positive("max_alphabet", max_alphabet)
-        roles = _roles(BERT_TOKENS, special_tokens, required="unk")
-        backend = _bert(models.WordPiece(unk_token=roles["unk"]), lowercase)
+        roles = _roles(families.BERT_TOKENS, special_tokens, required="unk")
+        backend = families.bert(models.WordPiece(unk_token=roles["unk"]), lowercase)
         texts = list(_strings(texts, "texts"))
         counts = collections.Counter()
         for text in texts:
@@ -272,8 +294,8 @@ class Tokenizer:
         )
         _train(backend, texts, trainer)
         model = models.WordPiece(backend.get_vocab(), unk_token=roles["unk"])
-        backend = _bert(model, lowercase)
-        _add_bert_template(backend, roles)
+        backend = families.bert(model, lowercase)
+        families.add_bert_template(backend, roles)
         return cls._trained(backend, roles, vocabulary_size)
 
     @classmethod
@@ -288,8 +310,8 @@ class Tokenizer:
                 translator pad="<pad>", bos="<s>", eos="</s>".
         """
         check_positive("vocabulary_size", vocabulary_size)
-        roles = _roles(GPT2_TOKENS, special_tokens)
-        backend = _byte_level(models.BPE())
+        roles = _roles(families.GPT2_TOKENS, special_tokens)
+        backend = families.byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             min_frequency=min_frequency,
@@ -310,7 +332,7 @@ class Tokenizer:
             **special_tokens: roles that replace or extend pad="<pad>", unk="<unk>", bos="<s>", eos="</s>".
         """
         check_positive("vocabulary_size", vocabulary_size)
-        roles = _roles(TRANSLATOR_TOKENS, special_tokens, required="unk")
+        roles = _roles(families.TRANSLATOR_TOKENS, special_tokens, required="unk")
         backend = tokenizers.Tokenizer(models.Unigram())
         backend.pre_tokenizer = pre_tokenizers.Metaspace()
         backend.decoder = decoders.Metaspace()
@@ -336,7 +358,7 @@ class Tokenizer:
             **special_tokens: roles that replace or extend pad="<pad>", unk="<unk>", bos="<s>", eos="</s>".
         """
         check_positive("vocabulary_size", vocabulary_size)
-        roles = _roles(TRANSLATOR_TOKENS, special_tokens, required="unk")
+        roles = _roles(families.TRANSLATOR_TOKENS, special_tokens, required="unk")
         backend = tokenizers.Tokenizer(models.WordLevel(unk_token=roles["unk"]))
         if lowercase:
             backend.normalizer = normalizers.Lowercase()
@@ -361,55 +383,6 @@ class Tokenizer:
         if tokenizer.vocabulary_size <= len(_unique(roles)):
             raise ValueError(f"vocabulary_size ({vocabulary_size}) and min_frequency leave only the special tokens.")
         return tokenizer
-
-
-def _bert(model, lowercase, strip_accents=None, chinese_characters=True):
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese_characters
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    return backend
-
-
-def _bert_from_file(path, config, roles):
-    vocabulary = _read(models.WordPiece.read_file, path)
-    roles = {role: token for role, token in BERT_TOKENS.items() if token in vocabulary} | roles
-    backend = _bert(
-        models.WordPiece(vocabulary, unk_token=roles.get("unk", BERT_TOKENS["unk"])),
-        config.get("do_lower_case", True),
-        config.get("strip_accents"),
-        config.get("tokenize_chinese_chars", True),
-    )
-    _add_bert_template(backend, roles)
-    return backend, roles
-
-
-def _gpt2_from_files(vocabulary, merges, config, roles):
-    if "cls" in roles:
-        raise ValueError(f"{vocabulary} is not GPT-2's: with cls ({roles['cls']!r}) it needs a tokenizer.json.")
-    model = _read(models.BPE.read_file, vocabulary, merges)
-    roles = {role: token for role, token in GPT2_TOKENS.items() if token in model[0]} | roles
-    return _byte_level(models.BPE(*model), config.get("add_prefix_space", False)), roles
-
-
-def _add_bert_template(backend, roles):
-    if "cls" in roles and "sep" in roles:
-        first, last = roles["cls"], roles["sep"]
-        ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys((first, last))]
-        if any(i is None for _, i in ids):
-            raise ValueError(f"cls ({first!r}) and sep ({last!r}) must be tokens of the vocabulary.")
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A {last}", pair=f"{first} $A {last} $B:1 {last}:1", special_tokens=ids
-        )
-
-
-def _byte_level(model, add_prefix_space=False):
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    backend.decoder = decoders.ByteLevel()
-    return backend
 
 
 def _words(backend, text):
@@ -438,9 +411,9 @@ def _canonical_unigram(model, special_tokens, unk):
 
 def _roles(defaults, given, required=None):
     for role in given:
-        if role not in ROLES:
-            raise ValueError(f"{role!r} is not the role of a special token; roles are {', '.join(ROLES)}.")
-    roles = {role: (defaults | given).get(role) for role in ROLES}
+        if role not in families.ROLES:
+            raise ValueError(f"{role!r} is not the role of a special token; roles are {', '.join(families.ROLES)}.")
+    roles = {role: (defaults | given).get(role) for role in families.ROLES}
     roles = {role: token for role, token in roles.items() if token is not None}
     if required and required not in roles:
         raise ValueError(f"{required} (None) must be a token: this kind of tokenizer needs one.")
@@ -477,25 +450,6 @@ def _train(backend, texts, trainer):
         raise ValueError(f"vocabulary_size ({trainer.vocab_size}) does not do for these texts: {error}") from error
     if not seen:
         raise ValueError("texts hold nothing to learn from.")
-
-
-def _read(function, *paths):
-    try:
-        return function(*map(str, paths))
-    except Exception as error:  # The package raises bare exceptions.
-        raise ValueError(f"{' and '.join(map(str, paths))} cannot be read: {error}") from error
-
-
-def _read_config(path):
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a dictionary.")
-    return config
 
 
 def _write(folder, files):
