@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import struct
 
 import pytest
 
@@ -169,6 +170,22 @@ def test_marian_has_two_tokenizers_of_one_vocabulary(tmp_path):
 
 def test_files_without_a_prefix_serve_source_and_target():
     assert Tokenizer.from_folder(DATA / "t5", "source_") == Tokenizer.from_folder(DATA / "t5", "target_")
+
+
+def field(number, value):
+    """A field of a protobuf message with less than 128 bytes."""
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def test_albert_cuts_the_comma_from_a_number(tmp_path):
+    rows = [("<pad>", 0, CONTROL), ("<unk>", 0, UNK), *((f"[{name}]", 0, CONTROL) for name in ("CLS", "SEP", "MASK"))]
+    rows += [("▁9,", -1, 1), ("▁a,", -1, 1), ("▁9", -3, 1), ("▁a", -3, 1), (",", -3, 1)]
+    pieces = (field(1, p.encode()) + b"\x15" + struct.pack("<f", s) + bytes([0x18, t]) for p, s, t in rows)
+    (tmp_path / "spiece.model").write_bytes(b"".join(field(1, piece) for piece in pieces))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokens = [tokenizer.id_to_token(i) for i in tokenizer.encode("9, A,")]
+    assert tokens == ["[CLS]", "▁9", ",", "▁a,", "[SEP]"]
 
 
 def test_the_mask_of_roberta_takes_the_space_before_it():

@@ -76,8 +76,8 @@ def read(path):
 def to_tokenizer(model, prefix_after_special_tokens=True, normalizer=None):
     """A `tokenizers.Tokenizer` that segments as the model does; its control tokens are special tokens.
 
-    Where the two differ: composed characters are normalised one by one (SentencePiece takes the longest rule that
-    fits), and of two equally good merges the one left in the text does not always come first.
+    Where the two differ: characters with marks that no rule composes are normalised as one (SentencePiece takes the
+    longest rule that fits), and of two segmentations with the same score the other one may come out ("#" * 70).
 
     Args:
         model: a `SentencePieceModel`.
