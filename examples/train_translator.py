@@ -6,7 +6,6 @@ python examples/train_translator.py
 import random
 
 import baselines
-import sacrebleu
 
 import kerasllm
 from kerasllm.training import (
@@ -75,9 +74,8 @@ def main(tiny=False):
     for source, translation, reference in list(zip(sources, translations, references, strict=True))[:8]:
         print(f"{source}\n    model      {translation}\n    reference  {reference}")
 
-    metric = sacrebleu.BLEU()
-    bleu = metric.corpus_score(translations, [references]).score
-    print(f"BLEU {bleu:.1f} on {len(sources)} sentences, {metric.get_signature()}")
+    bleu, signature = kerasllm.metrics.bleu(translations, references)
+    print(f"BLEU {bleu:.1f} on {len(sources)} sentences, {signature}")
     dictionary = baselines.word_dictionary(train)
     usual = baselines.most_frequent(target for _, target in train)
     trivial = {
@@ -85,7 +83,7 @@ def main(tiny=False):
         "most frequent sentence": [usual] * len(sources),
         "word by word": [baselines.translate_words(source, dictionary) for source in sources],
     }
-    trivial = {name: metric.corpus_score(lines, [references]).score for name, lines in trivial.items()}
+    trivial = {name: kerasllm.metrics.bleu(lines, references)[0] for name, lines in trivial.items()}
     return model, validation_data, [("BLEU", bleu, trivial)]
 
 

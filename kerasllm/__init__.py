@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "training": [],
         "datasets": [],
         "pretrained": [],
+        "metrics": [],
         "checkpoints": [],
         "export": [],
     },

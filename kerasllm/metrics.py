@@ -1,0 +1,136 @@
+"""Figures of merit on host: of labels, of answers, of texts."""
+
+import re
+import string
+from collections import Counter
+
+import numpy as np
+
+from kerasllm.arguments import check_positive
+
+
+def confusion_matrix(labels, predictions, num_classes):
+    """Count what was taken for what.
+
+    Args:
+        labels, predictions: (N,) int in 0 .. `num_classes` - 1.
+        num_classes: number of classes C.
+
+    Returns:
+        (C, C) int; row: the label, column: the prediction.
+
+    Example:
+        >>> confusion_matrix([0, 1, 1], [0, 0, 1], 2).tolist()
+        [[1, 0], [1, 1]]
+    """
+    check_positive("num_classes", num_classes)
+    _check_as_many(labels=labels, predictions=predictions)
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if values.dtype.kind not in "iub" or values.min() < 0 or values.max() >= num_classes:
+            raise ValueError(f"{name} ({values!r:.80}) must be whole numbers in 0 .. {num_classes - 1}.")
+    matrix = np.zeros((num_classes, num_classes), "int64")
+    np.add.at(matrix, (labels.astype("int64"), predictions.astype("int64")), 1)
+    return matrix
+
+
+def classification_scores(labels, predictions, num_classes):
+    """Accuracy, and precision, recall and F1 of each class.
+
+    Args: as for `confusion_matrix`.
+
+    Returns:
+        A dict: `accuracy`, a float; `precision`, `recall`, `f1` and `support`, arrays (C,): right predictions / all
+        predictions of the class, right predictions / all its labels (0 where there are none), their harmonic mean,
+        and the number of labels; and `macro_f1`, the mean of the `f1`.
+    """
+    matrix = confusion_matrix(labels, predictions, num_classes)
+    right, predicted, support = np.diag(matrix), matrix.sum(0), matrix.sum(1)
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(support, 1)
+    f1 = 2 * right / np.maximum(predicted + support, 1)
+    return {
+        "accuracy": float(right.sum() / matrix.sum()),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "support": support,
+        "macro_f1": float(f1.mean()),
+    }
+
+
+def answer_scores(answers, references):
+    """How well answers agree with references, as SQuAD counts it (Rajpurkar et al. 2016, arXiv:1606.05250).
+
+    Case, punctuation, articles and spaces do not count.
+
+    Args:
+        answers: list of N strings.
+        references: for each a string, or a list of strings, of which the best counts.
+
+    Returns:
+        A dict: `exact_match`, the share of answers equal to a reference; `f1`, the mean F1 of their words.
+    """
+    _check_as_many(answers=answers, references=references)
+    rows = [[r] if isinstance(r, str) else list(r) for r in references]
+    exact = [any(_words(a) == _words(r) for r in row) for a, row in zip(answers, rows, strict=True)]
+    f1 = [max(_word_f1(_words(a), _words(r)) for r in row) for a, row in zip(answers, rows, strict=True)]
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+
+
+def bleu(hypotheses, references):
+    """BLEU of a corpus by sacrebleu, with one reference for each text (Papineni et al. 2002; Post 2018).
+
+    Args:
+        hypotheses, references: lists of N strings.
+
+    Returns:
+        A float in 0 .. 100, and the string that says how it was computed.
+
+    Raises:
+        ImportError: `kerasllm[metrics]` is not installed.
+    """
+    import sacrebleu
+
+    _check_as_many(hypotheses=hypotheses, references=references)
+    metric = sacrebleu.BLEU()
+    return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())
+
+
+def rouge(hypotheses, references, use_stemmer=True):
+    """Mean ROUGE F-measures by rouge-score (Lin 2004).
+
+    Args:
+        hypotheses, references: lists of N strings.
+        use_stemmer: whether words are compared by their Porter stems.
+
+    Returns:
+        A dict: `rouge1`, `rouge2`, `rougeL`, each a float in 0 .. 1.
+
+    Raises:
+        ImportError: `kerasllm[metrics]` is not installed.
+    """
+    from rouge_score import rouge_scorer
+
+    _check_as_many(hypotheses=hypotheses, references=references)
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = rouge_scorer.RougeScorer(names, use_stemmer=use_stemmer)
+    scores = [scorer.score(r, h) for h, r in zip(hypotheses, references, strict=True)]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in names}
+
+
+def _check_as_many(**lists):
+    (first, a), (second, b) = lists.items()
+    if len(a) != len(b) or len(a) == 0:
+        raise ValueError(f"{first} ({len(a)} of them) and {second} ({len(b)}) must be as many, at least one.")
+
+
+def _words(text):
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _word_f1(answer, reference):
+    if not answer or not reference:
+        return float(answer == reference)
+    common = sum((Counter(answer) & Counter(reference)).values())
+    return 2 * common / (len(answer) + len(reference))
