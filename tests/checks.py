@@ -84,6 +84,7 @@ def check_model(make, batch, *, loss, unreached=(), tolerance=1e-5):
     _check_equal(outputs, _outputs(copy(x, training=False)), tolerance, "after get_config and from_config")
 
     model.compile(keras.optimizers.Adam(0.01), loss=loss)
+    model.optimizer.build(model.trainable_variables)  # Or TensorFlow traces the first step twice.
     before = model.get_weights()
     first = np.ravel(model.evaluate(x, y, verbose=0))[0]
     model.fit(x, y, epochs=3, batch_size=len(tree.flatten(x)[0]), verbose=0)

@@ -3,10 +3,16 @@
 Tolerances are those of float32, so a GPU computes float32 products in float32 and not in TF32.
 """
 
+import gc
 import os
 
-# XLA's optimizations are spent in vain on toy models; child processes do without them too.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# XLA's optimizations are spent in vain on toy models, and its newer code for fused loops takes three times as long to
+# compile; child processes do without them too.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import keras
 import pytest
@@ -16,6 +22,10 @@ DEVICE = str(keras.ops.zeros(1).device).lower()
 
 def pytest_report_header():
     return f"keras {keras.__version__} with {keras.backend.backend()} on {DEVICE}"
+
+
+def pytest_collection_finish():
+    gc.freeze()  # What the imports made stays, so that no collection walks over it again.
 
 
 def pytest_collection_modifyitems(items):
