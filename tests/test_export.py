@@ -48,7 +48,9 @@ MODELS = {
     "bert": lambda: BERT(V, **TRANSFORMER),
     "masked lm": lambda: BERTMaskedLM(V, **TRANSFORMER),
 }
-CASES = [(name, format) for name in MODELS for format in core.FORMATS]
+# Mixed llama and simple rnn with attention have all their parts.
+ONLY_LITERT = {"llama", "simple rnn"}
+CASES = [(name, f) for name in MODELS for f in core.FORMATS if f == "litert" or name not in ONLY_LITERT]
 if IN_CHILD:  # A process started for each takes seconds: each family once, here or further below.
     CASES = [
         ("transformer translator", "tf_saved_model"),
