@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerasllm.checkpoints import bert, files, gpt2, llama, ours
+from kerasllm.checkpoints import bert as bert_families
+from kerasllm.checkpoints import files, gpt2, llama, ours
 from kerasllm.checkpoints.presets import read_preset, write_preset
 
 DATA = Path(__file__).parent / "data"
+bert = bert_families.BERT
 FIXTURES = {
     "gpt2": (gpt2, "GPT"),
     "gpt2_untied": (gpt2, "GPT"),
@@ -52,6 +54,7 @@ class BERT:
         activation,
         norm_epsilon,
         initializer_range,
+        family,
         pooler=True,
     ):
         pass
@@ -390,7 +393,10 @@ def test_our_layout_keeps_arguments_and_arrays(tmp_path):
         ({"architectures": ["GPT"]}, "GPT.*not 'LSTMTranslator'"),
         ({"architectures": None}, "not 'LSTMTranslator'"),
         ({"model_type": "gpt2"}, "'gpt2' model.*GPT.*not 'LSTMTranslator'"),
-        ({"model_type": "t5"}, "model_type.*'t5'.*'bert', 'gpt2', 'llama', 'mistral', 'qwen2', 'qwen3', 'kerasllm'"),
+        (
+            {"model_type": "t5"},
+            "model_type.*'t5'.*'bert', 'roberta', .*'electra', 'gpt2', 'llama', 'mistral', 'qwen2', 'qwen3', 'kerasllm'",
+        ),
         ({"model_type": ["gpt2"]}, "model_type"),
     ],
 )

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "presets": ["read_preset", "write_preset"],
         "generation_config": ["read_generation_config", "write_generation_config"],
+        "sentence_transformers": ["read_modules", "write_modules"],
         "weight_map": [],
         "files": [],
     },

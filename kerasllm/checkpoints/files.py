@@ -18,6 +18,7 @@ WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "c
 PRESET_FILE = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|((source|target)_)?tokenizer(_config)?\.json"
+    r"|modules\.json|sentence_bert_config\.json|1_Pooling"
 )
 DTYPES = {
     "F64": np.float64,
@@ -82,15 +83,16 @@ def _tensor(path, name, data, entry):
     return np.asarray(data[begin:end]).view(DTYPES[dtype]).reshape(entry["shape"])
 
 
-def read_json(path):
-    """The object (dict) in a JSON file."""
+def read_json(path, kind=dict):
+    """The object (dict) in a JSON file, or the array where `kind` is list."""
     path = _existing(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not a whole JSON file: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}, expected an object.")
+    if not isinstance(value, kind):
+        expected = {dict: "an object", list: "an array"}[kind]
+        raise ValueError(f"{path} holds {type(value).__name__}, expected {expected}.")
     return value
 
 
@@ -165,9 +167,14 @@ def _put_in_place(staging, folder):
     new = {path.name for path in staging.iterdir()}
     old = {path.name for path in folder.iterdir() if PRESET_FILE.fullmatch(path.name)}
     for name in new:
-        if (folder / name).is_dir():
+        if (folder / name).is_dir() and not (staging / name).is_dir():
             raise IsADirectoryError(f"{folder / name} is a folder")
     for name in sorted(new, key=lambda name: name == CONFIG):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
         os.replace(staging / name, folder / name)
     for name in old - new:
-        (folder / name).unlink()
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink()

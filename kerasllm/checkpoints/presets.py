@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kerasllm.checkpoints import bert, files, gguf, gpt2, llama, ours
 
-FAMILIES = (bert, gpt2, *llama.FAMILIES, ours)
+FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, ours)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
     family, config = _layout_of(class_name, arguments)
     if family is not ours:
         ids = special_token_ids or {}
-        config |= {name: ids.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        names = {"bos_token_id", "eos_token_id", "pad_token_id"} - set(config)  # RoBERTa's layout rests on one
+        config |= {name: ids.get(name) for name in sorted(names)}
         config["dtype"] = next(iter(arrays.values())).dtype.name
     with files.replaced_folder(folder) as staging:
         files.write_json(staging / files.CONFIG, config)

@@ -10,7 +10,7 @@ from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions
 
 @keras.saving.register_keras_serializable("kerasllm")
 class TransformerEmbeddings(keras.layers.Layer):
-    """Token, position and segment embeddings, summed; then perhaps a norm; then dropout.
+    """Token, position and segment embeddings, summed; perhaps a norm; dropout; perhaps a projection.
 
     Args:
         vocabulary_size: number of symbols V.
@@ -21,6 +21,7 @@ class TransformerEmbeddings(keras.layers.Layer):
         scale: whether token embeddings are multiplied by sqrt(D).
         norm: "layer", "rms" or None.
         norm_epsilon, dropout, initializer_range: as for `TransformerStack`.
+        embedding_dim: width E of the tables; where it is not D, a dense layer widens the sum (ELECTRA). Default: D.
 
     Call arguments:
         token_ids: (B, T) int.
@@ -43,6 +44,7 @@ class TransformerEmbeddings(keras.layers.Layer):
         norm_epsilon=1e-5,
         dropout=0.0,
         initializer_range=None,
+        embedding_dim=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -50,12 +52,14 @@ class TransformerEmbeddings(keras.layers.Layer):
         check_positive("max_sequence_length", max_sequence_length)
         check_rate("dropout", dropout)
         policy = {"dtype": self.dtype_policy}
-        self.hidden_dim, self.scale = hidden_dim, scale
+        embedding_dim = hidden_dim if embedding_dim is None else embedding_dim
+        check_positive("embedding_dim", embedding_dim)
+        self.hidden_dim, self.embedding_dim, self.scale = hidden_dim, embedding_dim, scale
         initializer = normal_initializer(initializer_range or hidden_dim**-0.5)
 
         self.token = keras.layers.ReversibleEmbedding(
             vocabulary_size,
-            hidden_dim,
+            embedding_dim,
             embeddings_initializer=keras.initializers.get(initializer),
             name="token",
             **policy,
@@ -69,17 +73,25 @@ class TransformerEmbeddings(keras.layers.Layer):
         if num_segments:
             self.segment = keras.layers.Embedding(
                 num_segments,
-                hidden_dim,
+                embedding_dim,
                 embeddings_initializer=keras.initializers.get(initializer),
                 name="segment",
                 **policy,
             )
         self.norm = make_norm(norm, norm_epsilon, self.dtype_policy, "norm") if norm else None
         self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
+        self.projection = None
+        if embedding_dim != hidden_dim:
+            self.projection = keras.layers.Dense(
+                hidden_dim,
+                kernel_initializer=keras.initializers.get(initializer),
+                name="projection",
+                **policy,
+            )
 
     def build(self, token_ids_shape):
         """Create the tables."""
-        x_shape = (*token_ids_shape, self.hidden_dim)
+        x_shape = (*token_ids_shape, self.embedding_dim)
         self.token.build(token_ids_shape)
         if self.position:
             self.position.build(x_shape)
@@ -87,6 +99,8 @@ class TransformerEmbeddings(keras.layers.Layer):
             self.segment.build(token_ids_shape)
         if self.norm:
             self.norm.build(x_shape)
+        if self.projection:
+            self.projection.build(x_shape)
 
     def call(self, token_ids, positions=None, segment_ids=None, training=None):
         """Embed."""
@@ -99,7 +113,8 @@ class TransformerEmbeddings(keras.layers.Layer):
             x = x + self.segment(ops.zeros_like(token_ids) if segment_ids is None else segment_ids)
         if self.norm:
             x = self.norm(x)
-        return self.dropout(x, training=training)
+        x = self.dropout(x, training=training)
+        return self.projection(x) if self.projection else x
 
     def compute_output_shape(self, token_ids_shape, *args, **kwargs):
         """(B, T, D)."""

@@ -27,6 +27,7 @@ class TransformerStack(keras.layers.Layer):
         num_segments: number of segment (token type) embeddings; 0 for none.
         scale_embeddings: whether token embeddings are multiplied by sqrt(D) (Vaswani et al.).
         norm_embeddings: whether a norm follows the embeddings (BERT).
+        embedding_dim: width of the embeddings, which a dense layer widens to D (ELECTRA). Default: D.
         num_key_value_heads, head_dim, use_qkv_bias, query_key_norm: as for `MultiHeadAttention`.
         use_bias: whether the projections of attention and feed-forward have a bias.
         sliding_window: a decoder's tokens see themselves and the `sliding_window` - 1 before them (Beltagy et al.
@@ -70,6 +71,7 @@ class TransformerStack(keras.layers.Layer):
         rope_scaling=None,
         dropout=0.0,
         initializer_range=None,
+        embedding_dim=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -104,6 +106,7 @@ class TransformerStack(keras.layers.Layer):
             norm_epsilon=norm_epsilon,
             dropout=dropout,
             initializer_range=initializer_range,
+            embedding_dim=embedding_dim,
             name="embeddings",
             **policy,
         )

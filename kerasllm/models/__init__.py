@@ -7,7 +7,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "translator": ["LSTMTranslator", "TransformerTranslator"],
         "rnn": ["RNNLanguageModel"],
-        "bert": ["BERT", "BERTMaskedLM"],
+        "bert": ["BERT"],
+        "masked_lm": ["BERTMaskedLM"],
+        "classifier": ["BERTClassifier"],
+        "token_classifier": ["BERTTokenClassifier"],
+        "question_answerer": ["BERTQuestionAnswerer"],
+        "embedder": ["BERTEmbedder"],
+        "embedding_index": ["EmbeddingIndex"],
         "gpt": ["GPT"],
     },
 )

@@ -81,6 +81,8 @@ class Model(keras.Model):
                 something that this class does not know; a tensor is missing, left over or misshaped.
         """
         preset = checkpoints.read_preset(source, cls)
+        with preset.folder() as folder:
+            arguments = {**cls.read_arguments(folder), **arguments}
         model = cls(**{**preset.arguments, **arguments})
         arrays = preset.read_weights({v.path: tuple(v.shape) for v in model.weights})
         for variable in model.weights:
@@ -88,6 +90,11 @@ class Model(keras.Model):
         with preset.folder() as folder:
             model.load_assets(folder)
         return model
+
+    @classmethod
+    def read_arguments(cls, folder):
+        """Arguments that a preset says in other files than config.json."""
+        return {}
 
     def save_to_preset(self, folder):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.

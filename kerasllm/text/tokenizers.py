@@ -72,7 +72,7 @@ class Tokenizer:
         texts = list(_strings(texts, "texts"))
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
 
-    def encodings(self, texts, pairs=None, special_tokens=True):
+    def encodings(self, texts, pairs=None, max_length=None, special_tokens=True):
         """Encode texts, or pairs of texts, and keep where in the text each token comes from.
 
             question, context = "Who sat?", "The cat sat on the mat."
@@ -83,6 +83,8 @@ class Tokenizer:
         Args:
             texts: iterable of strings.
             pairs: as many strings, or None.
+            max_length: what has more tokens is cut to so many; of a text and its pair the longer one is cut first.
+                Default: nothing is cut.
             special_tokens: as in `encode`.
 
         Returns:
@@ -92,15 +94,35 @@ class Tokenizer:
             offsets (0, 0), and None as their word and sequence.
 
         Raises:
-            ValueError: `texts` or `pairs` is no iterable of strings, or they differ in number.
+            ValueError: `texts` or `pairs` is no iterable of strings, they differ in number, or `max_length` leaves room
+                for less than two tokens.
         """
-        inputs = texts = list(_strings(texts, "texts"))
-        if pairs is not None:
-            pairs = list(_strings(pairs, "pairs"))
-            if len(pairs) != len(texts):
-                raise ValueError(f"pairs ({len(pairs)}) must be as many as texts ({len(texts)}).")
-            inputs = list(zip(texts, pairs, strict=True))
-        return self.backend.encode_batch(inputs, add_special_tokens=special_tokens)
+        texts = list(_strings(texts, "texts"))
+        pairs = [None] * len(texts) if pairs is None else list(_strings(pairs, "pairs"))
+        if len(pairs) != len(texts):
+            raise ValueError(f"pairs ({len(pairs)}) must be as many as texts ({len(texts)}).")
+        inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs, strict=True)]
+        encodings = self.backend.encode_batch(inputs, add_special_tokens=special_tokens)
+        if max_length is None:
+            return encodings
+        return [
+            e if len(e) <= max_length else self._cut(text, pair, max_length, special_tokens)
+            for e, text, pair in zip(encodings, texts, pairs, strict=True)
+        ]
+
+    def _cut(self, text, pair, max_length, special_tokens):
+        room = max_length - special_tokens * self.backend.num_special_tokens_to_add(pair is not None)
+        if room < 2:
+            raise ValueError(f"max_length ({max_length}) must leave room for two tokens beside the special ones.")
+        first = self.backend.encode(text, add_special_tokens=False)
+        second = None if pair is None else self.backend.encode(pair, add_special_tokens=False)
+        if second is None:
+            first.truncate(room)
+        else:
+            half, sizes = room // 2, (len(first), len(second))
+            first.truncate(room - min(sizes[1], half))
+            second.truncate(room - min(sizes[0], room - half))
+        return self.backend.post_process(first, second, special_tokens)
 
     def decode(self, ids, skip_special_tokens=True):
         """The text of a flat sequence of token ids."""

@@ -13,7 +13,17 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    ElectraForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -24,7 +34,14 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForTokenClassification,
 )
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 HERE = Path(__file__).parent
 VOCABULARY_SIZE, BATCH, LENGTH = 97, 3, 11
@@ -33,6 +50,12 @@ GPT2 = dict(vocab_size=VOCABULARY_SIZE, n_embd=16, n_layer=2, n_head=4, n_positi
 GPT2 |= dict(bos_token_id=None, eos_token_id=None)
 BERT = dict(vocab_size=VOCABULARY_SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=4)
 BERT |= dict(intermediate_size=40, max_position_embeddings=24)
+# The tables of the relatives are proven once; then one layer is enough.
+SMALL_BERT = BERT | dict(num_hidden_layers=1, hidden_size=8, intermediate_size=12, num_attention_heads=2)
+ROBERTA = SMALL_BERT | dict(type_vocab_size=1, layer_norm_eps=1e-5, bos_token_id=None, eos_token_id=None)
+DISTILBERT = dict(vocab_size=VOCABULARY_SIZE, dim=8, n_layers=1, n_heads=2, hidden_dim=12, max_position_embeddings=24)
+NAMES = {0: "O", 1: "B-PER", 2: "I-PER"}
+LABELS = dict(id2label=NAMES, label2id={name: i for i, name in NAMES.items()})
 
 LLAMA = dict(vocab_size=VOCABULARY_SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=4)
 LLAMA |= dict(intermediate_size=40, max_position_embeddings=24, bos_token_id=None, eos_token_id=None)
@@ -49,6 +72,18 @@ def main():
     save("bert_masked_lm", BertForMaskedLM(BertConfig(**BERT)))
     unusual = dict(hidden_act="gelu_new", layer_norm_eps=1e-5, type_vocab_size=3)
     save("bert_masked_lm_gelu_new", BertForMaskedLM(BertConfig(**BERT, **unusual)))
+    save("bert_classifier", BertForSequenceClassification(BertConfig(**SMALL_BERT, num_labels=3)))
+    save("bert_token_classifier", BertForTokenClassification(BertConfig(**SMALL_BERT, **LABELS)))
+    save("bert_question_answerer", BertForQuestionAnswering(BertConfig(**SMALL_BERT)))
+    save("roberta_masked_lm", RobertaForMaskedLM(RobertaConfig(**ROBERTA)))
+    types = dict(problem_type="multi_label_classification")
+    save("roberta_classifier", RobertaForSequenceClassification(RobertaConfig(**ROBERTA, **types, num_labels=3)))
+    save("xlm_roberta_token_classifier", XLMRobertaForTokenClassification(XLMRobertaConfig(**ROBERTA, **LABELS)))
+    save("distilbert_masked_lm", DistilBertForMaskedLM(DistilBertConfig(**DISTILBERT)))
+    save("distilbert_classifier", DistilBertForSequenceClassification(DistilBertConfig(**DISTILBERT)))
+    save("electra_generator", ElectraForMaskedLM(ElectraConfig(**SMALL_BERT, embedding_size=6)))
+    save("electra_discriminator", ElectraForPreTraining(ElectraConfig(**SMALL_BERT, embedding_size=6)), base=True)
+    save("electra_classifier", ElectraForSequenceClassification(ElectraConfig(**SMALL_BERT, embedding_size=8)))
     save("llama", LlamaForCausalLM(LlamaConfig(**LLAMA)))
     unusual = dict(num_key_value_heads=2, head_dim=6, tie_word_embeddings=True, rope_parameters=LLAMA3)
     save("llama3_tied", LlamaForCausalLM(LlamaConfig(**LLAMA, **unusual)))
@@ -57,25 +92,31 @@ def main():
     save("qwen3", Qwen3ForCausalLM(Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=6)))
 
 
-def save(name, model):
+def save(name, model, base=False):
+    """Write a model and its answers; with `base` those of the encoder below its head."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     # Biases start at 0 and norms at 1, which would hide a swap of the two.
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator) * 0.25
         parameter.data = noise + (1.0 if parameter.ndim == 1 else 0.0)
+    for module in model.modules():
+        if isinstance(module, RobertaEmbeddings | XLMRobertaEmbeddings):
+            module.position_embeddings.weight.data[:2] = 0.0  # which nothing looks up, and we don't keep
     model.tie_weights()
     model.eval().save_pretrained(HERE / name)
     (HERE / name / "generation_config.json").unlink(missing_ok=True)
 
-    token_ids = torch.randint(VOCABULARY_SIZE, (BATCH, LENGTH), generator=generator)
+    # RoBERTa counts no position for its padding token, 1.
+    first = 2 if model.config.pad_token_id == 1 else 0
+    token_ids = torch.randint(first, VOCABULARY_SIZE, (BATCH, LENGTH), generator=generator)
     padding_mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [7], [1]])
     inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
     arguments = {"input_ids": token_ids, "attention_mask": padding_mask.long()}
-    if model.config.model_type == "bert":
+    if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["segment_ids"] = torch.randint(model.config.type_vocab_size, (BATCH, LENGTH), generator=generator)
         arguments["token_type_ids"] = inputs["segment_ids"]
     with torch.no_grad():
-        outputs = model(**arguments)
+        outputs = (model.base_model if base else model)(**arguments)
     inputs |= {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
     np.savez_compressed(HERE / name / "answers.npz", **{key: value.numpy() for key, value in inputs.items()})
 

@@ -1,0 +1,83 @@
+"""Texts with their vectors, kept to be searched."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kerasllm.arguments import check_positive
+from kerasllm import checkpoints
+
+TEXTS, TENSOR = "texts.json", "embeddings"
+
+
+class EmbeddingIndex:
+    """Texts with their vectors, to be searched by cosine, saved and loaded.
+
+    Args:
+        texts: list of N strings.
+        embeddings: (N, D) float array, their vectors.
+
+    Example:
+        >>> index = model.index(texts)  # a `BERTEmbedder`
+        >>> index.save("runs/index")
+        >>> model.search("food", kerasllm.EmbeddingIndex.load("runs/index"), top_k=3)
+    """
+
+    def __init__(self, texts, embeddings):
+        embeddings = np.asarray(embeddings)
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"texts ({texts!r:.80}) must be a non-empty list of strings.")
+        if embeddings.ndim != 2 or len(embeddings) != len(texts) or embeddings.dtype.kind != "f":
+            raise ValueError(
+                f"embeddings ({embeddings.dtype}, shape {embeddings.shape}) must be floats of shape ({len(texts)}, D)."
+            )
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings must be finite.")
+        self.texts, self.embeddings = texts, embeddings
+
+    def __len__(self):
+        return len(self.texts)
+
+    def search(self, queries, top_k=5):
+        """The texts nearest to vectors.
+
+        Args:
+            queries: (Q, D) float array.
+            top_k: the most texts for each.
+
+        Returns:
+            For each query a list of dicts with `index`, the text's place; `score`, the cosine; `text`; the nearest
+            first, equal ones in their order.
+        """
+        check_positive("top_k", top_k)
+        queries = np.asarray(queries, "float32")
+        if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(f"queries (shape {queries.shape}) must be of shape (Q, {self.embeddings.shape[1]}).")
+        scores = _of_length_one(queries) @ _of_length_one(self.embeddings.astype("float32")).T  # (Q, N)
+        nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k].tolist()
+        return [
+            [{"index": i, "score": float(row[i]), "text": self.texts[i]} for i in places]
+            for row, places in zip(scores, nearest, strict=True)
+        ]
+
+    def save(self, folder):
+        """Write `texts.json` and `model.safetensors` into a folder, made if need be."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.files.write_tensors(folder, {TENSOR: self.embeddings})
+            checkpoints.files.write_json(folder / TEXTS, self.texts)
+        except OSError as error:
+            raise ValueError(f"folder ({str(folder)!r}) cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, folder):
+        """Read what `save` has written; the vectors are memory-mapped."""
+        tensors = checkpoints.files.read_tensors(folder)
+        if set(tensors) != {TENSOR}:
+            raise ValueError(f"folder ({str(folder)!r}) must hold the tensor {TENSOR!r}, not {', '.join(tensors)}.")
+        return cls(checkpoints.files.read_json(Path(folder) / TEXTS, list), tensors[TENSOR])
+
+
+def _of_length_one(vectors):
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
