@@ -11,8 +11,8 @@ import pytest
 
 from kerasllm.export import child, core, saved_model, verification
 from kerasllm.models.bert import BERT
-from kerasllm.models.masked_lm import BERTMaskedLM
 from kerasllm.models.gpt import GPT
+from kerasllm.models.masked_lm import BERTMaskedLM
 from kerasllm.models.rnn import RNNLanguageModel
 from kerasllm.models.translator import LSTMTranslator, TransformerTranslator
 from kerasllm.training.losses import TokenCrossentropy

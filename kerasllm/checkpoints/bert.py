@@ -314,8 +314,8 @@ class BERTFamily:
         """Refuse a file of another task's model: the tensors of two heads may have the same names."""
         if class_name in ENCODERS:
             return
-        needed = [row[0] for row in self.heads[class_name]]
-        missing = [n for n in needed if n not in names and n not in self.tied.values()]
+        needed = [row[0] for row in self.heads[class_name] if row not in POOLER]
+        missing = [n for n in needed if n not in names]
         theirs = config.get("architectures") or []
         others = set(self.ARCHITECTURES.values()) - {self.ARCHITECTURES[class_name], self.ARCHITECTURES["BERT"]}
         if len(missing) == len(needed) or others & set(theirs):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm.arguments import check_positive
 from kerasllm import checkpoints
+from kerasllm.arguments import check_positive
 
 TEXTS, TENSOR = "texts.json", "embeddings"
 

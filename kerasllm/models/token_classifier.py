@@ -114,8 +114,8 @@ class BERTTokenClassifier(BERTModel):
             # Some tokenizers count the space before a word as its own.
             while start < end and text[start].isspace():
                 start += 1
-            if start < end and encoding.sequence_ids[i] is not None:
-                starts = not tokens or bool(self.tokenizer.word_starts[encoding.ids[i]])
+            if start < end and not encoding.special_tokens_mask[i]:
+                starts = self.tokenizer.word_starts[encoding.ids[i]] or start == 0 or text[start - 1].isspace()
                 tokens.append((probabilities[i], start, end, starts))
         return tokens
 

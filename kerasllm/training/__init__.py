@@ -5,7 +5,13 @@ from kerasllm import lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
-        "datasets": ["TranslationDataset", "MaskedLMDataset", "LanguageModelDataset"],
+        "datasets": [
+            "TranslationDataset",
+            "MaskedLMDataset",
+            "LanguageModelDataset",
+            "ClassificationDataset",
+            "TokenClassificationDataset",
+        ],
         "losses": ["TokenCrossentropy"],
         "metrics": ["Perplexity", "TokenAccuracy"],
         "schedules": ["WarmupLinear", "WarmupCosine", "InverseSquareRoot"],

@@ -1,4 +1,4 @@
-"""Batches for `fit`: sentence pairs, masked language modelling, next-token blocks.
+"""Batches for `fit`: sentence pairs, masked and causal language modelling, classes of texts and of tokens.
 
 All are `keras.utils.PyDataset`s that tokenize once, when they are made, and draw a batch by `(seed, epoch,
 index)` alone. The batches are cheap, so one worker does.
@@ -167,6 +167,7 @@ class MaskedLMDataset(BucketedDataset):
             them, "split" makes several rows of one; `num_too_long` counts them.
         rate: share of the tokens to mask; see `kerasllm.text.batches.mask_tokens`.
         whole_words: mask all pieces of a word or none.
+        segments: whether there are `segment_ids`: for models with two `num_segments` or more.
         batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
     """
 
@@ -179,6 +180,7 @@ class MaskedLMDataset(BucketedDataset):
         too_long="error",
         rate=0.15,
         whole_words=False,
+        segments=True,
         multiple=32,
         seed=0,
         shuffle=True,
@@ -200,7 +202,7 @@ class MaskedLMDataset(BucketedDataset):
         rows = [row[i : i + step][:space] for row in rows for i in range(0, len(row), step)]
         self.rows = [np.array([tokenizer.cls_id, *row, tokenizer.sep_id], "int32") for row in rows]
         self.mask_id = tokenizer.mask_id
-        self.rate = rate
+        self.rate, self.segments = rate, segments
         self.ordinary = np.ones(tokenizer.vocabulary_size, dtype=bool)
         self.ordinary[tokenizer.special_ids] = False
         self.word_starts = tokenizer.word_starts if whole_words else None
@@ -220,12 +222,9 @@ class MaskedLMDataset(BucketedDataset):
             word_starts=None if self.word_starts is None else self.word_starts[token_ids],
             num_positions=max(1, round(self.rate * widths[0])),
         )
-        inputs = {
-            "token_ids": token_ids,
-            "segment_ids": np.zeros_like(token_ids),
-            "padding_mask": padding_mask,
-            "masked_positions": masked_positions,
-        }
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask, "masked_positions": masked_positions}
+        if self.segments:
+            inputs["segment_ids"] = np.zeros_like(token_ids)
         return inputs, labels
 
 
@@ -254,6 +253,171 @@ class LanguageModelDataset(BucketedDataset):
     def make_batch(self, indices, widths, generator):
         inputs = {"token_ids": self.token_ids[indices], "padding_mask": self.padding_mask[indices]}
         return inputs, self.labels[indices]
+
+
+class EncodingsDataset(BucketedDataset):
+    """The base of datasets for BERT's heads: encodings as `token_ids`, `segment_ids` and `padding_mask`."""
+
+    def __init__(self, encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs):
+        self.token_ids = [np.array(e.ids, "int32") for e in encodings]
+        self.segment_ids = [np.array(e.type_ids, "int32") for e in encodings] if segments else None
+        lengths = np.array([len(row) for row in self.token_ids])
+        super().__init__(lengths, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+
+    def make_inputs(self, indices, widths):
+        """The inputs of the examples at `indices`, padded to `widths`."""
+        token_ids, padding_mask = batches.pad([self.token_ids[i] for i in indices], widths[0])
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        if self.segment_ids:
+            inputs["segment_ids"] = batches.pad([self.segment_ids[i] for i in indices], widths[0])[0]
+        return inputs
+
+
+class ClassificationDataset(EncodingsDataset):
+    """Texts with their labels, for `BERTClassifier`.
+
+    A batch is `(inputs, labels)`: `inputs` has `token_ids`, `segment_ids` and `padding_mask` (B, T); the labels are
+    (B,) int32 for one label of several, (B, L) float32 for many labels or numbers.
+
+        dataset = ClassificationDataset(["Good.", "Bad."], ["pos", "neg"], tokenizer, label_names=["neg", "pos"])
+        model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(dataset, epochs=3, shuffle=False)
+
+    Args:
+        texts: sequence of strings.
+        labels: for each text a label's number; or its name; or L numbers, as of a multi-label problem (0 or 1 each,
+            trained with `BinaryCrossentropy(from_logits=True)`) or of a regression (trained with "mse").
+        tokenizer: puts [CLS] and [SEP] round the texts.
+        pairs: the second texts, where pairs are judged.
+        label_names: where labels are given by name, `model.arguments["labels"]`.
+        max_length: the most tokens of an example, special ones included.
+        too_long: what is done with longer examples: "error" raises, "drop" leaves them out, "truncate" cuts them;
+            `num_too_long` counts them.
+        segments: whether there are `segment_ids`: for models with two `num_segments` or more.
+        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self,
+        texts,
+        labels,
+        tokenizer,
+        batch_size=32,
+        pairs=None,
+        label_names=None,
+        max_length=128,
+        too_long="error",
+        segments=True,
+        multiple=32,
+        seed=0,
+        shuffle=True,
+        **kwargs,
+    ):
+        check_positive("max_length", max_length)
+        check_choice("too_long", too_long, ("error", "drop", "truncate"))
+        texts, labels = list(texts), read_labels(labels, label_names)
+        if not texts or len(labels) != len(texts):
+            raise ValueError(f"labels ({len(labels)} of them) must be as many as texts ({len(texts)}), at least one.")
+        encodings, keep, self.num_too_long = encode(tokenizer, texts, pairs, max_length, too_long)
+        self.labels = labels[keep]
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        return self.make_inputs(indices, widths), self.labels[indices]
+
+
+class TokenClassificationDataset(EncodingsDataset):
+    """Texts whose words have labels, for `BERTTokenClassifier`.
+
+    A batch is `(inputs, labels)`: `inputs` as in `ClassificationDataset`; the labels (B, T) int32 stand at the first
+    token of each word, -1 at all others, as `TokenCrossentropy` wants them.
+
+        words, labels = [["Ada", "Lovelace", "smiled", "."]], [["B-PER", "I-PER", "O", "O"]]
+        dataset = TokenClassificationDataset(words, labels, tokenizer, label_names=["O", "B-PER", "I-PER"])
+
+    Args:
+        words: for each text its words, a list of strings; the text is their join by spaces.
+        labels: for each text a label of each word, its number or its name.
+        tokenizer, label_names, max_length, too_long, segments: as for `ClassificationDataset`.
+        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self,
+        words,
+        labels,
+        tokenizer,
+        batch_size=32,
+        label_names=None,
+        max_length=128,
+        too_long="error",
+        segments=True,
+        multiple=32,
+        seed=0,
+        shuffle=True,
+        **kwargs,
+    ):
+        check_positive("max_length", max_length)
+        check_choice("too_long", too_long, ("error", "drop", "truncate"))
+        words, labels = list(words), list(labels)
+        if not words or len(words) != len(labels):
+            raise ValueError(f"labels ({len(labels)} of them) must be as many as words ({len(words)}), at least one.")
+        for i, (row, marks) in enumerate(zip(words, labels, strict=True)):
+            if isinstance(row, str) or len(row) != len(marks) or not all(isinstance(w, str) and w for w in row):
+                raise ValueError(f"words[{i}] ({row!r:.60}) must be {len(marks)} strings, one for each of labels[{i}].")
+        numbers = [read_labels(marks, label_names, f"labels[{i}]") for i, marks in enumerate(labels)]
+        texts = [" ".join(row) for row in words]
+        encodings, keep, self.num_too_long = encode(tokenizer, texts, None, max_length, too_long)
+        self.labels = [
+            np.array(token_labels(e, words[i], numbers[i]), "int32") for i, e in zip(keep, encodings, strict=True)
+        ]
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        labels, _ = batches.pad([self.labels[i] for i in indices], widths[0], value=batches.IGNORED)
+        return self.make_inputs(indices, widths), labels
+
+
+def token_labels(encoding, words, labels):
+    """The label of each token of words joined by spaces: a word's at its first token, -1 elsewhere."""
+    ends = np.cumsum([len(word) + 1 for word in words])
+    seen, marks = set(), []
+    for (start, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+        # The word in which the token ends: some tokenizers count the space before a word as its token's own.
+        word = None if special or start == end else int(np.searchsorted(ends, end))
+        marks.append(batches.IGNORED if word is None or word in seen else labels[word])
+        seen.add(word)
+    return marks
+
+
+def read_labels(labels, label_names, name="labels"):
+    """Labels as an array: numbers or names as (N,) int32, rows of numbers as (N, L) float32."""
+    if isinstance(labels, str | None):
+        raise ValueError(f"{name} ({labels!r:.80}) must be a sequence.")
+    if label_names is not None:
+        numbers = {label: i for i, label in enumerate(label_names)}
+        labels = list(labels)
+        for i, label in enumerate(labels):
+            if label not in numbers:
+                raise ValueError(f"{name}[{i}] ({label!r}) must be one of label_names ({label_names!r:.200}).")
+        return np.array([numbers[label] for label in labels], "int32")
+    array = np.asarray(labels)
+    if array.dtype.kind in "iu" and array.ndim == 1:
+        return array.astype("int32")
+    if array.dtype.kind not in "iufb" or array.ndim != 2:
+        raise ValueError(f"{name} ({labels!r:.80}) must be whole numbers, names with label_names, or rows of numbers.")
+    return array.astype("float32")
+
+
+def encode(tokenizer, texts, pairs, max_length, too_long):
+    """`(encodings, indices of the examples they belong to, number of examples that were too long)`."""
+    pairs = None if pairs is None else list(pairs)
+    encodings = tokenizer.encodings(texts, pairs)
+    lengths = np.array([len(e) for e in encodings])
+    keep = fitting(lengths, max_length, too_long, "texts")
+    for i in keep[lengths[keep] > max_length]:
+        encodings[i] = tokenizer.encodings([texts[i]], pairs and [pairs[i]], max_length)[0]
+    return [encodings[i] for i in keep], keep, int((lengths > max_length).sum())
 
 
 def tokenize(texts, tokenizer, name, special_tokens=False):
