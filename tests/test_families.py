@@ -450,3 +450,82 @@ def test_special_token_ids_reach_the_config(tmp_path):
 
 def test_the_layout_of_ours_has_a_row_for_each_variable():
     assert ours.write_weights("Any", {}, TRANSLATOR_ARRAYS).keys() == TRANSLATOR_ARRAYS.keys()
+
+
+# BERT's relatives
+
+
+def family_of(model_type):
+    return next(family for family in bert_families.FAMILIES if family.MODEL_TYPE == model_type)
+
+
+@pytest.mark.parametrize(
+    "model_type, class_name, fields, words",
+    [
+        ("roberta", "BERT", {"pad_token_id": 0}, r"pad_token_id \(0\) must be 1"),
+        (
+            "roberta",
+            "BERT",
+            {"max_position_embeddings": 2},
+            "max_position_embeddings .2. must be .*above 2",
+        ),
+        ("roberta", "BERTMaskedLM", {"hidden_act": "relu"}, "hidden_act .'relu'. must be 'gelu'"),
+        ("electra", "BERT", {"embedding_size": None}, "embedding_size"),
+        ("distilbert", "BERT", {"type_vocab_size": 2}, "type_vocab_size .2. is unknown"),
+        ("distilbert", "BERTMaskedLM", {"tie_weights_": False}, "tie_weights_"),
+        ("bert", "BERTClassifier", {"problem_type": "ranking"}, "problem_type .'ranking'"),
+        ("bert", "BERTClassifier", {"id2label": {"0": "a", "2": "b"}}, "id2label"),
+        ("bert", "BERTClassifier", {"id2label": {"0": "a", "1": "a"}}, "different names"),
+    ],
+)
+def test_a_relative_that_we_would_compute_differently_is_refused(model_type, class_name, fields, words):
+    with pytest.raises(ValueError, match=words):
+        family_of(model_type).read_config(fields, class_name, [])
+
+
+def test_labels_are_named_or_numbered():
+    read = family_of("bert").read_config
+    assert read({"id2label": {"1": "b", "0": "a"}}, "BERTClassifier", [])["labels"] == ["a", "b"]
+    assert read({"num_labels": 3}, "BERTTokenClassifier", [])["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert read({}, "BERTClassifier", [])["labels"] == ["LABEL_0", "LABEL_1"]
+
+
+def test_positions_of_roberta_begin_after_those_of_its_padding_token():
+    roberta = family_of("roberta")
+    arguments = roberta.read_config({"max_position_embeddings": 514, "type_vocab_size": 1}, "BERT", [])
+    assert (arguments["max_sequence_length"], arguments["family"]) == (512, "roberta")
+    config = roberta.write_config("BERT", arguments)
+    assert (config["max_position_embeddings"], config["pad_token_id"]) == (514, 1)
+    assert family_of("xlm-roberta").write_config("BERT", arguments) is None
+
+
+@pytest.mark.parametrize("name", ["roberta_masked_lm", "distilbert_masked_lm", "electra_generator"])
+def test_tied_duplicates_of_a_relative_are_understood(name):
+    tensors, config = files.read_tensors(DATA / name), config_of(name)
+    family = family_of(config["model_type"])
+    arguments = family.read_config(config, "BERTMaskedLM", list(tensors))
+    rows = family._expanded("BERTMaskedLM", arguments)
+    short = {key.removeprefix(f"{family.prefix}."): tensor for key, tensor in tensors.items()}
+    unused = {"encoder/embeddings/position/embeddings": slice(2 if "roberta" in name else 0, None)}
+    shapes = {
+        path: short[row][unused.get(path, slice(None))].T.shape
+        if path.endswith("kernel")
+        else short[row][unused.get(path, slice(None))].shape
+        for row, (path,), _ in rows
+    }
+    tied = {duplicate: short[original] for duplicate, original in family.tied.items()}
+    arrays = family.read_weights("BERTMaskedLM", arguments, {**tensors, **tied}, shapes)
+    assert_same_tensors(family.write_weights("BERTMaskedLM", arguments, arrays), tensors)
+    duplicate = next(iter(tied))
+    with pytest.raises(ValueError, match=f"{duplicate} .tied to embeddings.word_embeddings.weight"):
+        family.read_weights("BERTMaskedLM", arguments, {**tensors, duplicate: tied[duplicate] + 1}, shapes)
+
+
+def test_heads_that_we_have_no_model_for_are_left_out_with_a_warning(tmp_path):
+    tensors = {**files.read_tensors(DATA / "bert_masked_lm"), "cls.species.weight": np.zeros((3, 16), "float32")}
+    folder = changed(tmp_path, "bert_masked_lm", tensors=tensors)
+    with pytest.warns(UserWarning, match="cls.species.weight"):
+        load(folder, "BERTMaskedLM")
+    tensors["cls.predictions.surprise"] = np.zeros(3, "float32")
+    with pytest.raises(ValueError, match="extra tensors: cls.predictions.surprise"), pytest.warns(UserWarning):
+        load(changed(tmp_path, "bert_masked_lm", tensors=tensors), "BERTMaskedLM")

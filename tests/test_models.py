@@ -9,7 +9,7 @@ import pytest
 from checks import check_generation, check_model, check_padding_changes_nothing
 from keras import ops
 
-from kerasllm import BERT, GPT, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, TransformerTranslator
+from kerasllm import BERT, GPT, BERTClassifier, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, TransformerTranslator
 from kerasllm.models.base import Model
 from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import TokenCrossentropy
@@ -49,6 +49,9 @@ TRANSLATORS = {
 ENCODERS = {
     "bert": lambda **k: BERT(V, **SMALL, max_sequence_length=32, dropout=0.0, **k),
     "masked_lm": lambda **k: BERTMaskedLM(V, **SMALL, max_sequence_length=32, dropout=0.0, **k),
+    "electra": lambda **k: BERTClassifier(
+        V, **SMALL, embedding_dim=4, num_segments=1, labels=3, pooler_activation="gelu", dropout=0.0, **k
+    ),
 }
 
 
@@ -79,6 +82,8 @@ def encoder_batch(name):
     x = {"token_ids": ids(4, 6), "segment_ids": ids(4, 6) % 2, "padding_mask": ragged()}
     if name == "masked_lm":
         return {**x, "masked_positions": np.array([[1, 2], [0, 1], [0, 0], [2, 0]], "int32")}, ids(4, 2)
+    if name == "electra":
+        return {key: x[key] for key in ("token_ids", "padding_mask")}, ids(4, size=3)
     y = {"sequence_output": np.zeros((4, 6, 8), "float32"), "pooled_output": np.ones((4, 8), "float32")}
     return x, y
 
@@ -95,7 +100,7 @@ def test_a_translator_keeps_the_model_contract(name):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_keeps_the_model_contract(name):
-    loss = TokenCrossentropy() if name == "masked_lm" else {"sequence_output": "mse", "pooled_output": "mse"}
+    loss = TokenCrossentropy() if name != "bert" else {"sequence_output": "mse", "pooled_output": "mse"}
     check_model(ENCODERS[name], encoder_batch(name), loss=loss, unreached=("key/bias",))
 
 

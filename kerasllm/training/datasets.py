@@ -222,9 +222,14 @@ class MaskedLMDataset(BucketedDataset):
             word_starts=None if self.word_starts is None else self.word_starts[token_ids],
             num_positions=max(1, round(self.rate * widths[0])),
         )
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask, "masked_positions": masked_positions}
-        if self.segments:
-            inputs["segment_ids"] = np.zeros_like(token_ids)
+        inputs = {
+            "token_ids": token_ids,
+            "segment_ids": np.zeros_like(token_ids),
+            "padding_mask": padding_mask,
+            "masked_positions": masked_positions,
+        }
+        if not self.segments:
+            del inputs["segment_ids"]
         return inputs, labels
 
 
