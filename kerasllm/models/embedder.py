@@ -71,7 +71,9 @@ class BERTEmbedder(BERTModel):
                 )
         vectors = pool(ops.cast(sequence, "float32"), inputs["padding_mask"], pooling)
         if normalize:
-            vectors = vectors / ops.maximum(ops.norm(vectors, axis=-1, keepdims=True), 1e-12)
+            # Not ops.norm, which hands jax its axis as a list, and jax refuses.
+            length = ops.sqrt(ops.sum(vectors * vectors, axis=-1, keepdims=True))
+            vectors = vectors / ops.maximum(length, 1e-12)
         own = {"pooling": pooling, "normalize": normalize, "truncate_at": truncate_at}
         super().__init__(inputs, vectors, {**arguments, **own}, name)
         self.encoder = encoder
