@@ -72,7 +72,7 @@ class Model(keras.Model):
 
         Args:
             source: path of a folder with `config.json`, `model.safetensors` and perhaps tokenizer files, written by
-                `save_to_preset` on any backend, or by Hugging Face transformers (BERT, GPT-2, Llama and its
+                `save_to_preset` on any backend, or by Hugging Face transformers (BERT, GPT-2, Llama and their
                 relatives); or of a `.gguf` file (Llama), whose weights are dequantised.
             **arguments: of the constructor, in place of the preset's own, for instance `dropout` or `dtype`.
 
@@ -99,7 +99,7 @@ class Model(keras.Model):
     def save_to_preset(self, folder):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.
 
-        BERT, GPT-2, Llama and its relatives have the layout of Hugging Face transformers, which opens the folder;
+        BERT, GPT-2, Llama and their relatives have the layout of Hugging Face transformers, which opens the folder;
         other models have our own, with variables named by their paths.
 
         Raises:
