@@ -54,6 +54,11 @@ def test_shift_predicts_each_token_and_the_end():
     assert [row.tolist() for row in labels] == [[5, 6, 2], [2]]
 
 
+def test_what_a_tokenizer_puts_round_a_row_is_stripped():
+    rows = ([1, 5, 6, 2], [5, 6], [1, 5], [5, 2], [1, 1, 2, 2], [], [1], [2])
+    assert [batches.stripped(row, 1, (2, 3)) for row in rows] == [[5, 6], [5, 6], [5], [5], [1, 2], [], [], []]
+
+
 # mask_tokens
 
 

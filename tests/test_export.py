@@ -12,9 +12,10 @@ import pytest
 from kerasllm.export import child, core, saved_model, verification
 from kerasllm.models.bert import BERT
 from kerasllm.models.gpt import GPT
+from kerasllm.models.lstm_translator import LSTMTranslator
 from kerasllm.models.masked_lm import BERTMaskedLM
 from kerasllm.models.rnn import RNNLanguageModel
-from kerasllm.models.translator import LSTMTranslator, TransformerTranslator
+from kerasllm.models.transformer_translator import TransformerTranslator
 from kerasllm.training.losses import TokenCrossentropy
 
 BACKEND = keras.backend.backend()

@@ -394,8 +394,8 @@ def test_our_layout_keeps_arguments_and_arrays(tmp_path):
         ({"architectures": None}, "not 'LSTMTranslator'"),
         ({"model_type": "gpt2"}, "'gpt2' model.*GPT.*not 'LSTMTranslator'"),
         (
-            {"model_type": "t5"},
-            "model_type.*'t5'.*'bert', 'roberta', .*'gpt2', 'llama', 'mistral', 'qwen2', 'qwen3', 'kerasllm'",
+            {"model_type": "xlnet"},
+            "model_type.*'xlnet'.*'bert', 'roberta', .*'gpt2', 'llama', .*'marian', 'bart', 't5', 'kerasllm'",
         ),
         ({"model_type": ["gpt2"]}, "model_type"),
     ],

@@ -47,6 +47,10 @@ from kerasllm.generation.config import GenerationConfig
         {"frequency_penalty": -math.inf},
         {"frequency_penalty": [1.0]},
         {"no_repeat_ngram_size": 0},
+        {"min_length": -1},
+        {"forced_bos_token_id": -1},
+        {"forced_eos_token_id": [2]},
+        {"renormalize_logits": 1},
         {"no_repeat_ngram_size": 2.0},
         {"logit_bias": [(1, 2.0)]},
         {"logit_bias": {"1": 2.0}},
@@ -342,3 +346,8 @@ def test_merged_changes_none_of_its_configs():
     defaults, config = GenerationConfig(max_length=9, num_beams=2), GenerationConfig(seed=1)
     GenerationConfig.merged(config, defaults=defaults, max_new_tokens=3, top_k=1)
     assert defaults == GenerationConfig(max_length=9, num_beams=2) and config == GenerationConfig(seed=1)
+
+
+def test_the_least_length_must_not_exceed_the_largest():
+    with pytest.raises(ValueError, match=r"min_length \(5\) must be at most max_length \(4\)"):
+        GenerationConfig(min_length=5, max_length=4)

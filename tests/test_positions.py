@@ -103,3 +103,16 @@ def test_position_embeddings_keep_the_layer_contract(make):
 
 def test_rotary_positions_keep_the_layer_contract():
     check_layer(RotaryPositions, normal(2, 3, 5, 4), lengths=(5,))
+
+
+def test_split_sinusoids_are_the_interleaved_ones_in_another_order():
+    x = np.zeros((1, 5, 9), "float32")
+    interleaved = to_numpy(SinusoidalPositions()(x))
+    split = to_numpy(SinusoidalPositions(interleaved=False)(x))
+    np.testing.assert_array_equal(split, np.concatenate([interleaved[..., 0::2], interleaved[..., 1::2]], axis=-1))
+
+
+@pytest.mark.parametrize("arguments", [{"num_buckets": 3}, {"max_distance": 8}])
+def test_buckets_that_hold_nothing_are_refused(arguments):
+    with pytest.raises(ValueError, match="num_buckets|max_distance"):
+        RelativePositionBias(2, **arguments)

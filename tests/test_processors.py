@@ -210,6 +210,23 @@ def test_end_tokens_are_banned_until_the_least_length_is_reached():
     assert banned == [[[1, 3]], [[1, 3]], [[0, 1, 2, 3]], [[0, 1, 2, 3]]]
 
 
+def test_end_tokens_are_banned_until_prompt_and_completion_have_the_least_length():
+    assert allowed(np.zeros((2, 4)), contexts=[[1] * 3, [1] * 4], num_new=1, end_ids=[2, 0], min_length=4) == [
+        [1, 3],
+        [0, 1, 2, 3],
+    ]
+
+
+def test_the_first_token_after_a_start_token_is_forced():
+    assert allowed(np.zeros((2, 4)), contexts=[[1], [1, 1]], num_new=0, forced_bos_token_id=2) == [[2], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("limit", [{"max_length": 3}, {"max_new_tokens": 2}])
+def test_the_last_token_is_forced(limit):
+    found = allowed(np.zeros((2, 4)), contexts=[[1, 1], [1]], num_new=1, forced_eos_token_id=2, **limit)
+    assert found == [[2], [2] if "max_new_tokens" in limit else [0, 1, 2, 3]]
+
+
 def test_a_plain_config_constrains_nothing():
     assert processors.constraint_tensors(GenerationConfig(temperature=0.5, top_k=3, seed=1)) == {}
     result = constrained(ROWS.astype("float16"))
@@ -226,6 +243,9 @@ def test_each_constraint_is_known_by_its_name():
         no_repeat_ngram_size=2,
         bad_words=[[1]],
         min_new_tokens=1,
+        min_length=2,
+        forced_bos_token_id=0,
+        forced_eos_token_id=0,
     )
     assert set(processors.constraint_tensors(config)) == set(processors.CONSTRAINTS)
 
@@ -259,6 +279,10 @@ def test_changed_values_are_not_compiled_again():
         no_repeat_ngram_size=3,
         bad_words=[[1, 2, 3], [4]],
         min_new_tokens=1,
+        min_length=4,
+        max_length=20,
+        forced_bos_token_id=3,
+        forced_eos_token_id=4,
     )
     second = run(
         20,
@@ -272,6 +296,10 @@ def test_changed_values_are_not_compiled_again():
         no_repeat_ngram_size=4,
         bad_words=[[1, 2], [9, 4, 5]],
         min_new_tokens=6,
+        min_length=7,
+        max_length=30,
+        forced_bos_token_id=1,
+        forced_eos_token_id=2,
     )
     assert counting.traces == 1
     assert not np.array_equal(first, second)

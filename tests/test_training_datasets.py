@@ -1,5 +1,6 @@
 import collections
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -345,6 +346,18 @@ NO_EOS = Tokenizer.train_words(SENTENCES, 100, bos=None, eos=None)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_model_from_elsewhere_has_its_start_token_and_what_its_tokenizer_adds():
+    """BART reads </s> <s> the cat, and is to write <s> the cat </s>."""
+    bart = Tokenizer.from_folder(pathlib.Path(__file__).parent / "data" / "tokenizers" / "roberta")
+    target = bart.encode("the cat")
+    dataset = TranslationDataset([("the mat", "the cat")], bart, bart, start_token_id=bart.eos_id)
+    inputs, labels = dataset.arrays()
+    assert inputs["target_token_ids"][0, : len(target)].tolist() == [bart.eos_id, *target[:-1]]
+    assert labels[0, : len(target)].tolist() == target and target[0] == bart.bos_id
+    with pytest.raises(ValueError, match="start_token_id"):
+        TranslationDataset([("the mat", "the cat")], bart, bart, start_token_id=bart.vocabulary_size)
 
 
 # Classes of texts and of tokens

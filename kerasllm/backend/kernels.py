@@ -5,14 +5,15 @@ from keras import ops
 from kerasllm.backend.compilation import name
 
 
-def attention(q, k, v, mask=None, bias=None):
-    """softmax(q k^T / sqrt(H) + bias) v by the backend's fused kernel, or None where it has none.
+def attention(q, k, v, mask=None, bias=None, scale=None):
+    """softmax(scale q k^T + bias) v by the backend's fused kernel, or None where it has none.
 
     Args:
         q: (B, N, T, H).
         k, v: (B, K, S, H), K a divisor of N: each key head serves N / K query heads.
         mask: boolean, broadcasts to (B, 1, T, S); True means "may look".
         bias: float, broadcasts to (B, N, T, S).
+        scale: factor of the scores. Default: 1 / sqrt(H).
 
     Returns:
         (B, N, T, H), or None.
@@ -26,7 +27,7 @@ def attention(q, k, v, mask=None, bias=None):
         additive = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~mask, -3e4)
         bias = additive if bias is None else bias.to(q.dtype).masked_fill(~mask, -3e4)
     return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1]
+        q, k, v, attn_mask=bias, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
     )
 
 

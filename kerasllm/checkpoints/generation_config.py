@@ -11,6 +11,7 @@ FILE = "generation_config.json"
 SAME = (
     "max_length",
     "max_new_tokens",
+    "min_length",
     "min_new_tokens",
     "num_return_sequences",
     "temperature",
@@ -24,10 +25,21 @@ SAME = (
     "num_beams",
     "length_penalty",
     "early_stopping",
+    "renormalize_logits",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
 )
 RENAMED = {"bad_words": "bad_words_ids", "stop": "stop_strings"}
 # Values with which transformers leaves something out.
-OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+OFF = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "renormalize_logits": False,
+}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 BEAMS = ("length_penalty", "early_stopping")
 # Values of fields we do not have with which transformers does nothing.
@@ -37,7 +49,6 @@ NEUTRAL = {
     "encoder_repetition_penalty": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
-    "min_length": 0,
     "num_beam_groups": 1,
     "typical_p": 1.0,
 }
@@ -62,7 +73,7 @@ IRRELEVANT = {
 
 
 def read_generation_config(folder):
-    """What a folder's generation_config.json says; nothing, where there is none.
+    """What a folder's generation_config.json says about generation; without it config.json, as in older folders.
 
     Without `do_sample`, temperature and the filters are left out, as transformers does.
 
@@ -75,10 +86,7 @@ def read_generation_config(folder):
     Warns:
         UserWarning: it holds fields that kerasllm does not know; they are named.
     """
-    path = Path(folder) / FILE
-    if not path.exists():
-        return {}, None
-    config = files.read_json(path)
+    path, config = _read(folder)
     values = {name: config[name] for name in SAME if config.get(name) not in (None, OFF.get(name))}
     values |= {ours: config[theirs] for ours, theirs in RENAMED.items() if config.get(theirs)}
     if "max_new_tokens" in values:
@@ -103,13 +111,19 @@ def read_generation_config(folder):
     return values, None if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
 
 
-def write_generation_config(folder, values, end_ids):
+def read_start_token_id(folder):
+    """The id that targets begin with, from the same files; None where they do not say."""
+    return _read(folder)[1].get("decoder_start_token_id")
+
+
+def write_generation_config(folder, values, end_ids, start_id=None):
     """Write generation_config.json.
 
     Args:
         folder: path of an existing folder.
         values: dict of `GenerationConfig` arguments.
         end_ids: tuple of ids, or None.
+        start_id: the id that targets begin with, or None.
     """
     config = {name: _plain(values[name]) for name in SAME if values.get(name) is not None}
     drawn = any(values.get(name) is not None for name in SAMPLING)
@@ -117,6 +131,7 @@ def write_generation_config(folder, values, end_ids):
     config["do_sample"] = drawn and config.get("temperature") != 0
     if config["do_sample"]:
         config.setdefault("top_k", 0)  # Without it, transformers takes 50.
+    config |= {} if start_id is None else {"decoder_start_token_id": int(start_id)}
     stop, biases = values.get("stop", ()), values.get("logit_bias") or {}
     ends = [*(end_ids or ()), *(i for i in stop if not isinstance(i, str))]
     config |= {"eos_token_id": [int(i) for i in ends]} if ends or end_ids is not None else {}
@@ -128,6 +143,17 @@ def write_generation_config(folder, values, end_ids):
     biases = [[[int(i)], float(bias)] for i, bias in biases.items() if bias > -float("inf")]
     config |= {"sequence_bias": biases} if biases else {}
     files.write_json(Path(folder) / FILE, config)
+
+
+def _read(folder):
+    """The path of the file, and what it says about generation."""
+    path = Path(folder) / FILE
+    if path.exists():
+        return path, files.read_json(path)
+    path = Path(folder) / files.CONFIG
+    config = files.read_json(path) if path.exists() else {}
+    names = {*SAME, *RENAMED.values(), "do_sample", "sequence_bias", "eos_token_id", "decoder_start_token_id"}
+    return path, {name: config[name] for name in names & set(config)}
 
 
 def _bias(path, biases):

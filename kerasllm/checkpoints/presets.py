@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasllm.checkpoints import bert, files, gguf, gpt2, llama, ours
+from kerasllm.checkpoints import bart, bert, files, gguf, gpt2, llama, marian, ours, t5
 
-FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, ours)
+FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, marian, bart, t5, ours)
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
         arguments: dict of plain values, what the model's constructor takes. `dtype` is left out: what a model
             computes in is for those to say who load it, as with transformers.
         arrays: dict variable path -> array, all of the model's.
-        special_token_ids: dict with "bos_token_id", "eos_token_id" and "pad_token_id", where the tokenizer
-            has them. transformers stops generating at the second.
+        special_token_ids: dict with those of "bos_token_id", "eos_token_id", "pad_token_id" and
+            "decoder_start_token_id" that are known. transformers stops generating at the second.
         write_files: function of a folder that writes what else belongs to the preset, such as the tokenizer.
 
     Raises:
@@ -110,9 +110,8 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
     arguments = {name: value for name, value in arguments.items() if name != "dtype"}
     family, config = _layout_of(class_name, arguments)
     if family is not ours:
-        ids = special_token_ids or {}
-        names = {"bos_token_id", "eos_token_id", "pad_token_id"} - set(config)  # RoBERTa's layout rests on one
-        config |= {name: ids.get(name) for name in sorted(names)}
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | (special_token_ids or {})
+        config = ids | config  # RoBERTa's layout rests on its padding token
         config["dtype"] = next(iter(arrays.values())).dtype.name
     with files.replaced_folder(folder) as staging:
         files.write_json(staging / files.CONFIG, config)

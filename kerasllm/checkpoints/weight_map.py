@@ -40,6 +40,8 @@ def _split(tensor, shapes):
 same = Layout(lambda tensor, shapes: [tensor], lambda arrays: arrays[0], lambda shapes: shapes[0])
 # torch.nn.Linear stores (out, in), we (in, out).
 transposed = Layout(lambda tensor, shapes: [tensor.T], lambda arrays: arrays[0].T, lambda shapes: shapes[0][::-1])
+# A vector that is stored as a matrix of one row.
+row = Layout(lambda tensor, shapes: [tensor[0]], lambda arrays: arrays[0][None], lambda shapes: (1, *shapes[0]))
 # Several (in, out) kernels, or several biases, side by side in the last axis.
 fused = Layout(
     _split,

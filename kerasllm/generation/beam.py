@@ -50,7 +50,7 @@ def search(task):
     )
     token = ops.repeat(prompt["token_ids"][:, -1], num_beams)
     beams = programs.run(_first_beams, limits, num_beams=num_beams, size=capacity)
-    static, done = {"early_stopping": config.early_stopping}, 0
+    static, done = {name: getattr(config, name) for name in ("early_stopping", "renormalize_logits")}, 0
     while done < total and ops.convert_to_numpy(beams["is_open"]).any():
         slot = length - 1 + done
         if slot == capacity:
@@ -102,7 +102,7 @@ def _grow_beams(model, beams, size):
     return {**beams, **{name: pad(beams[name], value) for name, value in fills.items()}}
 
 
-def _advance(model, state, token, beams, num_steps, where, constraints, early_stopping):
+def _advance(model, state, token, beams, num_steps, where, constraints, early_stopping, renormalize_logits):
     """Take a number of steps, fewer when no prompt is open any more.
 
     Args:
@@ -115,6 +115,7 @@ def _advance(model, state, token, beams, num_steps, where, constraints, early_st
             ids (E,) int32; the length penalty.
         constraints: parameters of `constrain`.
         early_stopping: False, True or "never".
+        renormalize_logits: whether the constrained probabilities are made to sum to one.
 
     Returns:
         state, token and beams after the steps.
@@ -128,7 +129,7 @@ def _advance(model, state, token, beams, num_steps, where, constraints, early_st
         _, (slot, *others), constraints = constants
         here = (slot + step, *others)
         logits, constrained, state = _log_probs(model, state, token, here, constraints)
-        return step + 1, *_step(model, state, logits, constrained, beams, here, early_stopping)
+        return step + 1, *_step(model, state, logits, constrained, beams, here, early_stopping, renormalize_logits)
 
     return backend.while_loop(keep_going, advance, (0, state, token, beams), (num_steps, where, constraints))[1:]
 
@@ -141,7 +142,7 @@ def _log_probs(model, state, token, where, constraints):
     return log_probs, constrain(log_probs, state[1], slot, prompt_slots, end_ids, constraints), state
 
 
-def _step(model, state, log_probs, constrained, beams, where, early_stopping):
+def _step(model, state, log_probs, constrained, beams, where, early_stopping, renormalize_logits):
     """Choose the continuations: the new state, the tokens (R,) to feed, the new beams."""
     slot, prompt_slots, limits, end_ids, penalty = where
     batch, num_beams = beams["scores"].shape
@@ -149,6 +150,8 @@ def _step(model, state, log_probs, constrained, beams, where, early_stopping):
     count = slot + 1 - prompt_slots  # tokens of each hypothesis before this step
     num_ranks = min((1 + end_ids.shape[0]) * num_beams, num_beams * size)
 
+    if renormalize_logits:
+        constrained = constrained - ops.logsumexp(constrained, axis=-1, keepdims=True)
     is_nan = ops.any(ops.isnan(ops.reshape(log_probs, (batch, -1))), axis=-1)
     totals = ops.reshape(constrained, (batch, num_beams, size)) + beams["scores"][:, :, None]
     scores, places = ops.top_k(ops.reshape(totals, (batch, num_beams * size)), num_ranks)  # (B, ranks)

@@ -23,6 +23,7 @@ class GenerationConfig:
     Args:
         max_length: tokens of the prompt and the completion together, for each prompt on its own.
         max_new_tokens: tokens of the completion. At most one of the two lengths is given.
+        min_length: before the prompt and the completion together have so many tokens no end token is chosen.
         min_new_tokens: before so many tokens no end token is chosen, and no stop string ends the text.
         num_return_sequences: samples for each prompt, or the best so many of its beams.
         temperature: divides the logits; below 1 sharpens the distribution, above 1 flattens it.
@@ -38,10 +39,14 @@ class GenerationConfig:
         bad_words: strings or lists of ids that are not generated. A string is ruled out with and without a space
             before it, as the tokenizer writes it at once.
         stop: a token id or a string, or a list of such. A completion ends with the first; the text ends before it.
+        forced_bos_token_id: what follows a prompt of one token, the start token of a translator (BART).
+        forced_eos_token_id: the last token of a sequence that reaches its length.
         num_beams: hypotheses that beam search follows; 1 is no beam search.
         length_penalty: a hypothesis scores log-probability / length ** length_penalty.
         early_stopping: when beam search ends. True: when there are `num_beams` finished hypotheses; False: when the
             best running one would not be better at its present length; "never": when it cannot become better.
+        renormalize_logits: whether the probabilities that beam search compares sum to one again after bans and
+            penalties (Marian). It changes nothing without beams.
         seed: integer in [0, 2**32). The same seed gives the same tokens on every backend. `None` draws one
             from numpy's global generator, which `keras.utils.set_random_seed` sets.
         strip_prompt: whether to return the completion without the prompt.
@@ -52,6 +57,7 @@ class GenerationConfig:
 
     max_length: int | None = None
     max_new_tokens: int | None = None
+    min_length: int | None = None
     min_new_tokens: int | None = None
     num_return_sequences: int = 1
     temperature: float | None = None
@@ -65,16 +71,22 @@ class GenerationConfig:
     logit_bias: dict | None = None
     bad_words: tuple = ()
     stop: tuple = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    renormalize_logits: bool = False
     seed: int | None = None
     strip_prompt: bool = False
 
     def __post_init__(self):
         self._check_integer("max_length", 1)
         self._check_integer("max_new_tokens", 1)
+        self._check_integer("min_length", 0)
         self._check_integer("min_new_tokens", 0)
+        self._check_integer("forced_bos_token_id", 0)
+        self._check_integer("forced_eos_token_id", 0)
         self._check_integer("num_return_sequences", 1, optional=False)
         self._check_integer("top_k", 1)
         self._check_integer("no_repeat_ngram_size", 1)
@@ -88,7 +100,8 @@ class GenerationConfig:
         self._check_real("frequency_penalty", math.isfinite, "a finite number")
         self._check_real("length_penalty", math.isfinite, "a finite number", optional=False)
         self._check("early_stopping", lambda x: isinstance(x, bool) or x == "never", "False, True or 'never'")
-        self._check("strip_prompt", lambda value: isinstance(value, bool), "True or False")
+        for name in ("renormalize_logits", "strip_prompt"):
+            self._check(name, lambda value: isinstance(value, bool), "True or False")
         self._check("logit_bias", _is_bias, "a dict of token ids >= 0 and numbers below infinity", optional=True)
         self._freeze("bad_words", _is_word, "a list of non-empty strings or non-empty lists of token ids")
         single = isinstance(self.stop, str) or _is_id(self.stop)
@@ -152,6 +165,8 @@ class GenerationConfig:
             longest = getattr(self, name)
             if longest is not None and (self.min_new_tokens or 0) > longest:
                 raise ValueError(f"min_new_tokens ({self.min_new_tokens}) must be at most {name} ({longest}).")
+        if self.max_length is not None and (self.min_length or 0) > self.max_length:
+            raise ValueError(f"min_length ({self.min_length}) must be at most max_length ({self.max_length}).")
         if self.num_beams > 1:
             filters = [f"{name} ({getattr(self, name)})" for name in SAMPLING if getattr(self, name) is not None]
             if filters:

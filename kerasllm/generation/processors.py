@@ -18,11 +18,14 @@ CONSTRAINTS = (
     "no_repeat_ngram",
     "bad_words",
     "min_new_tokens",
+    "min_length",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
 )
 
 
 def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
-    """Apply logit bias, repetition, presence and frequency penalty, n-gram ban, bad words and the least length.
+    """Apply logit bias, penalties, n-gram ban, bad words, least lengths and forced tokens.
 
     Args:
         logits: (R, V), or log-probabilities.
@@ -58,6 +61,17 @@ def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
     if "min_new_tokens" in p:
         too_early = slot + 1 - prompt_slots < p["min_new_tokens"]
         logits = _ban(logits, end_ids[None], ops.logical_and(end_ids >= 0, too_early)[None])
+    if {"min_length", "forced_bos_token_id", "forced_eos_token_id"} & set(p):
+        length = ops.sum(ops.cast(token_ids >= 0, "int32"), axis=-1, keepdims=True)  # (R, 1)
+        if "min_length" in p:
+            too_early = ops.logical_and(end_ids >= 0, length < p["min_length"])  # (R, E)
+            logits = _ban(logits, ops.broadcast_to(end_ids[None], ops.shape(too_early)), too_early)
+        if "forced_bos_token_id" in p:
+            logits = _forced(logits, p["forced_bos_token_id"], length == 1)
+        if "forced_eos_token_id" in p:
+            token_id, max_length, max_new_tokens = p["forced_eos_token_id"]
+            is_last = ops.logical_or(length + 1 == max_length, slot + 2 - prompt_slots == max_new_tokens)
+            logits = _forced(logits, token_id, is_last)
     return logits
 
 
@@ -126,6 +140,13 @@ def constraint_tensors(config):
         values["bad_words"] = (np.array(prefixes, "int32").reshape(len(ends), longest), np.array(ends, "int32"))
     if config.min_new_tokens:
         values["min_new_tokens"] = np.int32(config.min_new_tokens)
+    if config.min_length:
+        values["min_length"] = np.int32(config.min_length)
+    if config.forced_bos_token_id is not None:
+        values["forced_bos_token_id"] = np.int32(config.forced_bos_token_id)
+    if config.forced_eos_token_id is not None:
+        lengths = (config.max_length or 0, config.max_new_tokens or 0)
+        values["forced_eos_token_id"] = tuple(map(np.int32, (config.forced_eos_token_id, *lengths)))
     return values
 
 
@@ -175,6 +196,12 @@ def _ban(logits, ids, is_banned):
     bans = sums_by_id(ids, ops.cast(is_banned, "float32"), logits.shape[-1])
     allowed = ops.where(bans > 0, -float("inf"), logits)
     return ops.where(ops.max(allowed, axis=-1, keepdims=True) > -float("inf"), allowed, logits)
+
+
+def _forced(logits, token_id, is_forced):
+    """Where `is_forced` (R or 1, 1), only `token_id` may follow, with certainty."""
+    is_token = ops.arange(logits.shape[-1], dtype="int32")[None] == token_id
+    return ops.where(is_forced, ops.where(is_token, 0.0, -float("inf")), logits)
 
 
 def _ngram_ends(token_ids, slot, size, window):

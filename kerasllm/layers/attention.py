@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_positive, check_rate
+from kerasllm.arguments import check_positive, check_positive_number, check_rate
 from kerasllm.layers.block import make_norm
 from kerasllm.layers.positions import rotate
 
@@ -13,7 +13,7 @@ from kerasllm.layers.positions import rotate
 class MultiHeadAttention(keras.layers.Layer):
     """Multi-head attention: self or cross, grouped heads, rotary and biased, with a cache that goes in and comes out.
 
-        head_n = softmax(q_n k_n^T / sqrt(H) + bias + mask) v_n,   output = concat(head_1 .. head_N) W_output
+        head_n = softmax(scale q_n k_n^T + bias + mask) v_n,   output = concat(head_1 .. head_N) W_output
 
     Args:
         num_heads: number of query heads N.
@@ -24,6 +24,7 @@ class MultiHeadAttention(keras.layers.Layer):
         use_qkv_bias: whether the projections to queries, keys and values have a bias. Default: `use_bias`.
         query_key_norm: whether an RMS norm over H follows the projections to queries and keys (Qwen3).
         norm_epsilon: added to that norm's variance.
+        scale: factor of the scores. Default: 1 / sqrt(H); T5 takes 1.
         dropout: rate at which attention weights are dropped in training.
         kernel_initializer: initializer of the four kernels.
 
@@ -61,6 +62,7 @@ class MultiHeadAttention(keras.layers.Layer):
         use_qkv_bias=None,
         query_key_norm=False,
         norm_epsilon=1e-6,
+        scale=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -73,9 +75,11 @@ class MultiHeadAttention(keras.layers.Layer):
             raise ValueError(
                 f"num_key_value_heads ({num_key_value_heads}) must be a divisor of num_heads ({num_heads})."
             )
+        if scale is not None:
+            check_positive_number("scale", scale)
         check_rate("dropout", dropout)
         self.num_heads, self.head_dim = num_heads, head_dim
-        self.num_key_value_heads = num_key_value_heads
+        self.num_key_value_heads, self.scale = num_key_value_heads, scale
         self.use_bias = use_bias
         self.use_qkv_bias = use_bias if use_qkv_bias is None else use_qkv_bias
         self.query_norm = self.key_norm = None
@@ -166,12 +170,13 @@ class MultiHeadAttention(keras.layers.Layer):
             q = rotate(q, *rotary)
         k, v = keys_values
         if return_attention_scores or (training and self.dropout.rate > 0):
-            weights = attention_weights(q, k, attention_mask, attention_bias)
+            weights = attention_weights(q, k, attention_mask, attention_bias, self.scale)
             mixed = mix(self.dropout(weights, training=training), v)
         else:
             weights = None
-            mixed = backend.attention(q, k, v, attention_mask, attention_bias)
-            mixed = mix(attention_weights(q, k, attention_mask, attention_bias), v) if mixed is None else mixed
+            mixed = backend.attention(q, k, v, attention_mask, attention_bias, self.scale)
+            if mixed is None:
+                mixed = mix(attention_weights(q, k, attention_mask, attention_bias, self.scale), v)
         mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (B, T, N, H)
         output = self.output_projection(ops.reshape(mixed, (-1, ops.shape(query)[1], self.num_heads * self.head_dim)))
         return output, weights
@@ -185,20 +190,21 @@ class MultiHeadAttention(keras.layers.Layer):
         return query_shape
 
 
-def attention_weights(q, k, attention_mask=None, attention_bias=None):
-    """softmax(q k^T / sqrt(H) + bias) over the keys that the mask allows, in float32.
+def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None):
+    """softmax(scale q k^T + bias) over the keys that the mask allows, in float32.
 
     Args:
         q: (B, N, T, H).
         k: (B, K, S, H), K a divisor of N: each key head serves N / K query heads.
         attention_mask: boolean, broadcasts to (B, 1, T, S). A query that may look nowhere looks everywhere alike.
         attention_bias: float, broadcasts to (B, N, T, S).
+        scale: factor of the scores. Default: 1 / sqrt(H).
 
     Returns:
         (B, N, T, S) in q's dtype.
     """
-    num_heads, head_dim = q.shape[1], q.shape[3]
-    scores = ops.matmul(_grouped(q * head_dim**-0.5, k.shape[1]), ops.transpose(k, (0, 1, 3, 2)))
+    num_heads, scale = q.shape[1], q.shape[3] ** -0.5 if scale is None else scale
+    scores = ops.matmul(_grouped(q * scale, k.shape[1]), ops.transpose(k, (0, 1, 3, 2)))
     scores = _ungrouped(scores, num_heads, ops.shape(q)[2])  # (B, N, T, S)
     if attention_bias is not None:
         scores = scores + ops.cast(attention_bias, scores.dtype)

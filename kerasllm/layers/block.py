@@ -27,7 +27,7 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         x: (B, T, D).
         attention_mask, attention_bias, rotary, cache, index: as for `MultiHeadAttention`.
-        memory: (B, S, D), or its keys and values from `project_memory`.
+        memory: (B, S, D), or its keys and values from `project_memory`. Without it there is no cross-attention.
         cross_attention_mask: boolean, broadcasts to (B, 1, T, S).
 
     Returns:
@@ -105,7 +105,7 @@ class TransformerBlock(keras.layers.Layer):
             return self.cross_attention.attend(h, keys_values, cross_attention_mask, training=training)[0]
 
         x = self._residual(x, self.attention_norm, attend, training)
-        if self.cross_attention:
+        if self.cross_attention and memory is not None:
             x = self._residual(x, self.cross_attention_norm, attend_memory, training)
         x = self._residual(x, self.feed_forward_norm, lambda h: self.feed_forward(h, training=training), training)
         return x if cache is None else (x, cache)

@@ -7,6 +7,9 @@ from kerasllm.arguments import check_positive, check_rate
 from kerasllm.layers.block import make_norm
 from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions
 
+# Whether sines and cosines take turns.
+SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
+
 
 @keras.saving.register_keras_serializable("kerasllm")
 class TransformerEmbeddings(keras.layers.Layer):
@@ -16,10 +19,11 @@ class TransformerEmbeddings(keras.layers.Layer):
         vocabulary_size: number of symbols V.
         hidden_dim: width D.
         max_sequence_length: size of the learned table of positions.
-        positions: "learned", "sinusoidal" or None.
+        positions: "learned", "sinusoidal", "split_sinusoidal" or None, as for `TransformerStack`.
         num_segments: number of segment embeddings; 0 for none.
         scale: whether token embeddings are multiplied by sqrt(D).
         norm: "layer", "rms" or None.
+        token_embedding: the token embeddings of another stack, to be shared. Default: its own.
         norm_epsilon, dropout, initializer_range: as for `TransformerStack`.
         embedding_dim: width E of the tables; where it is not D, a dense layer widens the sum (ELECTRA). Default: D.
 
@@ -44,12 +48,12 @@ class TransformerEmbeddings(keras.layers.Layer):
         norm_epsilon=1e-5,
         dropout=0.0,
         initializer_range=None,
+        token_embedding=None,
         embedding_dim=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         check_positive("vocabulary_size", vocabulary_size)
-        check_positive("max_sequence_length", max_sequence_length)
         check_rate("dropout", dropout)
         policy = {"dtype": self.dtype_policy}
         embedding_dim = hidden_dim if embedding_dim is None else embedding_dim
@@ -57,7 +61,7 @@ class TransformerEmbeddings(keras.layers.Layer):
         self.hidden_dim, self.embedding_dim, self.scale = hidden_dim, embedding_dim, scale
         initializer = normal_initializer(initializer_range or hidden_dim**-0.5)
 
-        self.token = keras.layers.ReversibleEmbedding(
+        self.token = token_embedding or keras.layers.ReversibleEmbedding(
             vocabulary_size,
             embedding_dim,
             embeddings_initializer=keras.initializers.get(initializer),
@@ -66,9 +70,10 @@ class TransformerEmbeddings(keras.layers.Layer):
         )
         self.position = None
         if positions == "learned":
+            check_positive("max_sequence_length", max_sequence_length)
             self.position = LearnedPositions(max_sequence_length, initializer, name="position", **policy)
-        elif positions == "sinusoidal":
-            self.position = SinusoidalPositions(name="position", **policy)
+        elif positions in SINUSOIDAL:
+            self.position = SinusoidalPositions(interleaved=SINUSOIDAL[positions], name="position", **policy)
         self.segment = None
         if num_segments:
             self.segment = keras.layers.Embedding(
@@ -92,7 +97,8 @@ class TransformerEmbeddings(keras.layers.Layer):
     def build(self, token_ids_shape):
         """Create the tables."""
         x_shape = (*token_ids_shape, self.embedding_dim)
-        self.token.build(token_ids_shape)
+        if not self.token.built:
+            self.token.build(token_ids_shape)
         if self.position:
             self.position.build(x_shape)
         if self.segment:
@@ -119,6 +125,37 @@ class TransformerEmbeddings(keras.layers.Layer):
     def compute_output_shape(self, token_ids_shape, *args, **kwargs):
         """(B, T, D)."""
         return (*token_ids_shape, self.hidden_dim)
+
+
+class TiedHead(keras.layers.Layer):
+    """Logits by the transposed embeddings E: scale x E^T + b.
+
+    Args:
+        embedding: the `keras.layers.ReversibleEmbedding` E.
+        use_bias: whether there is the bias b.
+        scale: a number; T5 takes D**-0.5.
+
+    Call arguments:
+        hidden: x, (B, T, D).
+
+    Returns:
+        (B, T, V).
+    """
+
+    def __init__(self, embedding, use_bias=True, scale=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding, self.use_bias, self.scale = embedding, use_bias, scale
+
+    def build(self, hidden_shape):
+        """Create the bias."""
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight((self.embedding.input_dim,), initializer="zeros", name="bias")
+
+    def call(self, hidden):
+        """Score all symbols."""
+        logits = self.embedding(hidden if self.scale == 1 else hidden * self.scale, reverse=True)
+        return logits if self.bias is None else logits + self.bias
 
 
 def normal_initializer(stddev):

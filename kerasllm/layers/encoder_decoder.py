@@ -223,22 +223,6 @@ class Bridge(keras.layers.Layer):
         return [[next(projections)(state) for state in layer] for layer in states]
 
 
-class TiedHead(keras.layers.Layer):
-    """Logits by the transposed embeddings and a bias: (B, T, D) -> (B, T, V)."""
-
-    def __init__(self, embedding, **kwargs):
-        super().__init__(**kwargs)
-        self.embedding = embedding
-
-    def build(self, hidden_shape):
-        """Create the bias."""
-        self.bias = self.add_weight((self.embedding.input_dim,), initializer="zeros", name="bias")
-
-    def call(self, hidden):
-        """Score all symbols."""
-        return self.embedding(hidden, reverse=True) + self.bias
-
-
 def check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout):
     """Raise `ValueError` unless the arguments that recurrent stacks share are in range."""
     check_positive("vocabulary_size", vocabulary_size)

@@ -64,6 +64,7 @@ class SinusoidalPositions(keras.layers.Layer):
 
     Args:
         max_wavelength: the longest wavelength / 2 pi.
+        interleaved: whether sines and cosines take turns, as above. Else all sines stand before all cosines (Marian).
 
     Call arguments:
         x: (B, T, D).
@@ -73,15 +74,17 @@ class SinusoidalPositions(keras.layers.Layer):
         (B, T, D).
     """
 
-    def __init__(self, max_wavelength=10000.0, **kwargs):
+    def __init__(self, max_wavelength=10000.0, interleaved=True, **kwargs):
         super().__init__(**kwargs)
-        self.max_wavelength = max_wavelength
+        self.max_wavelength, self.interleaved = max_wavelength, interleaved
 
     def call(self, x, positions=None):
         """Add the waves."""
         if positions is None:
             positions = ops.arange(ops.shape(x)[1], dtype="int32")
         column = np.arange(x.shape[-1])
+        if not self.interleaved:
+            column = np.concatenate([column[0::2], column[1::2]])
         frequency = self.max_wavelength ** -((column // 2 * 2) / x.shape[-1])  # (D,)
         phase = np.where(column % 2, math.pi / 2, 0.0)  # cos(a) = sin(a + pi/2)
         angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency.astype("float32"))
@@ -206,6 +209,11 @@ class RelativePositionBias(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads, self.num_buckets = num_heads, num_buckets
         self.max_distance, self.bidirectional = max_distance, bidirectional
+        exact = num_buckets // (4 if bidirectional else 2)
+        if exact < 1:
+            raise ValueError(f"num_buckets ({num_buckets}) must be at least {4 if bidirectional else 2}.")
+        if max_distance <= exact:
+            raise ValueError(f"max_distance ({max_distance}) must be greater than {exact}, for {num_buckets} buckets.")
 
     def build(self, query_positions_shape, key_positions_shape=None):
         """Create the (num_buckets, N) table."""

@@ -6,11 +6,11 @@ from keras import ops
 from kerasllm.arguments import check_choice, check_positive
 from kerasllm.layers.attention import MultiHeadAttention, causal_mask, padding_attention_mask
 from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
-from kerasllm.layers.embeddings import TransformerEmbeddings, normal_initializer
+from kerasllm.layers.embeddings import SINUSOIDAL, TransformerEmbeddings, normal_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 
-POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "alibi", None)
+POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
 
 
 class TransformerStack(keras.layers.Layer):
@@ -22,13 +22,16 @@ class TransformerStack(keras.layers.Layer):
         num_heads: query heads of each attention.
         hidden_dim: width D.
         intermediate_dim: width F of the feed-forward. Default: 4 D.
-        max_sequence_length: positions of the learned table; other kinds of position have no limit of their own.
-        positions: "learned", "sinusoidal", "rotary", "relative", "alibi" or None.
+        max_sequence_length: positions of the learned table; other kinds of position have no limit of their own, and
+            take None.
+        positions: "learned", "sinusoidal", "split_sinusoidal" (all sines before all cosines: Marian), "rotary",
+            "relative", "alibi" or None.
         num_segments: number of segment (token type) embeddings; 0 for none.
         scale_embeddings: whether token embeddings are multiplied by sqrt(D) (Vaswani et al.).
         norm_embeddings: whether a norm follows the embeddings (BERT).
         embedding_dim: width of the embeddings, which a dense layer widens to D (ELECTRA). Default: D.
         num_key_value_heads, head_dim, use_qkv_bias, query_key_norm: as for `MultiHeadAttention`.
+        attention_scale: `scale` of the attentions.
         use_bias: whether the projections of attention and feed-forward have a bias.
         sliding_window: a decoder's tokens see themselves and the `sliding_window` - 1 before them (Beltagy et al.
             2020, arXiv:2004.05150; Mistral). Default: all before them.
@@ -36,9 +39,11 @@ class TransformerStack(keras.layers.Layer):
         norm, norm_first, norm_epsilon: as for `TransformerBlock`. With pre-norm a final norm closes the stack.
         cross_attention: whether the blocks attend to a memory.
         rope_base, rope_scaling: `base` and `scaling` of `RotaryPositions`.
+        num_buckets, max_distance: of `RelativePositionBias`.
         dropout: rate after the embeddings and each sublayer, and on attention weights.
         initializer_range: standard deviation of the initial kernels and embeddings. Default: Glorot-uniform kernels
             and embeddings of deviation 1 / sqrt(D).
+        token_embedding: the token embeddings of another stack, to be shared. Default: its own.
     """
 
     bidirectional = True
@@ -60,6 +65,7 @@ class TransformerStack(keras.layers.Layer):
         use_bias=True,
         use_qkv_bias=None,
         query_key_norm=False,
+        attention_scale=None,
         sliding_window=None,
         activation="gelu",
         gated=False,
@@ -69,8 +75,11 @@ class TransformerStack(keras.layers.Layer):
         cross_attention=False,
         rope_base=10000.0,
         rope_scaling=None,
+        num_buckets=32,
+        max_distance=128,
         dropout=0.0,
         initializer_range=None,
+        token_embedding=None,
         embedding_dim=None,
         **kwargs,
     ):
@@ -78,6 +87,8 @@ class TransformerStack(keras.layers.Layer):
         check_positive("num_layers", num_layers)
         check_positive("num_heads", num_heads)
         check_positive("hidden_dim", hidden_dim)
+        if max_sequence_length is not None:
+            check_positive("max_sequence_length", max_sequence_length)
         check_choice("norm", norm, NORMS)
         check_choice("positions", positions, POSITIONS)
         if head_dim is None and hidden_dim % num_heads:
@@ -99,13 +110,14 @@ class TransformerStack(keras.layers.Layer):
             vocabulary_size,
             hidden_dim,
             max_sequence_length=max_sequence_length,
-            positions=positions if positions in ("learned", "sinusoidal") else None,
+            positions=positions if positions in ("learned", *SINUSOIDAL) else None,
             num_segments=num_segments,
             scale=scale_embeddings,
             norm=norm if norm_embeddings else None,
             norm_epsilon=norm_epsilon,
             dropout=dropout,
             initializer_range=initializer_range,
+            token_embedding=token_embedding,
             embedding_dim=embedding_dim,
             name="embeddings",
             **policy,
@@ -124,6 +136,7 @@ class TransformerStack(keras.layers.Layer):
                 use_qkv_bias=use_qkv_bias,
                 query_key_norm=query_key_norm,
                 norm_epsilon=norm_epsilon,
+                scale=attention_scale,
                 name=name,
                 **kernels,
                 **policy,
@@ -150,7 +163,7 @@ class TransformerStack(keras.layers.Layer):
         self.position_bias = None
         if positions == "relative":
             self.position_bias = RelativePositionBias(
-                num_heads, bidirectional=self.bidirectional, name="position_bias", **policy
+                num_heads, num_buckets, max_distance, self.bidirectional, name="position_bias", **policy
             )
         elif positions == "alibi":
             self.position_bias = ALiBi(num_heads, name="position_bias", **policy)
@@ -202,6 +215,13 @@ class TransformerStack(keras.layers.Layer):
                 new_caches.append(cache)
         return (self.final_norm(x) if self.final_norm else x), (None if caches is None else new_caches)
 
+    def encode(self, token_ids, padding_mask=None, segment_ids=None, training=None):
+        """Read whole sequences whose tokens all see each other, without a memory: (B, T) -> (B, T, D)."""
+        positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        x = self.embeddings(token_ids, positions, segment_ids, training=training)
+        attention_mask = None if padding_mask is None else padding_attention_mask(padding_mask)
+        return self.walk(x, positions, attention_mask, training=training)[0]
+
     def logits(self, hidden):
         """Scores of all symbols by the transposed token embeddings: (B, T, D) -> (B, T, V)."""
         return self.embeddings.token(hidden, reverse=True)
@@ -228,10 +248,34 @@ class TransformerEncoder(TransformerStack):
 
     def call(self, token_ids, padding_mask=None, segment_ids=None, training=None):
         """Encode."""
-        positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
-        x = self.embeddings(token_ids, positions, segment_ids, training=training)
-        attention_mask = None if padding_mask is None else padding_attention_mask(padding_mask)
-        return self.walk(x, positions, attention_mask, training=training)[0]
+        return self.encode(token_ids, padding_mask, segment_ids, training)
+
+
+class SharedEncoder(keras.layers.Layer):
+    """A decoder's stack as an encoder: all weights but the cross-attention's are shared (Rothe et al. 2020).
+
+    Args:
+        decoder: a `TransformerDecoder`.
+
+    Call arguments:
+        token_ids: (B, T) int.
+        padding_mask: (B, T), True or 1 = real. Default: all real.
+
+    Returns:
+        (B, T, D).
+    """
+
+    def __init__(self, decoder, **kwargs):
+        super().__init__(**kwargs)
+        self.decoder = decoder
+
+    def call(self, token_ids, padding_mask=None, training=None):
+        """Encode."""
+        return self.decoder.encode(token_ids, padding_mask, training=training)
+
+    def compute_output_shape(self, token_ids_shape, *args, **kwargs):
+        """(B, T, D)."""
+        return (*token_ids_shape, self.decoder.hidden_dim)
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -257,6 +301,8 @@ class TransformerDecoder(TransformerStack):
 
     def call(self, token_ids, padding_mask=None, memory=None, memory_padding_mask=None, training=None):
         """Decode whole sequences at once."""
+        if memory is None and self.blocks[0].cross_attention:
+            raise ValueError("memory (None) must be given to a decoder with cross_attention.")
         length = ops.shape(token_ids)[1]
         positions = ops.arange(length, dtype="int32")
         x = self.embeddings(token_ids, positions, training=training)
@@ -299,7 +345,8 @@ class TransformerDecoder(TransformerStack):
         padding = ops.expand_dims(state["padding"], 1)  # (B, 1)
         positions = ops.expand_dims(ops.arange(length, dtype="int32") + index, 0) - padding  # (B, T)
         # Padding stands before position 0; a finished row may walk on past the last one.
-        positions = ops.clip(positions, 0, self.max_sequence_length - 1)
+        last = capacity if self.max_sequence_length is None else self.max_sequence_length
+        positions = ops.clip(positions, 0, last - 1)
         x = self.embeddings(token_ids, positions)
         slots = ops.expand_dims(ops.arange(capacity, dtype="int32"), 0)
         is_real = padding_attention_mask(slots >= padding)

@@ -5,7 +5,8 @@ from kerasllm import lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
-        "translator": ["LSTMTranslator", "TransformerTranslator"],
+        "lstm_translator": ["LSTMTranslator"],
+        "transformer_translator": ["TransformerTranslator"],
         "rnn": ["RNNLanguageModel"],
         "bert": ["BERT"],
         "masked_lm": ["BERTMaskedLM"],

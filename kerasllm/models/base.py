@@ -73,7 +73,7 @@ class Model(keras.Model):
         Args:
             source: path of a folder with `config.json`, `model.safetensors` and perhaps tokenizer files, written by
                 `save_to_preset` on any backend, or by Hugging Face transformers (BERT, GPT-2, Llama and their
-                relatives); or of a `.gguf` file (Llama), whose weights are dequantised.
+                relatives, Marian, BART, T5); or of a `.gguf` file (Llama), whose weights are dequantised.
             **arguments: of the constructor, in place of the preset's own, for instance `dropout` or `dtype`.
 
         Raises:
@@ -99,15 +99,16 @@ class Model(keras.Model):
     def save_to_preset(self, folder):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.
 
-        BERT, GPT-2, Llama and their relatives have the layout of Hugging Face transformers, which opens the folder;
-        other models have our own, with variables named by their paths.
+        BERT, GPT-2, Llama and their relatives, Marian, BART and T5 have the layout of Hugging Face transformers, which
+        opens the folder; other models have our own, with variables named by their paths.
 
         Raises:
             ValueError: the folder cannot be written; what was there before is whole.
         """
-        ids = {f"{role}_token_id": getattr(t, f"{role}_id") for t in self.tokenizers.values() for role in TOKEN_ROLES}
         arrays = {v.path: keras.ops.convert_to_numpy(v.value) for v in self.weights}
-        checkpoints.write_preset(folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets)
+        checkpoints.write_preset(
+            folder, type(self).__name__, self.arguments, arrays, self.special_token_ids(), self.save_assets
+        )
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, *, verify=True, **options):
         """Write the model's forward pass as a file that runs without kerasllm, from any backend.
@@ -137,6 +138,10 @@ class Model(keras.Model):
 
     def save_assets(self, folder):
         """Write the tokenizers into the `.keras` file; Keras calls this."""
+        self.save_tokenizers(folder)
+
+    def save_tokenizers(self, folder):
+        """Write the tokenizers into a folder, each with the prefix of its files."""
         for name, tokenizer in self.tokenizers.items():
             tokenizer.save(folder, self.tokenizer_prefixes[name])
 
@@ -147,6 +152,12 @@ class Model(keras.Model):
             names = {start + file for start in (prefix, "") for file in TOKENIZER_FILES}
             if any((pathlib.Path(folder) / file).exists() for file in names):
                 setattr(self, name, text.Tokenizer.from_folder(folder, prefix))
+
+    def special_token_ids(self):
+        """The ids of special tokens that a foreign config.json names, `bos_token_id` and so on, as far as known."""
+        roles = [(role, tokenizer) for tokenizer in self.tokenizers.values() for role in TOKEN_ROLES]
+        ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role, tokenizer in roles}
+        return {name: i for name, i in ids.items() if i is not None}
 
     def required_tokenizer(self, name="tokenizer"):
         """The tokenizer `name`, or a `ValueError` that says how to give the model one."""

@@ -27,6 +27,7 @@ class GeneratingModel(Model):
 
     default_max_length = 256
     """Tokens that a sequence may have where neither the model nor the call limits it."""
+    _start_token_id = None  # set by models that have one: translators
     rewinds = False
     """Whether decoding may step back to an earlier slot: its state is a cache, and no recurrence."""
 
@@ -103,8 +104,8 @@ class GeneratingModel(Model):
             values["bad_words"] = [ids for word in values["bad_words"] for ids in self._word_ids(word)]
         if any(not isinstance(stop, str) for stop in values.get("stop", ())):
             end_ids = self.end_token_ids  # the file has one list for both
-        if values or end_ids is not None:
-            checkpoints.write_generation_config(folder, values, end_ids)
+        if values or end_ids is not None or self._start_token_id is not None:
+            checkpoints.write_generation_config(folder, values, end_ids, self._start_token_id)
 
     def load_assets(self, folder):
         """Read the tokenizers and the generation defaults that a folder holds; Keras calls this for a `.keras` file."""
@@ -112,6 +113,10 @@ class GeneratingModel(Model):
         values, end_ids = checkpoints.read_generation_config(folder)
         self.generation_defaults = GenerationConfig(**values)
         self.end_token_ids = end_ids
+
+    def special_token_ids(self):
+        ends = {"eos_token_id": self.end_token_ids[0]} if self.end_token_ids else {}
+        return ends | super().special_token_ids()
 
     def complete(
         self,

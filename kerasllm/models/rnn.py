@@ -5,7 +5,8 @@ from keras import ops
 
 from kerasllm.arguments import check_positive
 from kerasllm.layers.attention import MultiHeadAttention, padding_attention_mask
-from kerasllm.layers.encoder_decoder import RecurrentDecoder, TiedHead
+from kerasllm.layers.embeddings import TiedHead
+from kerasllm.layers.encoder_decoder import RecurrentDecoder
 from kerasllm.models.base import resolved_dtype
 from kerasllm.models.language_model import LanguageModel
 

@@ -1,11 +1,10 @@
-"""Translators: the recurrent encoder-decoder and the Transformer, from strings to strings."""
+"""What the translators share: from strings to strings, a source in, a target out."""
 
 import keras
 
+from kerasllm import checkpoints  # a package, whose files are imported when first used
 from kerasllm.generation.config import GenerationConfig
-from kerasllm.layers.encoder_decoder import Bridge, RecurrentDecoder, RecurrentEncoder, TiedHead
-from kerasllm.layers.transformer import TransformerDecoder, TransformerEncoder
-from kerasllm.models.base import carried_tokenizer, read_texts, resolved_dtype
+from kerasllm.models.base import carried_tokenizer, read_texts
 from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
 from kerasllm.text import batches
 
@@ -20,7 +19,12 @@ class Translator(GeneratingModel):
     @property
     def output_tokenizer(self):
         """The tokenizer of the target."""
-        return self.tokenizers.get("target_tokenizer")
+        return self.target_tokenizer
+
+    @property
+    def source_vocabulary_size(self):
+        """The number of source symbols."""
+        return self.arguments["source_vocabulary_size"]
 
     @property
     def output_vocabulary_size(self):
@@ -30,6 +34,36 @@ class Translator(GeneratingModel):
     def required_output_tokenizer(self):
         """The target tokenizer, or a `ValueError` that says how to give the model one."""
         return self.required_tokenizer("target_tokenizer")
+
+    @property
+    def start_token_id(self):
+        """The id that a target begins with. Default: the start token (bos) of the target tokenizer."""
+        if self._start_token_id is not None:
+            return self._start_token_id
+        return self.target_tokenizer and self.target_tokenizer.bos_id
+
+    @start_token_id.setter
+    def start_token_id(self, token_id):
+        if token_id is not None:
+            [[token_id]] = read_token_ids("start_token_id", [[token_id]], self.output_vocabulary_size)
+        # Hidden from Keras's tracking.
+        object.__setattr__(self, "_start_token_id", token_id)
+
+    def special_token_ids(self):
+        ids = super().special_token_ids()
+        return ids if self.start_token_id is None else {**ids, "decoder_start_token_id": self.start_token_id}
+
+    def load_assets(self, folder):
+        """Read tokenizers, generation defaults and start token; Keras calls this for a `.keras` file."""
+        super().load_assets(folder)
+        self.start_token_id = checkpoints.read_start_token_id(folder)
+
+    def save_tokenizers(self, folder):
+        """Write the tokenizers into a folder; one that serves both sides is written once, without a prefix."""
+        if self.tokenizers and self.source_tokenizer == self.target_tokenizer:
+            self.source_tokenizer.save(folder)
+        else:
+            super().save_tokenizers(folder)
 
     def translate(self, texts, config=None, batch_size=32, *, return_scores=False, **arguments):
         """Translate texts.
@@ -64,13 +98,16 @@ class Translator(GeneratingModel):
             results = [[g.text for g in row] for row in results]
         return unlist(unnested(results, config.num_return_sequences))
 
+    def summarize(self, texts, config=None, batch_size=32, *, return_scores=False, **arguments):
+        """Summarise texts: `translate` by the word for models that were taught to (BART, T5, `Summarizer`)."""
+        return self.translate(texts, config, batch_size, return_scores=return_scores, **arguments)
+
     def generate(self, sources, prompts=None, config=None, batch_size=32, *, return_scores=False, **arguments):
         """Generate target ids from source ids.
 
         Args:
             sources: non-empty lists of source ids.
-            prompts: for each source the ids its target begins with, the start token first. Default: the start token
-                of the target tokenizer.
+            prompts: for each source the ids its target begins with, the start token first. Default: `start_token_id`.
             config, batch_size, return_scores, **arguments: as for `translate`.
 
         Returns:
@@ -119,7 +156,8 @@ class Translator(GeneratingModel):
             sources = self.required_tokenizer("source_tokenizer").encode_batch(read_texts("sources", sources)[0])
             ids = self.required_output_tokenizer().encode_batch(targets)
             targets = [
-                [*start, *row, *self.end_token_ids[:1]] for start, row in zip(self._starts(ids), ids, strict=True)
+                [start, *batches.stripped(row, start, self.end_token_ids), *self.end_token_ids[:1]]
+                for [start], row in zip(self._starts(ids), ids, strict=True)
             ]
         sources, targets = self._read(sources, targets, "targets")
         for i, row in enumerate(targets):
@@ -149,7 +187,7 @@ class Translator(GeneratingModel):
 
     def _read(self, sources, prompts, name="prompts"):
         """Sources and what their targets begin with, as checked lists of ids."""
-        sources = read_token_ids("sources", sources, self.arguments["source_vocabulary_size"])
+        sources = read_token_ids("sources", sources, self.source_vocabulary_size)
         longest = max(map(len, sources))
         if self.max_sequence_length and longest > self.max_sequence_length:
             raise ValueError(
@@ -162,10 +200,12 @@ class Translator(GeneratingModel):
         return sources, prompts
 
     def _starts(self, rows):
-        tokenizer = self.target_tokenizer
-        if tokenizer is None or tokenizer.bos_id is None:
-            raise ValueError("prompts (None) must be given where target_tokenizer has no start token (bos).")
-        return [[tokenizer.bos_id]] * len(rows)
+        if self.start_token_id is None:
+            raise ValueError(
+                "prompts (None) must be given where target_tokenizer has no start token (bos) and there is no "
+                "start_token_id."
+            )
+        return [[self.start_token_id]] * len(rows)
 
     def _source_inputs(self, rows):
         length = batches.bucket_length(max(map(len, rows)), self.max_sequence_length)
@@ -180,228 +220,3 @@ def translation_inputs():
         for side in ("source", "target")
         for name, dtype in (("token_ids", "int32"), ("padding_mask", "bool"))
     }
-
-
-@keras.saving.register_keras_serializable("kerasllm")
-class LSTMTranslator(Translator):
-    """A recurrent encoder-decoder with attention (Bahdanau et al. 2015, arXiv:1409.0473; Luong et al. 2015).
-
-        memory, states = encoder(source)          a bidirectional LSTM
-        hidden = decoder(target, bridge(states), memory)
-        logits = head(hidden)
-
-    Inputs:
-        source_token_ids: (B, S) int32.
-        source_padding_mask: (B, S) bool or int, True = real.
-        target_token_ids: (B, T) int32, the start token first.
-        target_padding_mask: (B, T) bool or int, True = real; padding stands on the right.
-
-    Outputs:
-        Logits (B, T, V): at t the scores of target token t + 1.
-
-    Args:
-        source_vocabulary_size, target_vocabulary_size: numbers of symbols.
-        num_layers: layers of encoder and decoder.
-        hidden_dim: width of a layer.
-        embedding_dim: width of the embeddings. Default: `hidden_dim`.
-        cell: "lstm", "gru" or "simple".
-        attention: "additive", "dot", "general" or None; None leaves only the encoder's last states.
-        bidirectional: whether the encoder walks in both directions.
-        dropout: rate in training.
-        tie_embeddings: whether the target embeddings, transposed, are the output layer.
-        dtype: dtype policy.
-        source_tokenizer, target_tokenizer: `kerasllm.Tokenizer`s, for strings.
-
-    Example:
-        >>> model = LSTMTranslator(3000, 3000, hidden_dim=256, source_tokenizer=english, target_tokenizer=spanish)
-        >>> model.compile("adamw", loss=kerasllm.training.TokenCrossentropy())
-        >>> model.fit(kerasllm.training.TranslationDataset(pairs, english, spanish, batch_size=64))
-        >>> model.translate("I am hungry.")
-    """
-
-    def __init__(
-        self,
-        source_vocabulary_size,
-        target_vocabulary_size,
-        num_layers=1,
-        hidden_dim=256,
-        embedding_dim=None,
-        cell="lstm",
-        attention="additive",
-        bidirectional=True,
-        dropout=0.1,
-        tie_embeddings=False,
-        dtype=None,
-        source_tokenizer=None,
-        target_tokenizer=None,
-        name="lstm_translator",
-    ):
-        dtype = resolved_dtype(dtype)
-        shared = {
-            "num_layers": num_layers,
-            "hidden_dim": hidden_dim,
-            "embedding_dim": embedding_dim,
-            "cell": cell,
-            "dropout": dropout,
-            "dtype": dtype,
-        }
-        encoder = RecurrentEncoder(source_vocabulary_size, bidirectional=bidirectional, name="encoder", **shared)
-        decoder = RecurrentDecoder(
-            target_vocabulary_size,
-            attention=attention,
-            tie_embeddings=tie_embeddings,
-            name="decoder",
-            **shared,
-        )
-        bridge = Bridge(hidden_dim, dtype=decoder.dtype_policy, name="bridge")
-        head = TiedHead(decoder.embedding, dtype=decoder.dtype_policy, name="head")
-        if not tie_embeddings:
-            head = keras.layers.Dense(target_vocabulary_size, dtype=decoder.dtype_policy, name="head")
-
-        inputs = translation_inputs()
-        memory, last_states = encoder(inputs["source_token_ids"], padding_mask=inputs["source_padding_mask"])
-        hidden, _ = decoder(
-            inputs["target_token_ids"],
-            bridge(last_states),
-            memory=memory,
-            memory_padding_mask=inputs["source_padding_mask"],
-        )
-        arguments = {
-            "source_vocabulary_size": source_vocabulary_size,
-            "target_vocabulary_size": target_vocabulary_size,
-            **shared,
-            "attention": attention,
-            "bidirectional": bidirectional,
-            "tie_embeddings": tie_embeddings,
-        }
-        super().__init__(inputs, head(hidden), arguments, name)
-        self.encoder, self.bridge, self.decoder, self.head = encoder, bridge, decoder, head
-        self.source_tokenizer, self.target_tokenizer = source_tokenizer, target_tokenizer
-
-    def start_decoding(self, inputs, prompt, capacity):
-        """Encode the sources and read all but the last token of the prompts."""
-        padding_mask = inputs["source_padding_mask"]
-        memory, last_states = self.encoder(inputs["source_token_ids"], padding_mask=padding_mask)
-        state = {"states": self.bridge(last_states)}
-        if self.decoder.attention:
-            state |= {
-                "memory": memory,
-                "keys": self.decoder.attention.project(memory),
-                "padding_mask": padding_mask,
-            }
-        if prompt["token_ids"].shape[1] > 1:
-            state = self._step(prompt["token_ids"][:, :-1], state, prompt["padding_mask"][:, :-1])[1]
-        return state
-
-    def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T): logits (B, T, V) and the new state. `index` does not matter to a recurrence."""
-        hidden, state = self._step(token_ids, state)
-        return self.head(hidden), state
-
-    def _step(self, token_ids, state, padding_mask=None):
-        hidden, states = self.decoder(
-            token_ids,
-            state["states"],
-            padding_mask=padding_mask,
-            memory=state.get("memory"),
-            memory_padding_mask=state.get("padding_mask"),
-            keys=state.get("keys"),
-            training=False,
-        )
-        return hidden, {**state, "states": states}
-
-
-@keras.saving.register_keras_serializable("kerasllm")
-class TransformerTranslator(Translator):
-    """The Transformer of "Attention is all you need" (Vaswani et al. 2017, arXiv:1706.03762).
-
-    Inputs and outputs: as for `LSTMTranslator`.
-
-    Args:
-        source_vocabulary_size, target_vocabulary_size: numbers of symbols.
-        num_layers: blocks of encoder and of decoder.
-        num_heads: heads of each attention.
-        hidden_dim: width D.
-        intermediate_dim: width of the feed-forward. Default: 4 `hidden_dim`.
-        max_sequence_length: the longest source and the longest target.
-        dropout: rate in training.
-        activation: of the feed-forward.
-        norm_first: True for pre-norm, False for post-norm as in the paper.
-        positions: "sinusoidal", "learned", "rotary", "relative", "alibi" or None.
-        tie_embeddings: whether the target embeddings, transposed, are the output layer.
-        dtype: dtype policy.
-        source_tokenizer, target_tokenizer: `kerasllm.Tokenizer`s, for strings.
-    """
-
-    rewinds = True
-
-    def __init__(
-        self,
-        source_vocabulary_size,
-        target_vocabulary_size,
-        num_layers=6,
-        num_heads=8,
-        hidden_dim=512,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        dropout=0.1,
-        activation="relu",
-        norm_first=False,
-        positions="sinusoidal",
-        tie_embeddings=True,
-        dtype=None,
-        source_tokenizer=None,
-        target_tokenizer=None,
-        name="transformer_translator",
-    ):
-        shared = {
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "hidden_dim": hidden_dim,
-            "intermediate_dim": intermediate_dim,
-            "max_sequence_length": max_sequence_length,
-            "dropout": dropout,
-            "activation": activation,
-            "norm_first": norm_first,
-            "positions": positions,
-            "dtype": resolved_dtype(dtype),
-        }
-        encoder = TransformerEncoder(source_vocabulary_size, scale_embeddings=True, name="encoder", **shared)
-        decoder = TransformerDecoder(
-            target_vocabulary_size, scale_embeddings=True, cross_attention=True, name="decoder", **shared
-        )
-        head = decoder.logits
-        if not tie_embeddings:
-            head = keras.layers.Dense(target_vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head")
-
-        inputs = translation_inputs()
-        hidden = decoder(
-            inputs["target_token_ids"],
-            padding_mask=inputs["target_padding_mask"],
-            memory=encoder(inputs["source_token_ids"], padding_mask=inputs["source_padding_mask"]),
-            memory_padding_mask=inputs["source_padding_mask"],
-        )
-        arguments = {
-            "source_vocabulary_size": source_vocabulary_size,
-            "target_vocabulary_size": target_vocabulary_size,
-            **shared,
-            "tie_embeddings": tie_embeddings,
-        }
-        super().__init__(inputs, head(hidden), arguments, name)
-        self.encoder, self.decoder, self.head = encoder, decoder, head
-        self.source_tokenizer, self.target_tokenizer = source_tokenizer, target_tokenizer
-
-    def start_decoding(self, inputs, prompt, capacity):
-        """Encode the sources and read all but the last token of the prompts into a cache."""
-        padding_mask = inputs["source_padding_mask"]
-        memory = self.encoder(inputs["source_token_ids"], padding_mask=padding_mask)
-        return self.decoder.start(prompt["token_ids"], prompt["padding_mask"], capacity, memory, padding_mask)
-
-    def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T) into the slots from `index` on: logits (B, T, V) and the new cache."""
-        hidden, state = self.decoder.step(token_ids, state, index)
-        return self.head(hidden), state
-
-    def grow(self, state, capacity):
-        """The same cache with room for `capacity` tokens."""
-        return self.decoder.grow(state, capacity)

@@ -45,6 +45,13 @@ def shift(rows, start, end):
     return [np.concatenate([start, row]) for row in rows], [np.concatenate([row, end]) for row in rows]
 
 
+def stripped(row, start, ends):
+    """A row of ids without the start and the end token that its tokenizer may have put round it."""
+    row = list(row)
+    row = row[1:] if row[:1] == [start] else row
+    return row[:-1] if row and row[-1] in ends else row
+
+
 def mask_tokens(token_ids, maskable, mask_id, random_ids, generator, rate=0.15, word_starts=None, num_positions=None):
     """Hide tokens for a masked language model (Devlin et al., 2018, https://arxiv.org/abs/1810.04805, 3.1).
 

@@ -100,6 +100,8 @@ class TranslationDataset(BucketedDataset):
         pairs: sequence of (source, target). Sources are strings, or token ids as `source_tokenizer.encode`
             gives them; targets are strings, or token ids without bos and eos.
         source_tokenizer, target_tokenizer: the target's needs bos and eos.
+        start_token_id: `start_token_id` of a model from elsewhere (Marian, BART, T5), in place of bos. Then special
+            tokens that the tokenizer adds to a target are part of it, as in their training.
         max_length: the most tokens of a source, and of a target with its bos.
         too_long: what is done with longer pairs: "error" raises, "drop" leaves them out, "truncate" cuts
             them; `num_too_long` counts them.
@@ -117,10 +119,13 @@ class TranslationDataset(BucketedDataset):
         multiple=8,
         seed=0,
         shuffle=True,
+        start_token_id=None,
         **kwargs,
     ):
         check_positive("max_length", max_length)
-        for role in ("bos", "eos"):
+        if start_token_id is not None:
+            batches.check_ids([start_token_id], target_tokenizer.vocabulary_size, "start_token_id")
+        for role in ("bos", "eos") if start_token_id is None else ("eos",):
             if role not in target_tokenizer.roles:
                 raise ValueError(f"target_tokenizer ({target_tokenizer}) must have a token for {role}.")
         pairs = list(pairs)
@@ -128,15 +133,18 @@ class TranslationDataset(BucketedDataset):
             if isinstance(pair, str | None) or len(pair) != 2:
                 raise ValueError(f"pairs[{index}] ({pair!r:.80}) must be a (source, target).")
         sources = tokenize([source for source, _ in pairs], source_tokenizer, "sources", special_tokens=True)
-        targets = tokenize([target for _, target in pairs], target_tokenizer, "targets")
+        start, end = target_tokenizer.bos_id if start_token_id is None else start_token_id, target_tokenizer.eos_id
+        targets = tokenize(
+            [target for _, target in pairs], target_tokenizer, "targets", special_tokens=start_token_id is not None
+        )
+        if start_token_id is not None:
+            targets = [batches.stripped(row, start, [end]) for row in targets]
         check_choice("too_long", too_long, ("error", "drop", "truncate"))
         longest = np.maximum([len(row) for row in sources], [len(row) + 1 for row in targets])
         keep = fitting(longest, max_length, too_long, "pairs")
         self.num_too_long = int((longest > max_length).sum())
         self.sources = [sources[i][:max_length] for i in keep]
-        self.target_inputs, self.labels = batches.shift(
-            [targets[i][: max_length - 1] for i in keep], target_tokenizer.bos_id, target_tokenizer.eos_id
-        )
+        self.target_inputs, self.labels = batches.shift([targets[i][: max_length - 1] for i in keep], start, end)
         lengths = [(len(s), len(t)) for s, t in zip(self.sources, self.target_inputs, strict=True)]
         super().__init__(np.array(lengths), batch_size, multiple, max_length, seed, shuffle, **kwargs)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -28,6 +30,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -37,6 +41,8 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
     XLMRobertaConfig,
     XLMRobertaForTokenClassification,
 )
@@ -62,6 +68,18 @@ LLAMA |= dict(intermediate_size=40, max_position_embeddings=24, bos_token_id=Non
 # Its three frequencies lie on one side of the interpolated wavelengths, between them, and on the other.
 LLAMA3 = dict(rope_type="llama3", rope_theta=50.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 LLAMA3 |= dict(original_max_position_embeddings=40)
+
+SIDES = ("encoder", "decoder")
+BART = dict(vocab_size=VOCABULARY_SIZE, d_model=16, max_position_embeddings=24, encoder_layers=2, decoder_layers=1)
+BART |= {f"{side}_ffn_dim": width for side, width in zip(SIDES, (24, 20), strict=True)}
+BART |= {f"{side}_attention_heads": heads for side, heads in zip(SIDES, (4, 2), strict=True)}
+BART |= dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.1)
+MARIAN = BART | dict(pad_token_id=96, decoder_start_token_id=96, eos_token_id=0, bos_token_id=0)
+MARIAN |= dict(scale_embedding=True, activation_function="silu", decoder_vocab_size=VOCABULARY_SIZE)
+T5 = dict(vocab_size=VOCABULARY_SIZE, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=4)
+T5 |= dict(relative_attention_num_buckets=8, relative_attention_max_distance=9, decoder_start_token_id=0)
+# Without a ban they repeat one token.
+PLAIN = dict(max_length=14, no_repeat_ngram_size=1)
 
 
 def main():
@@ -90,24 +108,51 @@ def main():
     save("mistral", MistralForCausalLM(MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=4)))
     save("qwen2", Qwen2ForCausalLM(Qwen2Config(**LLAMA, num_key_value_heads=2)))
     save("qwen3", Qwen3ForCausalLM(Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=6)))
+    marian = dict(
+        num_beams=3,
+        no_repeat_ngram_size=2,
+        bad_words_ids=[[96]],
+        forced_eos_token_id=0,
+        renormalize_logits=True,
+        max_length=14,
+    )
+    save("marian", MarianMTModel(MarianConfig(**MARIAN)), marian)
+    separate = dict(share_encoder_decoder_embeddings=False, decoder_vocab_size=90, forced_eos_token_id=None)
+    separate |= dict(pad_token_id=0, decoder_start_token_id=0, eos_token_id=1)
+    save("marian_separate", MarianMTModel(MarianConfig(**MARIAN | separate)), PLAIN)
+    bart = dict(num_beams=3, forced_bos_token_id=0, forced_eos_token_id=2, min_length=6, no_repeat_ngram_size=2)
+    bart |= dict(length_penalty=2.0, early_stopping=True, max_length=14)
+    save("bart", BartForConditionalGeneration(BartConfig(**BART)), bart)
+    save("t5", T5ForConditionalGeneration(T5Config(**T5)), PLAIN)
+    flan = T5ForConditionalGeneration(T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+    flan.lm_head.weight = torch.nn.Parameter(torch.empty_like(flan.lm_head.weight))
+    save("flan_t5", flan, PLAIN)
 
 
-def save(name, model, base=False):
-    """Write a model and its answers; with `base` those of the encoder below its head."""
+def save(name, model, generation=None, base=False):
+    """Write a model and its answers; with `generation` what it generates, with `base` what its encoder gives."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     # Biases start at 0 and norms at 1, which would hide a swap of the two.
-    for parameter in model.parameters():
+    for parameter in (p for p in model.parameters() if p.requires_grad):  # not Marian's sinusoids
         noise = torch.randn(parameter.shape, generator=generator) * 0.25
         parameter.data = noise + (1.0 if parameter.ndim == 1 else 0.0)
     for module in model.modules():
         if isinstance(module, RobertaEmbeddings | XLMRobertaEmbeddings):
             module.position_embeddings.weight.data[:2] = 0.0  # which nothing looks up, and we don't keep
-    model.tie_weights()
+    if generation is None:
+        model.tie_weights()
+    else:
+        for bias in (b for key, b in model.named_buffers() if key == "final_logits_bias"):
+            bias.data = torch.randn(bias.shape, generator=generator) * 0.25
+            if name == "bart":  # or no text would end before its least length
+                bias.data[:, model.config.eos_token_id] += 6
+        model.generation_config.update(**generation)
     model.eval().save_pretrained(HERE / name)
-    (HERE / name / "generation_config.json").unlink(missing_ok=True)
+    if generation is None:
+        (HERE / name / "generation_config.json").unlink(missing_ok=True)
 
     # RoBERTa counts no position for its padding token, 1.
-    first = 2 if model.config.pad_token_id == 1 else 0
+    first = 2 if model.config.pad_token_id == 1 and generation is None else 0
     token_ids = torch.randint(first, VOCABULARY_SIZE, (BATCH, LENGTH), generator=generator)
     padding_mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [7], [1]])
     inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
@@ -115,9 +160,19 @@ def save(name, model, base=False):
     if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["segment_ids"] = torch.randint(model.config.type_vocab_size, (BATCH, LENGTH), generator=generator)
         arguments["token_type_ids"] = inputs["segment_ids"]
+    if generation is not None:
+        target_size = getattr(model.config, "decoder_vocab_size", VOCABULARY_SIZE)
+        inputs["target_token_ids"] = torch.randint(target_size, (BATCH, LENGTH - 2), generator=generator)
+        inputs["target_padding_mask"] = torch.arange(LENGTH - 2) < torch.tensor([[4], [LENGTH - 2], [2]])
+        for key, num_beams in {"greedy": 1, "beams": 3}.items():
+            found = model.generate(**arguments, num_beams=num_beams)
+            inputs[key] = torch.nn.functional.pad(found, (0, 14 - found.shape[1]), value=-1)
+        arguments["decoder_input_ids"] = inputs["target_token_ids"]
+        arguments["decoder_attention_mask"] = inputs["target_padding_mask"].long()
     with torch.no_grad():
         outputs = (model.base_model if base else model)(**arguments)
-    inputs |= {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
+    kept = ("logits",) if generation is not None else outputs
+    inputs |= {key: outputs[key] for key in kept if isinstance(outputs[key], torch.Tensor)}
     np.savez_compressed(HERE / name / "answers.npz", **{key: value.numpy() for key, value in inputs.items()})
 
 
