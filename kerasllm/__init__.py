@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "models": [
             "LSTMTranslator",
             "TransformerTranslator",
+            "Summarizer",
             "RNNLanguageModel",
             "BERT",
             "BERTMaskedLM",

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "lstm_translator": ["LSTMTranslator"],
         "transformer_translator": ["TransformerTranslator"],
+        "summarizer": ["Summarizer"],
         "rnn": ["RNNLanguageModel"],
         "bert": ["BERT"],
         "masked_lm": ["BERTMaskedLM"],
