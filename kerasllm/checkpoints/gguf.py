@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kerasllm.checkpoints import gguf_reader
+from kerasllm.checkpoints.weight_map import LazyArray
+
 # The metadata of a Llama, without "llama.", and the fields of config.json; None where tensors or tokens say it too.
 METADATA = {
     "block_count": "num_hidden_layers",
@@ -52,43 +55,47 @@ def read(path):
     """Read a GGUF file.
 
     Returns:
-        The content of config.json; the tensors, dict Hugging Face's name -> float32 array; and the files of the
-        tokenizer and of generation's defaults, dict name -> text.
+        The content of config.json; the tensors, dict Hugging Face's name -> float32 array, dequantised when numpy
+        asks for its values; and the files of the tokenizer and of generation's defaults, dict name -> text.
 
     Raises:
         ImportError: the package gguf is not installed.
         ValueError: the file is missing or malformed, or holds a model or a tokenizer that we do not know.
     """
     try:
-        import gguf
+        from gguf.constants import GGML_QUANT_SIZES
     except ImportError as error:
         raise ImportError("Reading GGUF files needs gguf: `pip install 'kerasllm[gguf]'`.") from error
     if not Path(path).is_file():
         raise ValueError("there is no such file.")
+    block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
     try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # the library raises whatever its parsing runs into
+        metadata, tensors = gguf_reader.read(path, block_sizes, _dequantize)
+    except (ValueError, OSError) as error:
         raise ValueError(f"it is not a whole GGUF file: {error}") from error
     try:
-        return _folder(reader, metadata, gguf.quants.dequantize)
-    except (ArithmeticError, LookupError, TypeError) as error:  # numbers and lists that do not fit together
+        return _folder(metadata, tensors)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # values that do not fit together
         raise ValueError(f"its metadata contradict each other: {error!r}") from error
 
 
-def _folder(reader, metadata, dequantize):
+def _dequantize(rows, kind):
+    from gguf import GGMLQuantizationType, quants
+
+    try:
+        return quants.dequantize(rows, GGMLQuantizationType(kind))
+    except NotImplementedError as error:
+        raise ValueError(f"tensors of the kind {GGMLQuantizationType(kind).name} cannot be dequantised.") from error
+
+
+def _folder(metadata, tensors):
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise ValueError(f"general.architecture ({architecture!r}) must be 'llama'.")
-    config = _config(metadata, {tensor.name for tensor in reader.tensors})
-    tensors = {}
-    for tensor in reader.tensors:
-        try:
-            array = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise ValueError(f"{tensor.name}: {tensor.tensor_type!r} is a type that gguf cannot dequantise.") from error
-        tensors[_name(tensor.name)] = _rotated_by_halves(tensor.name, np.asarray(array, "float32"), config)
-    config["vocab_size"] = len(tensors.get("model.embed_tokens.weight", ()))
+    config = _config(metadata, set(tensors))
+    tensors = {_name(name): _rotated_by_halves(name, tensor, config) for name, tensor in tensors.items()}
+    embeddings = tensors.get("model.embed_tokens.weight")
+    config["vocab_size"] = 0 if embeddings is None else embeddings.shape[0]
     return config, tensors, _tokenizer_files(metadata)
 
 
@@ -117,15 +124,20 @@ def _name(name):
     return f"{layer}{TENSORS[match[2]]}.{match[3]}"
 
 
-def _rotated_by_halves(name, array, config):
+def _rotated_by_halves(name, tensor, config):
     """Kernels of queries and keys, whose channels llama.cpp rotates in pairs of neighbours and we in two halves."""
     if not name.endswith((".attn_q.weight", ".attn_k.weight")):
-        return array
+        return tensor
     heads = config["num_attention_heads"]
     heads = heads if name.endswith(".attn_q.weight") else config.get("num_key_value_heads", heads)
-    if array.ndim != 2 or array.shape[0] % (2 * heads):
-        raise ValueError(f"{name} {array.shape} does not divide into {heads} heads.")
-    return array.reshape(heads, -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+    if len(tensor.shape) != 2 or tensor.shape[0] % (2 * heads):
+        raise ValueError(f"{name} {tensor.shape} does not divide into {heads} heads.")
+
+    def by_halves():
+        array = np.asarray(tensor)
+        return array.reshape(heads, -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+
+    return LazyArray(tensor.shape, tensor.dtype, by_halves)
 
 
 def _tokenizer_files(metadata):

@@ -32,6 +32,24 @@ class Layout:
     foreign_shape: Callable
 
 
+@dataclass(frozen=True)
+class LazyArray:
+    """What numpy takes for an array, whose values are read or computed each time it asks for them.
+
+    Args:
+        shape: tuple.
+        dtype: numpy dtype.
+        compute: function of nothing -> array.
+    """
+
+    shape: tuple
+    dtype: np.dtype
+    compute: Callable
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.compute(), dtype)
+
+
 def _split(tensor, shapes):
     return np.split(tensor, np.cumsum([shape[-1] for shape in shapes])[:-1], axis=-1)
 
@@ -82,14 +100,15 @@ def read(rows, tensors, shapes, ignored=(), tied=None):
 
     Args:
         rows: `Row`s that cover all variables.
-        tensors: dict foreign name -> array.
+        tensors: dict foreign name -> array, or anything with `shape`, `dtype` and `__array__`, such as a `LazyArray`.
         shapes: dict variable path -> shape.
         ignored: patterns (`fnmatch`) of foreign names that hold nothing a model of ours has.
         tied: dict of foreign names, duplicate -> original. A duplicate must equal its original; it stands in
             for an original that is absent.
 
     Returns:
-        dict variable path -> array, a view of the tensor where the layout allows it.
+        dict variable path -> array, a view of the tensor where the layout allows it; or `LazyArray` for tensors
+        that are no arrays.
 
     Raises:
         ValueError: names every tensor that is missing, left over, misshaped, of a wrong dtype or unequal to
@@ -103,12 +122,12 @@ def read(rows, tensors, shapes, ignored=(), tied=None):
             continue
         tensor, path_shapes = tensors[name], [tuple(shapes[path]) for path in paths]
         expected = tuple(layout.foreign_shape(path_shapes))
-        if tensor.shape != expected:
+        if tuple(tensor.shape) != expected:
             misshaped.append(f"{name} {tensor.shape} instead of {expected}")
         elif tensor.dtype not in FLOATS:
             mistyped.append(f"{name} {tensor.dtype}")
         else:
-            arrays.update(zip(paths, layout.to_ours(tensor, path_shapes), strict=True))
+            arrays.update(zip(paths, _to_ours(layout, tensor, path_shapes), strict=True))
     problems += _problem("misshaped tensors", misshaped)
     problems += _problem("tensors of no floating point type", mistyped)
     if problems:
@@ -144,6 +163,15 @@ def renamed(tensors, rename):
         twice = sorted(name for name, new in names.items() if list(names.values()).count(new) > 1)
         raise ValueError(f"tensors of the same meaning: {', '.join(twice)}.")
     return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _to_ours(layout, tensor, shapes):
+    if isinstance(tensor, np.ndarray):
+        return layout.to_ours(tensor, shapes)
+    return [
+        LazyArray(shape, tensor.dtype, lambda i=i: layout.to_ours(np.asarray(tensor), shapes)[i])
+        for i, shape in enumerate(shapes)
+    ]
 
 
 def _untied(tensors, tied):

@@ -160,4 +160,6 @@ class TiedHead(keras.layers.Layer):
 
 def normal_initializer(stddev):
     """The config of a normal initializer: a plain dict, so that layers write it into their own config."""
-    return keras.initializers.serialize(keras.initializers.RandomNormal(stddev=stddev))
+    # As `keras.initializers.serialize` writes it, which imports TensorFlow wherever it is installed.
+    config = {"mean": 0.0, "stddev": stddev, "seed": None}
+    return {"module": "keras.initializers", "class_name": "RandomNormal", "config": config, "registered_name": None}
