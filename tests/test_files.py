@@ -1,6 +1,8 @@
 import json
 import os
+import pickle
 import struct
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from kerasllm.checkpoints import files
+from kerasllm.checkpoints.weight_map import LazyArray
 
 TENSORS = {
     "a": np.arange(6, dtype="float32").reshape(2, 3),
@@ -186,18 +189,21 @@ def test_a_save_that_fails_half_way_leaves_no_new_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_cannot_be_written_leave_the_old_preset_whole(tmp_path, monkeypatch):
+def test_tensors_are_made_one_after_another_and_a_failure_leaves_the_old_preset_whole(tmp_path):
     write(tmp_path / "preset", 1)
-    before = contents(tmp_path / "preset")
+    before, made = contents(tmp_path / "preset"), []
 
-    def save_half(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise files.SafetensorError("No space left on device")
+    def make(name):
+        made.append(name)
+        if len(made) == 3:
+            raise OSError("No space left on device")
+        return TENSORS["a"]
 
-    monkeypatch.setattr(files, "save_file", save_half)
+    lazy = {name: LazyArray((2, 3), np.dtype("float32"), partial(make, name)) for name in "abcd"}
     with pytest.raises(ValueError, match="cannot be written: No space left"):
-        write(tmp_path / "preset", 2)
-    assert contents(tmp_path / "preset") == before
+        with files.replaced_folder(tmp_path / "preset") as staging:
+            files.write_tensors(staging, lazy)
+    assert made == ["a", "b", "c"] and contents(tmp_path / "preset") == before
 
 
 def test_other_files_stay_and_stale_ones_go(tmp_path):
@@ -224,3 +230,91 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(ValueError, match="model.safetensors is a folder"):
         write(tmp_path / "preset", 1)
     assert (tmp_path / "preset" / "config.json").read_text() == "{}"
+
+
+def test_large_tensors_are_parted_as_transformers_names_them(tmp_path):
+    tensors = {name: np.full(size, size, "float32") for name, size in (("a", 20), ("b", 5), ("c", 4), ("d", 3))}
+    files.write_tensors(tmp_path, tensors, max_shard_size="36B")
+    index = files.read_json(tmp_path / files.INDEX)
+    shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert index == {
+        "metadata": {"total_size": 128},
+        "weight_map": {"a": shards[0], "b": shards[1], "c": shards[1], "d": shards[2]},
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {files.INDEX, *shards}
+    for name, tensor in files.read_tensors(tmp_path).items():
+        np.testing.assert_array_equal(tensor, tensors[name])
+    files.write_tensors(tmp_path / "..", tensors, max_shard_size=128)
+    assert (tmp_path / ".." / files.WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "", "5 G", "-5GB", "5.5GB"])
+def test_a_size_of_shards_that_is_none_is_refused(tmp_path, size):
+    with pytest.raises(ValueError, match="max_shard_size"):
+        files.write_tensors(tmp_path, TENSORS, size)
+
+
+class Attack:
+    """What a pickle may do to those who load it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_files_of_torch_are_read_where_there_is_no_other(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
+    for options in ({}, {"_use_new_zipfile_serialization": False}):  # the layout of before 2020
+        torch.save(tensors, tmp_path / "pytorch_model.bin", **options)
+        found = files.read_tensors(tmp_path)
+        for name in tensors:
+            assert found[name].dtype == TENSORS[name].dtype
+            np.testing.assert_array_equal(found[name], TENSORS[name])
+        with pytest.raises(ValueError, match="read-only"):
+            found["a"][0, 0] = 1
+    (tmp_path / "pytorch_model.bin").unlink()
+
+    index = {name: f"pytorch_model-0000{i}-of-00002.bin" for i, name in enumerate(tensors, start=1)}
+    for name, shard in index.items():
+        torch.save({name: tensors[name]}, tmp_path / shard)
+    files.write_json(tmp_path / "pytorch_model.bin.index.json", {"weight_map": index})
+    assert set(files.read_tensors(tmp_path)) == {"a", "b"}
+    files.write_json(tmp_path / "pytorch_model.bin.index.json", {"weight_map": index | {"a": "../x.bin"}})
+    with pytest.raises(ValueError, match="no file name in its folder"):
+        files.read_tensors(tmp_path)
+
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no file of torch's")
+    files.write_tensors(tmp_path, {"c": TENSORS["c"]})
+    assert set(files.read_tensors(tmp_path)) == {"c"}
+
+
+@pytest.mark.parametrize("pickled_by", ["torch", "pickle"])
+def test_a_pickle_that_runs_code_is_refused(tmp_path, pickled_by):
+    torch = pytest.importorskip("torch")
+    content, path = {"a": torch.ones(2), "b": Attack(tmp_path / "hacked")}, tmp_path / "pytorch_model.bin"
+    if pickled_by == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps({"b": content["b"]}))
+    with pytest.raises(ValueError, match="pytorch_model.bin is refused"):
+        files.read_tensors(tmp_path)
+    assert not (tmp_path / "hacked").exists()
+    torch.load(path, weights_only=False) if pickled_by == "torch" else pickle.loads(path.read_bytes())
+    assert (tmp_path / "hacked").exists(), "the attack must be one"
+
+
+def test_files_of_torch_that_hold_something_else_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    for content in (
+        [1],
+        {"a": 1},
+        {1: torch.ones(2)},
+        {"a": torch.ones(1).expand(2**40)},
+        {"a": torch.ones(2).to_sparse()},
+    ):
+        torch.save(content, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="pytorch_model.bin"):
+            files.read_tensors(tmp_path)

@@ -1,6 +1,7 @@
 """Safetensors and JSON files: read without trust, written as a whole or not at all."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,9 +12,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # What a preset consists of. Files of these names in a folder are replaced together.
 PRESET_FILE = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
@@ -32,31 +33,50 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def read_tensors(folder):
-    """The tensors of a folder's `model.safetensors`, or of the shards its index names.
+    """The tensors of a folder's `model.safetensors`, or of the shards its index names; else of `pytorch_model.bin`.
 
     Returns:
         dict name -> read-only array. The files are memory-mapped: an array is read when its values are.
 
     Raises:
-        ValueError: names the file that is missing, cut off or malformed.
+        ValueError: names the file that is missing, cut off or malformed, or whose pickle holds more than tensors.
+        ImportError: there is only `pytorch_model.bin`, and torch is not installed.
     """
     folder = Path(folder)
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        return read_safetensors(folder / WEIGHTS)
-    shard_of = read_json(folder / INDEX).get("weight_map")
+    layouts = (
+        (WEIGHTS, INDEX, read_safetensors),
+        (TORCH_WEIGHTS, TORCH_INDEX, _read_torch_file),
+    )
+    for whole, index, read in layouts:
+        if (folder / whole).exists():
+            return read(folder / whole)
+        if (folder / index).exists():
+            return _read_shards(folder / index, Path(whole).suffix, read)
+    return read_safetensors(folder / WEIGHTS)
+
+
+def _read_torch_file(path):
+    from kerasllm.backend.torch_files import read_torch_file
+
+    return read_torch_file(_existing(path))
+
+
+def _read_shards(index, suffix, read):
+    shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
-        raise ValueError(f"{folder / INDEX} must have a weight_map from tensor names to file names.")
+        raise ValueError(f"{index} must have a weight_map from tensor names to file names.")
     tensors = {}
     for shard in sorted(set(shard_of.values())):
-        if re.fullmatch(r"[\w.-]+\.safetensors", shard) is None:
-            raise ValueError(f"{folder / INDEX} names the shard {shard!r}, which is no file name in its folder.")
-        tensors.update(read_safetensors(folder / shard))
+        if re.fullmatch(rf"[\w.-]+\{suffix}", shard) is None:
+            raise ValueError(f"{index} names the shard {shard!r}, which is no file name in its folder.")
+        tensors.update(read(index.with_name(shard)))
     if set(tensors) != set(shard_of):
         names = sorted(set(tensors) ^ set(shard_of))
-        raise ValueError(f"{folder / INDEX} and its shards hold different tensors: {', '.join(names[:12])}.")
+        raise ValueError(f"{index} and its shards hold different tensors: {', '.join(names[:12])}.")
     return tensors
 
 
@@ -109,18 +129,62 @@ def _existing(path):
     return path
 
 
-def write_tensors(folder, tensors):
-    """Write `model.safetensors` into a folder, as transformers wants it."""
-    folder = Path(folder)
-    # The library writes the memory behind an array in its order, whatever the strides.
-    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    try:
-        # transformers 4 refuses a file that doesn't say which framework's layouts it keeps.
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        # The library lets the owner alone read it; we, whoever may read the folder.
-        (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+def write_tensors(folder, tensors, max_shard_size=None):
+    """Write `model.safetensors` into a folder, or shards with their index, as transformers names them.
+
+    Args:
+        folder: path of the folder.
+        tensors: dict name -> array, or anything with `shape`, `dtype` and `__array__`; asked for one after another.
+        max_shard_size: the most bytes of tensors in a file, a number or a string such as "5GB". A larger tensor has a
+            file of its own.
+    """
+    folder, sizes = Path(folder), {name: _num_bytes(tensor) for name, tensor in tensors.items()}
+    limit = _bytes_of(max_shard_size) if max_shard_size is not None else sum(sizes.values())
+    shards, room = [[]], limit
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        _write_safetensors(folder / WEIGHTS, tensors)
+        return
+    shard_of = {}
+    for i, names in enumerate(shards, start=1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        shard_of |= dict.fromkeys(names, file)
+        _write_safetensors(folder / file, {name: tensors[name] for name in names})
+    write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": shard_of})
+
+
+def _write_safetensors(path, tensors):
+    # The wider types first, so that every tensor lies at a multiple of its type's size.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+    # transformers 4 refuses a file that doesn't say which framework's layouts it keeps.
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + _num_bytes(tensor)
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = json.dumps(header).encode("utf-8")
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors.values():
+            # In the order of its axes, whatever its strides are. Not by its own type: bfloat16 has no buffer.
+            file.write(np.asarray(tensor, order="C").reshape(-1).view(np.uint8))
+
+
+def _num_bytes(tensor):
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def _bytes_of(size):
+    match = re.fullmatch(r"(\d+)\s*([KMGT]?B)", str(size).upper())
+    number, unit = (int(match[1]), match[2]) if match else (size, "B")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"max_shard_size ({size!r}) must be a positive whole number of bytes, or such as '5GB'.")
+    return number * 1000 ** ("B", "KB", "MB", "GB", "TB").index(unit)
 
 
 def write_json(path, value):

@@ -91,7 +91,7 @@ def read_preset(source, model_class):
     return Preset(arguments, read_weights, source, texts)
 
 
-def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, write_files=None):
+def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, write_files=None, max_shard_size=None):
     """Write a preset, in the first layout that can say the model; the whole folder is written or nothing is.
 
     Args:
@@ -99,10 +99,11 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
         class_name: name of the model's class.
         arguments: dict of plain values, what the model's constructor takes. `dtype` is left out: what a model
             computes in is for those to say who load it, as with transformers.
-        arrays: dict variable path -> array, all of the model's.
+        arrays: dict variable path -> array or `LazyArray`, all of the model's.
         special_token_ids: dict with those of "bos_token_id", "eos_token_id", "pad_token_id" and
             "decoder_start_token_id" that are known. transformers stops generating at the second.
         write_files: function of a folder that writes what else belongs to the preset, such as the tokenizer.
+        max_shard_size: the most bytes of weights in a file, as for `files.write_tensors`.
 
     Raises:
         ValueError: the folder cannot be written; what was there before is whole.
@@ -115,7 +116,7 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
         config["dtype"] = next(iter(arrays.values())).dtype.name
     with files.replaced_folder(folder) as staging:
         files.write_json(staging / files.CONFIG, config)
-        files.write_tensors(staging, family.write_weights(class_name, arguments, arrays))
+        files.write_tensors(staging, family.write_weights(class_name, arguments, arrays), max_shard_size)
         if write_files:
             write_files(staging)
 

@@ -140,10 +140,10 @@ def write(rows, arrays):
 
     Args:
         rows: `Row`s that cover all variables.
-        arrays: dict variable path -> array.
+        arrays: dict variable path -> array, or `LazyArray`.
 
     Returns:
-        dict foreign name -> array.
+        dict foreign name -> array, or `LazyArray` where the arrays are none.
 
     Raises:
         ValueError: names the variables that have no row and the rows that have no variable.
@@ -153,7 +153,7 @@ def write(rows, arrays):
     problems += _problem("rows without a variable", [path for path in paths if path not in arrays])
     if problems:
         raise ValueError("; ".join(problems) + ".")
-    return {row.name: row.layout.to_foreign([arrays[path] for path in row.paths]) for row in rows}
+    return {row.name: _to_foreign(row.layout, [arrays[path] for path in row.paths]) for row in rows}
 
 
 def renamed(tensors, rename):
@@ -172,6 +172,13 @@ def _to_ours(layout, tensor, shapes):
         LazyArray(shape, tensor.dtype, lambda i=i: layout.to_ours(np.asarray(tensor), shapes)[i])
         for i, shape in enumerate(shapes)
     ]
+
+
+def _to_foreign(layout, arrays):
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return layout.to_foreign(arrays)
+    shape = tuple(layout.foreign_shape([tuple(array.shape) for array in arrays]))
+    return LazyArray(shape, arrays[0].dtype, lambda: layout.to_foreign([np.asarray(array) for array in arrays]))
 
 
 def _untied(tensors, tied):

@@ -3,9 +3,12 @@
 import pathlib
 
 import keras
+import numpy as np
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text
+from kerasllm.backend.variables import built_with
+from kerasllm.checkpoints.weight_map import LazyArray
 
 # Each holds a vocabulary, and tells that a tokenizer is there.
 TOKENIZER_FILES = (
@@ -83,10 +86,7 @@ class Model(keras.Model):
         preset = checkpoints.read_preset(source, cls)
         with preset.folder() as folder:
             arguments = {**cls.read_arguments(folder), **arguments}
-        model = cls(**{**preset.arguments, **arguments})
-        arrays = preset.read_weights({v.path: tuple(v.shape) for v in model.weights})
-        for variable in model.weights:
-            variable.assign(arrays[variable.path])
+        model = built_with(lambda: cls(**{**preset.arguments, **arguments}), preset.read_weights)
         with preset.folder() as folder:
             model.load_assets(folder)
         return model
@@ -96,18 +96,23 @@ class Model(keras.Model):
         """Arguments that a preset says in other files than config.json."""
         return {}
 
-    def save_to_preset(self, folder):
+    def save_to_preset(self, folder, max_shard_size="5GB"):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.
 
         BERT, GPT-2, Llama and their relatives, Marian, BART and T5 have the layout of Hugging Face transformers, which
         opens the folder; other models have our own, with variables named by their paths.
 
+        Args:
+            folder: its path; it is made if need be. Files of an older preset in it are replaced.
+            max_shard_size: the most bytes of weights in a file, a number or a string such as "500MB". Where there are
+                more, they are parted into `model-00001-of-00003.safetensors` and so on, with an index.
+
         Raises:
             ValueError: the folder cannot be written; what was there before is whole.
         """
-        arrays = {v.path: keras.ops.convert_to_numpy(v.value) for v in self.weights}
+        ids, arrays = self.special_token_ids(), {v.path: _values(v) for v in self.weights}
         checkpoints.write_preset(
-            folder, type(self).__name__, self.arguments, arrays, self.special_token_ids(), self.save_assets
+            folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size
         )
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, *, verify=True, **options):
@@ -164,6 +169,12 @@ class Model(keras.Model):
         if name not in self.tokenizers:
             raise ValueError(f"{name} (None) must be set for text: `model.{name} = Tokenizer.from_folder(...)`.")
         return self.tokenizers[name]
+
+
+def _values(variable):
+    """A variable's values as an array that is made when it is asked for."""
+    dtype = np.dtype(keras.backend.standardize_dtype(variable.dtype))
+    return LazyArray(tuple(variable.shape), dtype, lambda: keras.ops.convert_to_numpy(variable.value))
 
 
 def read_texts(name, texts):

@@ -1,0 +1,65 @@
+"""Models whose variables begin with given values, without initial values made in vain."""
+
+import keras
+import numpy as np
+
+from kerasllm.backend.compilation import name
+
+
+def built_with(build, read):
+    """Build a model whose variables get their values from `read`.
+
+    No initial values are drawn, and nothing is allocated before `read` has agreed to the model's shapes. Then each
+    array is read, converted to its variable's dtype and dropped, so that the memory taken is that of the variables
+    and little more.
+
+    Args:
+        build: function of nothing -> model.
+        read: function (dict variable path -> shape) -> dict variable path -> array, or what numpy takes for one.
+
+    Returns:
+        The model.
+
+    Raises:
+        What `build` and `read` raise, and what the arrays raise when they are read.
+    """
+    values = []
+    # Variables made in a stateless scope get their values when it ends, from what is then their initializer.
+    with keras.StatelessScope():
+        model = build()
+        try:
+            arrays = read({v.path: tuple(v.shape) for v in model.weights})
+        except BaseException:
+            arrays = dict.fromkeys((v.path for v in model.weights), 0.0)  # instead of initial values
+            raise
+        finally:
+            for variable in model.weights:
+                values.append(_Value(arrays[variable.path]))
+                variable._initializer = values[-1]
+    for value in values:
+        if value.error:
+            raise value.error
+    return model
+
+
+class _Value:
+    """An initializer that hands out the values of one array, once; Keras needs one that never fails."""
+
+    def __init__(self, array):
+        self.array, self.error = array, None
+
+    def __call__(self, shape, dtype=None):
+        dtype = np.dtype(keras.backend.standardize_dtype(dtype))
+        try:
+            array = np.array(self.array, dtype, order="C")
+        except Exception as error:
+            array, self.error = np.zeros((), dtype), error
+        self.array = None
+        if name() != "torch":
+            return keras.ops.convert_to_tensor(array)
+        import torch
+
+        # Over the array's memory, which Keras would copy; bfloat16, which torch does not take from numpy, by its bits.
+        if dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
