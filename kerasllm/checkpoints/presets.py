@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasllm.checkpoints import bart, bert, files, gguf, gpt2, llama, marian, ours, t5
+from kerasllm.checkpoints import bart, bert, files, gguf, gpt2, hub, llama, marian, ours, t5
 
 FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, marian, bart, t5, ours)
 
@@ -30,7 +30,7 @@ class Preset:
         arguments: dict, what the model's constructor takes.
         read_weights: function (dict variable path -> shape) -> dict variable path -> array. The arrays are
             memory-mapped. A `ValueError` names every tensor that is missing, left over or misshaped.
-        source: path of the preset.
+        source: path of the preset on this machine.
         files: the tokenizer's files and others, dict name -> text; None if `source` is a folder that holds them.
     """
 
@@ -56,7 +56,7 @@ def read_preset(source, model_class):
 
     Args:
         source: path of a folder with config.json and model.safetensors (or its shards and their index), or of a
-            `.gguf` file.
+            `.gguf` file; or the name of such as `hub.local` takes it.
         model_class: the class of the model to be made.
 
     Returns:
@@ -73,14 +73,12 @@ def read_preset(source, model_class):
         >>> for v in model.weights:
         ...     v.assign(arrays[v.path])
     """
-    class_name, is_gguf, texts = model_class.__name__, Path(source).suffix == ".gguf", None
-    config = None if is_gguf else files.read_json(Path(source) / files.CONFIG)
+    class_name = model_class.__name__
     with _errors_name(source):
-        if is_gguf:
-            config, tensors, texts = gguf.read(source)
+        path = hub.local(source)
+        config, read_tensors, texts = _opened(path)
         family = _family_read_by(class_name, config)
-        if not is_gguf:
-            tensors = files.read_tensors(source)
+        tensors = read_tensors()
         arguments = family.read_config(config, class_name, list(tensors))
         _check_signature(model_class, arguments)
 
@@ -88,7 +86,7 @@ def read_preset(source, model_class):
         with _errors_name(source):
             return family.read_weights(class_name, arguments, tensors, shapes)
 
-    return Preset(arguments, read_weights, source, texts)
+    return Preset(arguments, read_weights, path, texts)
 
 
 def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, write_files=None, max_shard_size=None):
@@ -119,6 +117,14 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
         files.write_tensors(staging, family.write_weights(class_name, arguments, arrays), max_shard_size)
         if write_files:
             write_files(staging)
+
+
+def _opened(path):
+    """The content of config.json, a function that reads the tensors, and the texts of other files or None."""
+    if path.suffix == ".gguf":
+        config, tensors, texts = gguf.read(path)
+        return config, lambda: tensors, texts
+    return files.read_json(path / files.CONFIG), lambda: files.read_tensors(path), None
 
 
 def _family_read_by(class_name, config):

@@ -77,9 +77,14 @@ class Model(keras.Model):
             source: path of a folder with `config.json`, `model.safetensors` and perhaps tokenizer files, written by
                 `save_to_preset` on any backend, or by Hugging Face transformers (BERT, GPT-2, Llama and their
                 relatives, Marian, BART, T5); or of a `.gguf` file (Llama), whose weights are dequantised.
-            **arguments: of the constructor, in place of the preset's own, for instance `dropout` or `dtype`.
+                "hf://org/name", with "@revision" or not, is the model of this name on the Hugging Face Hub, kept in
+                its cache; "kaggle://owner/model/framework/variation" one on Kaggle. An older `pytorch_model.bin` is
+                read where there is no safetensors file, without running code of its own; it needs torch.
+            **arguments: of the constructor, in place of the preset's own, for instance `dropout`, or `dtype`:
+                "bfloat16" reads straight into half the memory, "mixed_bfloat16" keeps float32 weights.
 
         Raises:
+            ImportError: a package that the source needs is not installed.
             ValueError: the folder or a file is missing or malformed; it holds another family; its config says
                 something that this class does not know; a tensor is missing, left over or misshaped.
         """
