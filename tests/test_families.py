@@ -391,7 +391,8 @@ def test_our_layout_keeps_arguments_and_arrays(tmp_path):
         ({"arguments": {**TRANSLATOR, "surprise": 1}}, "surprise"),
         ({"arguments": {}}, "source_vocabulary_size"),
         ({"architectures": ["GPT"]}, "GPT.*not 'LSTMTranslator'"),
-        ({"architectures": None}, "not 'LSTMTranslator'"),
+        ({"architectures": None}, "architectures .None. must be"),
+        ({"architectures": []}, "architectures .... must be"),
         ({"model_type": "gpt2"}, "'gpt2' model.*GPT.*not 'LSTMTranslator'"),
         (
             {"model_type": "xlnet"},

@@ -169,22 +169,6 @@ def test_a_file_that_says_something_else_is_refused(metadata, tensors, words, tm
         GPT.from_preset(write(tmp_path / "model.gguf", metadata, tensors))
 
 
-def test_files_cut_off_or_changed_are_refused_or_read_but_nothing_else_happens(tmp_path):
-    content = bytearray(write(tmp_path / "model.gguf").read_bytes())
-    random, refused = np.random.default_rng(0), 0
-    for trial in range(300):
-        broken = content[: random.integers(len(content))] if trial % 3 == 0 else content.copy()
-        for place in random.integers(0, 900, 3):  # the header and the names
-            if place < len(broken):
-                broken[place] = random.integers(256)
-        (tmp_path / "broken.gguf").write_bytes(broken)
-        try:
-            gguf.read(tmp_path / "broken.gguf")
-        except ValueError:
-            refused += 1
-    assert refused > 200
-
-
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="missing.gguf.*no such file"):
         GPT.from_preset(tmp_path / "missing.gguf")

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "presets": ["read_preset", "write_preset"],
+        "description": ["Description", "describe"],
         "generation_config": ["read_generation_config", "read_start_token_id", "write_generation_config"],
         "sentence_transformers": ["read_modules", "write_modules"],
         "weight_map": [],

@@ -33,7 +33,7 @@ def _is_number(value):
 
 
 def _is_size(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 size = Kind("a positive whole number", _is_size)

@@ -21,6 +21,7 @@ PRESET_FILE = re.compile(
     r"|((source|target)_)?tokenizer(_config)?\.json"
     r"|modules\.json|sentence_bert_config\.json|1_Pooling"
 )
+MOST_JSON_BYTES = 2**27
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -91,7 +92,7 @@ def read_safetensors(path):
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     data = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
+    header = json.loads(data[8:start].tobytes(), object_pairs_hook=_without_twins)
     header.pop("__metadata__", None)
     return {name: _tensor(path, name, data[start:], entry) for name, entry in header.items()}
 
@@ -106,6 +107,8 @@ def _tensor(path, name, data, entry):
 def read_json(path, kind=dict):
     """The object (dict) in a JSON file, or the array where `kind` is list."""
     path = _existing(path)
+    if path.stat().st_size > MOST_JSON_BYTES:
+        raise ValueError(f"{path} is longer than {MOST_JSON_BYTES} bytes.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError, OSError) as error:
@@ -114,6 +117,13 @@ def read_json(path, kind=dict):
         expected = {dict: "an object", list: "an array"}[kind]
         raise ValueError(f"{path} holds {type(value).__name__}, expected {expected}.")
     return value
+
+
+def _without_twins(pairs):
+    """An object, whose keys the library and we might choose among differently if one came twice."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a safetensors header has the same name twice.")
+    return dict(pairs)
 
 
 def _refuse(constant):

@@ -74,16 +74,17 @@ def read_preset(source, model_class):
         ...     v.assign(arrays[v.path])
     """
     class_name = model_class.__name__
-    with _errors_name(source):
+    with errors_name(source):
         path = hub.local(source)
-        config, read_tensors, texts = _opened(path)
+        config, read_tensors, texts = opened(path)
         family = _family_read_by(class_name, config)
         tensors = read_tensors()
         arguments = family.read_config(config, class_name, list(tensors))
+        _check_depth(arguments, len(tensors))
         _check_signature(model_class, arguments)
 
     def read_weights(shapes):
-        with _errors_name(source):
+        with errors_name(source):
             return family.read_weights(class_name, arguments, tensors, shapes)
 
     return Preset(arguments, read_weights, path, texts)
@@ -119,7 +120,7 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
             write_files(staging)
 
 
-def _opened(path):
+def opened(path):
     """The content of config.json, a function that reads the tensors, and the texts of other files or None."""
     if path.suffix == ".gguf":
         config, tensors, texts = gguf.read(path)
@@ -127,16 +128,31 @@ def _opened(path):
     return files.read_json(path / files.CONFIG), lambda: files.read_tensors(path), None
 
 
-def _family_read_by(class_name, config):
+def family_of(config):
+    """The family that config.json names, and the names of our classes that read it."""
     model_type = config.get("model_type")
     family = next((family for family in FAMILIES if model_type == family.MODEL_TYPE), None)
     if family is None:
         names = ", ".join(repr(family.MODEL_TYPE) for family in FAMILIES)
         raise ValueError(f"config.json: model_type ({model_type!r}) must be one of {names}.")
     readers = list(family.ARCHITECTURES) or config.get("architectures")
-    if not isinstance(readers, list) or class_name not in readers:
-        raise ValueError(f"it holds a {model_type!r} model, which {readers} can read, not {class_name!r}.")
+    if not isinstance(readers, list) or not readers or not all(isinstance(reader, str) for reader in readers):
+        raise ValueError(f"config.json: architectures ({readers!r}) must be a list of names.")
+    return family, readers
+
+
+def _family_read_by(class_name, config):
+    family, readers = family_of(config)
+    if class_name not in readers:
+        raise ValueError(f"it holds a {family.MODEL_TYPE!r} model, which {readers} can read, not {class_name!r}.")
     return family
+
+
+def _check_depth(arguments, num_tensors):
+    # Before a loop goes over as many blocks as a config has made up.
+    for name, value in arguments.items():
+        if name.endswith("num_layers") and isinstance(value, int) and value > num_tensors:
+            raise ValueError(f"config.json: {name} ({value}) must be at most the number of tensors, {num_tensors}.")
 
 
 def _layout_of(class_name, arguments):
@@ -158,7 +174,8 @@ def _check_signature(model_class, arguments):
 
 
 @contextmanager
-def _errors_name(source):
+def errors_name(source):
+    """Let the errors of a block begin with the preset's name."""
     try:
         yield
     except ValueError as error:
