@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasllm.checkpoints import bart, bert, files, gguf, gpt2, hub, llama, marian, ours, t5
+from kerasllm.checkpoints import bart, bert, files, gguf, gpt2, hub, keras_hub, llama, marian, ours, t5
 
 FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, marian, bart, t5, ours)
+READ_ONLY = keras_hub.FAMILIES
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,19 @@ def opened(path):
     if path.suffix == ".gguf":
         config, tensors, texts = gguf.read(path)
         return config, lambda: tensors, texts
-    return files.read_json(path / files.CONFIG), lambda: files.read_tensors(path), None
+    config = files.read_json(path / files.CONFIG)
+    if keras_hub.is_config(config):
+        return keras_hub.read(path, config)
+    return config, lambda: files.read_tensors(path), None
 
 
 def family_of(config):
     """The family that config.json names, and the names of our classes that read it."""
     model_type = config.get("model_type")
-    family = next((family for family in FAMILIES if model_type == family.MODEL_TYPE), None)
+    families = (*FAMILIES, *READ_ONLY)
+    family = next((family for family in families if model_type == family.MODEL_TYPE), None)
     if family is None:
-        names = ", ".join(repr(family.MODEL_TYPE) for family in FAMILIES)
+        names = ", ".join(repr(family.MODEL_TYPE) for family in families)
         raise ValueError(f"config.json: model_type ({model_type!r}) must be one of {names}.")
     readers = list(family.ARCHITECTURES) or config.get("architectures")
     if not isinstance(readers, list) or not readers or not all(isinstance(reader, str) for reader in readers):
