@@ -20,9 +20,9 @@ def tokenizer():
     return Tokenizer.train_bpe(TEXTS, 300, pad="<pad>", bos="<s>", eos="</s>")
 
 
-def gpt():
+def gpt(**arguments):
     keras.utils.set_random_seed(0)
-    model = GPT(tokenizer().vocabulary_size, **SIZES, initializer_range=0.4, tokenizer=tokenizer())
+    model = GPT(tokenizer().vocabulary_size, **SIZES, initializer_range=0.4, tokenizer=tokenizer(), **arguments)
     return model
 
 
@@ -270,3 +270,12 @@ def test_what_changes_the_weights_changes_the_text(change, tmp_path):
         ids.append(int(np.argmax(model.predict_on_batch(inputs)[0, len(ids) - 1])))
     assert after == [ids]
     assert change == "quantize" or after != before
+
+
+def test_a_model_with_rotary_positions_can_be_quantised():
+    model = gpt(norm="rms", positions="rotary", gated=True)
+    x = {"token_ids": np.arange(5)[None], "padding_mask": np.ones((1, 5), "bool")}
+    before = keras.ops.convert_to_numpy(model(x))
+    model.quantize("int8")
+    difference = np.abs(keras.ops.convert_to_numpy(model(x)) - before).max()
+    assert 0 < difference < 0.1 * np.abs(before).max()

@@ -39,6 +39,7 @@ def model(path):
 @pytest.fixture(scope="module")
 def theirs(path):
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")  # with which transformers reads GGUF files
     torch = pytest.importorskip("torch")
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)

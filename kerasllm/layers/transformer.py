@@ -176,6 +176,8 @@ class TransformerStack(keras.layers.Layer):
             block.build(x_shape, (None, None, self.hidden_dim))
         if self.final_norm:
             self.final_norm.build(x_shape)
+        if self.rotary:
+            self.rotary.build(None)  # Keras quantises no layer with an unbuilt part
         if self.position_bias:
             self.position_bias.build(None)
 
