@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "BERTEmbedder",
             "EmbeddingIndex",
             "GPT",
+            "load",
         ],
         "generation": ["GenerationConfig"],
         "text": ["Tokenizer"],

@@ -17,5 +17,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "embedder": ["BERTEmbedder"],
         "embedding_index": ["EmbeddingIndex"],
         "gpt": ["GPT"],
+        "loading": ["load"],
     },
 )

@@ -2,6 +2,7 @@
 
 import keras
 
+from kerasllm import text
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import SharedEncoder, TransformerDecoder, TransformerEncoder
@@ -9,7 +10,6 @@ from kerasllm.models.base import carried_tokenizer, resolved_dtype
 from kerasllm.models.bert import BERT
 from kerasllm.models.transformer_translator import EncoderDecoder
 from kerasllm.models.translator import translation_inputs
-from kerasllm.text.tokenizers import Tokenizer
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -128,7 +128,7 @@ class Summarizer(EncoderDecoder):
     def tokenizer(self, tokenizer):
         if tokenizer is not None:
             roles = {role: tokenizer.roles.get(like) for role, like in (("bos", "cls"), ("eos", "sep"))}
-            tokenizer = Tokenizer(tokenizer.backend, **roles | tokenizer.roles, config=tokenizer.config)
+            tokenizer = text.Tokenizer(tokenizer.backend, **roles | tokenizer.roles, config=tokenizer.config)
         self._carried_tokenizer = tokenizer
 
     @property
