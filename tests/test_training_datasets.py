@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from kerasllm.text.tokenizers import Tokenizer
-from kerasllm.training.datasets import (
-    ClassificationDataset,
-    LanguageModelDataset,
-    MaskedLMDataset,
-    TokenClassificationDataset,
-    TranslationDataset,
-)
+from kerasllm.training.datasets import LanguageModelDataset, MaskedLMDataset, TranslationDataset
 
 WORDS = "the cat dog sat ran on under mat log a big small and then it was good bad very not".split()
 RNG = np.random.default_rng(0)
@@ -358,64 +352,3 @@ def test_a_model_from_elsewhere_has_its_start_token_and_what_its_tokenizer_adds(
     assert labels[0, : len(target)].tolist() == target and target[0] == bart.bos_id
     with pytest.raises(ValueError, match="start_token_id"):
         TranslationDataset([("the mat", "the cat")], bart, bart, start_token_id=bart.vocabulary_size)
-
-
-# Classes of texts and of tokens
-
-
-def test_a_classification_batch_has_texts_pairs_and_labels():
-    texts, pairs = SENTENCES[:6], SENTENCES[6:12]
-    data = ClassificationDataset(
-        texts, list("abcabc"), BERT, pairs=pairs, label_names=["c", "b", "a"], shuffle=False, max_length=200
-    )
-    inputs, labels = data.arrays()
-    assert labels.tolist() == [2, 1, 0, 2, 1, 0] and labels.dtype == "int32"
-    for ids, segments, real, *sides in zip(
-        inputs["token_ids"], inputs["segment_ids"], inputs["padding_mask"], texts, pairs, strict=True
-    ):
-        assert (ids[real].tolist(), segments[real].tolist()) == BERT.encode_with_segments(*sides)
-    assert "segment_ids" not in ClassificationDataset(texts, [0] * 6, BERT, segments=False, max_length=200)[0][0]
-
-
-def test_labels_may_be_rows_of_numbers():
-    labels = ClassificationDataset(SENTENCES[:2], [[1, 0, 1], [0, 0, 1]], BERT, max_length=200).arrays()[1]
-    assert labels.dtype == "float32" and labels.tolist() == [[1, 0, 1], [0, 0, 1]]
-
-
-def test_long_examples_are_dropped_or_cut_with_their_labels():
-    texts = ["the cat", "the cat sat on the mat " * 5, "the dog"]
-    dropped = ClassificationDataset(texts, [5, 6, 7], BERT, max_length=12, too_long="drop")
-    assert dropped.arrays()[1].tolist() == [5, 7] and dropped.num_too_long == 1
-    cut = ClassificationDataset(texts, [5, 6, 7], BERT, max_length=12, too_long="truncate")
-    assert cut.arrays()[0]["padding_mask"].sum(axis=1)[1] == 12 and cut.num_too_long == 1
-
-
-def test_a_word_has_its_label_at_its_first_token():
-    words = [["Lovelace", "sat", ",", "didn't", "she"], ["the", "cat"]]
-    labels = [[1, 2, 3, 4, 5], [6, 7]]
-    for tokenizer in (BERT, Tokenizer.train_bpe(SENTENCES, 280, cls="<s>", sep="</s>")):
-        inputs, marks = TokenClassificationDataset(words, labels, tokenizer, multiple=1, max_length=200).arrays()
-        for row, given, text in zip(marks, labels, words, strict=True):
-            assert [m for m in row.tolist() if m != -1] == given
-            (encoding,) = tokenizer.encodings([" ".join(text)])
-            starts = np.cumsum([0] + [len(word) + 1 for word in text])[:-1]
-            marked = [i for i, m in enumerate(row.tolist()) if m != -1]
-            assert all(encoding.offsets[i][0] in (s, s - 1) for i, s in zip(marked, starts, strict=True))
-    assert (inputs["padding_mask"] >= (marks != -1)).all()
-
-
-@pytest.mark.parametrize(
-    "make, words",
-    [
-        (lambda: ClassificationDataset(["a"], [0, 1], BERT), "labels .2 of them.*texts .1"),
-        (lambda: ClassificationDataset(["a"], ["x"], BERT), "label_names"),
-        (lambda: ClassificationDataset(["a"], ["x"], BERT, label_names=["y"]), r"labels\[0\] .'x'.*'y'"),
-        (lambda: ClassificationDataset(["a"], [0], BERT, pairs=["b", "c"]), "pairs"),
-        (lambda: ClassificationDataset(["the cat " * 99], [0], BERT), r"texts\[0\] has .* tokens, more than 128"),
-        (lambda: TokenClassificationDataset([["a", "b"]], [[1]], BERT), r"words\[0\]"),
-        (lambda: TokenClassificationDataset(["a"], [[1]], BERT), r"words\[0\] .'a'"),
-    ],
-)
-def test_bad_labels_are_refused(make, words):
-    with pytest.raises(ValueError, match=words):
-        make()

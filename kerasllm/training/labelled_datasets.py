@@ -1,0 +1,239 @@
+"""Batches for `fit` of BERT's heads: labels of texts, of tokens, and answers in contexts."""
+
+import numpy as np
+
+from kerasllm.arguments import check_choice, check_positive
+from kerasllm.text import batches
+from kerasllm.training.datasets import BucketedDataset, fitting
+
+
+class EncodingsDataset(BucketedDataset):
+    """The base of datasets for BERT's heads: encodings as `token_ids`, `segment_ids` and `padding_mask`."""
+
+    def __init__(self, encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs):
+        self.token_ids = [np.array(e.ids, "int32") for e in encodings]
+        self.segment_ids = [np.array(e.type_ids, "int32") for e in encodings] if segments else None
+        lengths = np.array([len(row) for row in self.token_ids])
+        super().__init__(lengths, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+
+    def make_inputs(self, indices, widths):
+        """The inputs of the examples at `indices`, padded to `widths`."""
+        token_ids, padding_mask = batches.pad([self.token_ids[i] for i in indices], widths[0])
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        if self.segment_ids:
+            inputs["segment_ids"] = batches.pad([self.segment_ids[i] for i in indices], widths[0])[0]
+        return inputs
+
+
+class ClassificationDataset(EncodingsDataset):
+    """Texts with their labels, for `BERTClassifier`.
+
+    A batch is `(inputs, labels)`: `inputs` has `token_ids`, `segment_ids` and `padding_mask` (B, T); the labels are
+    (B,) int32 for one label of several, (B, L) float32 for many labels or numbers.
+
+        dataset = ClassificationDataset(["Good.", "Bad."], ["pos", "neg"], tokenizer, label_names=["neg", "pos"])
+        model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(dataset, epochs=3, shuffle=False)
+
+    Args:
+        texts: sequence of strings.
+        labels: for each text a label's number; or its name; or L numbers, as of a multi-label problem (0 or 1 each,
+            trained with `BinaryCrossentropy(from_logits=True)`) or of a regression (trained with "mse").
+        tokenizer: puts [CLS] and [SEP] round the texts.
+        pairs: the second texts, where pairs are judged.
+        label_names: where labels are given by name, `model.arguments["labels"]`.
+        max_length: the most tokens of an example, special ones included.
+        too_long: what is done with longer examples: "error" raises, "drop" leaves them out, "truncate" cuts them;
+            `num_too_long` counts them.
+        segments: whether there are `segment_ids`: for models with two `num_segments` or more.
+        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self,
+        texts,
+        labels,
+        tokenizer,
+        batch_size=32,
+        pairs=None,
+        label_names=None,
+        max_length=128,
+        too_long="error",
+        segments=True,
+        multiple=32,
+        seed=0,
+        shuffle=True,
+        **kwargs,
+    ):
+        check_positive("max_length", max_length)
+        check_choice("too_long", too_long, ("error", "drop", "truncate"))
+        texts, labels = list(texts), read_labels(labels, label_names)
+        if not texts or len(labels) != len(texts):
+            raise ValueError(f"labels ({len(labels)} of them) must be as many as texts ({len(texts)}), at least one.")
+        encodings, keep, self.num_too_long = encode(tokenizer, texts, pairs, max_length, too_long)
+        self.labels = labels[keep]
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        return self.make_inputs(indices, widths), self.labels[indices]
+
+
+class TokenClassificationDataset(EncodingsDataset):
+    """Texts whose words have labels, for `BERTTokenClassifier`.
+
+    A batch is `(inputs, labels)`: `inputs` as in `ClassificationDataset`; the labels (B, T) int32 stand at the first
+    token of each word, -1 at all others, as `TokenCrossentropy` wants them.
+
+        words, labels = [["Ada", "Lovelace", "smiled", "."]], [["B-PER", "I-PER", "O", "O"]]
+        dataset = TokenClassificationDataset(words, labels, tokenizer, label_names=["O", "B-PER", "I-PER"])
+
+    Args:
+        words: for each text its words, a list of strings; the text is their join by spaces.
+        labels: for each text a label of each word, its number or its name.
+        tokenizer, label_names, max_length, too_long, segments: as for `ClassificationDataset`.
+        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self,
+        words,
+        labels,
+        tokenizer,
+        batch_size=32,
+        label_names=None,
+        max_length=128,
+        too_long="error",
+        segments=True,
+        multiple=32,
+        seed=0,
+        shuffle=True,
+        **kwargs,
+    ):
+        check_positive("max_length", max_length)
+        check_choice("too_long", too_long, ("error", "drop", "truncate"))
+        words, labels = list(words), list(labels)
+        if not words or len(words) != len(labels):
+            raise ValueError(f"labels ({len(labels)} of them) must be as many as words ({len(words)}), at least one.")
+        for i, (row, marks) in enumerate(zip(words, labels, strict=True)):
+            if isinstance(row, str) or len(row) != len(marks) or not all(isinstance(w, str) and w for w in row):
+                raise ValueError(f"words[{i}] ({row!r:.60}) must be {len(marks)} strings, one for each of labels[{i}].")
+        numbers = [read_labels(marks, label_names, f"labels[{i}]") for i, marks in enumerate(labels)]
+        texts = [" ".join(row) for row in words]
+        encodings, keep, self.num_too_long = encode(tokenizer, texts, None, max_length, too_long)
+        self.labels = [
+            np.array(token_labels(e, words[i], numbers[i]), "int32") for i, e in zip(keep, encodings, strict=True)
+        ]
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        labels, _ = batches.pad([self.labels[i] for i in indices], widths[0], value=batches.IGNORED)
+        return self.make_inputs(indices, widths), labels
+
+
+class QuestionAnsweringDataset(EncodingsDataset):
+    """Questions whose answers stand in a context, for `BERTQuestionAnswerer`.
+
+    A batch is `(inputs, labels)`: `inputs` as in `ClassificationDataset`, the question first; the labels are a dict of
+    `start_logits` and `end_logits` (B,) int32, the first and the last token of the answer, 0 (which is [CLS]) where
+    there is none.
+
+        dataset = QuestionAnsweringDataset(["Who sat?"], ["The cat sat."], [(4, 7)], tokenizer)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adamw", {"start_logits": loss, "end_logits": loss})
+        model.fit(dataset, epochs=2, shuffle=False)
+
+    Args:
+        questions, contexts: sequences of strings, as many.
+        answers: for each the characters (start, end) of the answer in its context, or None where it has none.
+        tokenizer, max_length, segments: as for `ClassificationDataset`.
+        too_long: "error" or "drop"; `num_too_long` counts the examples.
+        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+    """
+
+    def __init__(
+        self,
+        questions,
+        contexts,
+        answers,
+        tokenizer,
+        batch_size=16,
+        max_length=384,
+        too_long="error",
+        segments=True,
+        multiple=32,
+        seed=0,
+        shuffle=True,
+        **kwargs,
+    ):
+        check_positive("max_length", max_length)
+        check_choice("too_long", too_long, ("error", "drop"))
+        questions, contexts, answers = list(questions), list(contexts), list(answers)
+        if not questions or len({len(questions), len(contexts), len(answers)}) > 1:
+            raise ValueError(
+                f"questions ({len(questions)} of them), contexts ({len(contexts)}) and answers ({len(answers)}) "
+                "must be as many, at least one."
+            )
+        encodings, keep, self.num_too_long = encode(tokenizer, questions, contexts, max_length, too_long)
+        spans = [answer_tokens(i, e, contexts[i], answers[i]) for i, e in zip(keep, encodings, strict=True)]
+        self.spans = np.array(spans, "int32")  # (N, 2)
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        starts, ends = self.spans[indices].T
+        return self.make_inputs(indices, widths), {"start_logits": starts, "end_logits": ends}
+
+
+def token_labels(encoding, words, labels):
+    """The label of each token of words joined by spaces: a word's at its first token, -1 elsewhere."""
+    ends = np.cumsum([len(word) + 1 for word in words])
+    seen, marks = set(), []
+    for (start, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+        # The word in which the token ends: some tokenizers count the space before a word as its token's own.
+        word = None if special or start == end else int(np.searchsorted(ends, end))
+        marks.append(batches.IGNORED if word is None or word in seen else labels[word])
+        seen.add(word)
+    return marks
+
+
+def answer_tokens(index, encoding, context, answer):
+    """The first and last token of the characters (start, end) of a context; (0, 0) for None."""
+    if answer is None:
+        return 0, 0
+    start, end = answer
+    if not 0 <= start < end <= len(context) or not context[start:end].strip():
+        raise ValueError(f"answers[{index}] ({answer!r}) must be characters of contexts[{index}] ({context!r:.60}).")
+    places = zip(encoding.offsets, encoding.sequence_ids, strict=True)
+    inside = [t for t, ((first, last), side) in enumerate(places) if side == 1 and first < end and last > start]
+    if not inside:
+        raise ValueError(f"answers[{index}] ({context[start:end]!r}) has no tokens.")
+    return inside[0], inside[-1]
+
+
+def read_labels(labels, label_names, name="labels"):
+    """Labels as an array: numbers or names as (N,) int32, rows of numbers as (N, L) float32."""
+    if isinstance(labels, str | None):
+        raise ValueError(f"{name} ({labels!r:.80}) must be a sequence.")
+    if label_names is not None:
+        numbers = {label: i for i, label in enumerate(label_names)}
+        labels = list(labels)
+        for i, label in enumerate(labels):
+            if label not in numbers:
+                raise ValueError(f"{name}[{i}] ({label!r}) must be one of label_names ({label_names!r:.200}).")
+        return np.array([numbers[label] for label in labels], "int32")
+    array = np.asarray(labels)
+    if array.dtype.kind in "iu" and array.ndim == 1:
+        return array.astype("int32")
+    if array.dtype.kind not in "iufb" or array.ndim != 2:
+        raise ValueError(f"{name} ({labels!r:.80}) must be whole numbers, names with label_names, or rows of numbers.")
+    return array.astype("float32")
+
+
+def encode(tokenizer, texts, pairs, max_length, too_long):
+    """`(encodings, indices of the examples they belong to, number of examples that were too long)`."""
+    pairs = None if pairs is None else list(pairs)
+    encodings = tokenizer.encodings(texts, pairs)
+    lengths = np.array([len(e) for e in encodings])
+    keep = fitting(lengths, max_length, too_long, "texts")
+    for i in keep[lengths[keep] > max_length]:
+        encodings[i] = tokenizer.encodings([texts[i]], pairs and [pairs[i]], max_length)[0]
+    return [encodings[i] for i in keep], keep, int((lengths > max_length).sum())
