@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from kerasllm import datasets
+import kerasllm
+from kerasllm import datasets, pretrained
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 NOUNS = {"cat": "gato", "dog": "perro", "boy": "niño", "king": "rey", "book": "libro", "horse": "caballo"}
@@ -25,10 +26,38 @@ def little_text(monkeypatch):
         verb, verbo = chance.choice(sorted(VERBS.items()))
         pairs.append((f"The {a} {verb} the {b}.", f"El {x} {verbo} el {y}."))
     texts = [" ".join(english for english, _ in pairs[i : i + 10]) for i in range(0, 150, 10)]
+    corpora = {"document": split(texts), "paragraph": split([paragraph(chance) for _ in range(30)])}
     monkeypatch.setattr(datasets, "tatoeba", lambda max_words=None: split(pairs))
-    monkeypatch.setattr(datasets, "wikitext2", lambda unit="document": split(texts))
+    monkeypatch.setattr(datasets, "wikitext2", lambda unit="document": corpora[unit])
     monkeypatch.setattr(datasets, "movie_reviews", lambda source=None: split([(text, 1) for text in texts]))
+    monkeypatch.setattr(datasets, "debian_descriptions", lambda: split([(e * 3, e) for e, _ in pairs]))
     monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def paragraph(chance):
+    """Two sentences in WikiText's manner that have a name in common."""
+    name, place = chance.choice(["Anna Lovelace", "Tom", "King John"]), chance.choice(["Rome", "Oslo"])
+    return f"In the spring {name} saw a horse in {place} . Later the dog wanted to see {name} again ."
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Folders of a tiny MiniLM and a tiny SmolLM2."""
+    folder = tmp_path_factory.mktemp("toys")
+    texts = [paragraph(random.Random(i)).lower() for i in range(20)] + [*NOUNS, *VERBS]
+    tokenizer = kerasllm.Tokenizer.train_wordpiece(texts, 200)
+    kerasllm.BERT(tokenizer.vocabulary_size, 1, 2, 8, tokenizer=tokenizer).save_to_preset(folder / "minilm")
+    tokenizer = kerasllm.Tokenizer.train_bpe(texts, 300)
+    tokenizer.config["chat_template"] = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    kerasllm.GPT(tokenizer.vocabulary_size, 1, 2, 8, tokenizer=tokenizer).save_to_preset(folder / "smollm2")
+    return folder
+
+
+@pytest.fixture
+def toy_weights(toys, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "minilm", lambda: toys / "minilm")
+    monkeypatch.setattr(pretrained, "smollm2", lambda: toys / "smollm2")
+    monkeypatch.chdir(tmp_path)
 
 
 def split(examples):
@@ -46,6 +75,22 @@ def test_every_script_trains_a_model_and_measures_it(script, monkeypatch):
     for _, value, trivial in figures:
         assert math.isfinite(value)
         assert trivial and all(map(math.isfinite, trivial.values()))
+
+
+@pytest.mark.parametrize("script", ["fine_tune_classifier", "tag_entities", "answer_questions"])
+def test_every_script_teaches_a_pretrained_model_and_measures_it(script, toy_weights):
+    _, _, figures = importlib.import_module(script).main(tiny=True)
+    for _, value, trivial in figures:
+        assert 0 <= value <= 1
+        assert trivial and all(0 <= baseline <= 1 for baseline in trivial.values())
+
+
+def test_pretrained_models_chat_search_and_come_back(toy_weights):
+    messages = importlib.import_module("chat_smollm").main(tiny=True)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    hits = importlib.import_module("semantic_search").main(tiny=True)
+    assert all(len(found) == 2 and found[0]["score"] >= found[1]["score"] for found in hits)
+    assert importlib.import_module("load_huggingface").main(tiny=True) == 0
 
 
 @pytest.mark.slow
