@@ -1,4 +1,5 @@
-"""The whole road: three models learn, are used, saved, loaded again, exported, and run outside Keras.
+"""The whole road: three models learn, are used, saved, loaded again, exported, and run outside Keras; two others
+come with their weights, chat and search.
 
 make demo                       # or, in an environment of one's own:
 KERAS_BACKEND=jax python examples/demo.py
@@ -9,13 +10,16 @@ import subprocess
 import sys
 import time
 
+import chat_smollm
 import keras
 import numpy as np
 import pretrain_bert
+import semantic_search
 import train_gpt
 import train_translator
 
 PARTS = {"translator": train_translator, "BERT": pretrain_bert, "GPT": train_gpt}
+PRETRAINED = {"SmolLM2": chat_smollm, "MiniLM": semantic_search}
 FORMATS = {  # format: (ending of the path, script that runs the artifact)
     "tf_saved_model": ("_saved_model", "run_saved_model.py"),
     "litert": (".tflite", "run_tflite.py"),
@@ -37,6 +41,11 @@ def main(tiny=False):
         for figure, value, baselines in figures:
             others = ", ".join(f"{baseline} {result:.3g}" for baseline, result in baselines.items())
             rows.append([name, figure, f"{value:.3g}", others, *differences, minutes])
+    for name, script in PRETRAINED.items():
+        print(f"\n==== {name}: examples/{pathlib.Path(script.__file__).name}\n")
+        start = time.time()
+        script.main(tiny)
+        print(f"\n{time.time() - start:.0f} s")
     print(f"\n==== On held-out text, with {keras.backend.backend()}\n")
     print_table(["part", "figure", "ours", "without a network", "preset", *FORMATS, "minutes"], rows)
     print("\nThe numbers of the files: largest difference from the model, as a part of its largest logit.")

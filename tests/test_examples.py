@@ -77,7 +77,7 @@ def test_every_script_trains_a_model_and_measures_it(script, monkeypatch):
         assert trivial and all(map(math.isfinite, trivial.values()))
 
 
-@pytest.mark.parametrize("script", ["fine_tune_classifier", "tag_entities", "answer_questions"])
+@pytest.mark.parametrize("script", ["fine_tune_classifier", "tag_entities", "answer_questions", "summarize"])
 def test_every_script_teaches_a_pretrained_model_and_measures_it(script, toy_weights):
     _, _, figures = importlib.import_module(script).main(tiny=True)
     for _, value, trivial in figures:
@@ -94,8 +94,7 @@ def test_pretrained_models_chat_search_and_come_back(toy_weights):
 
 
 @pytest.mark.slow
-def test_the_demo_walks_the_whole_road(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_the_demo_walks_the_whole_road(toy_weights, capsys):
     importlib.import_module("demo").main(tiny=True)
     table = capsys.readouterr().out.split("==== On held-out text")[1]
     assert all(name in table for name in ("translator", "BERT", "GPT"))

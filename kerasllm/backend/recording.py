@@ -39,6 +39,7 @@ class Recording:
             graph = record(*[x.clone() for x in arguments]).graph
         _mark_written(graph)
         _merge_equal_operations(graph)
+        _put_constants_first(graph)
         _fuse_int8(graph)
         _fuse_linear(graph)
         _write_in_place(graph, num_donated)
@@ -126,6 +127,16 @@ def _merge_equal_operations(graph):
             seen[key] = node
 
 
+def _put_constants_first(graph):
+    """Move what depends on weights alone before all else, so that any operation may use it."""
+    nodes = list(graph.nodes)
+    place = [node for node in nodes if node.op == "placeholder"][-1]
+    for node in nodes:
+        if node.op != "output" and _is_constant(node):
+            place.append(node)
+            place = node
+
+
 def _constant_key(node):
     """What makes two constants equal: their name, or the value of a plain number."""
     constant = getattr(node.graph.owning_module, node.target)
@@ -174,37 +185,49 @@ def _fuse_int8(graph):
 
     Keras's `Dense`:    q = int8(clamp(round(x * scale))),  y = (int32(q) @ int32(kernel)) / (kernel_scale * scale) + b
     oneDNN:             u = uint8(x * scale + 128.5),       y = (u - 128) @ kernel / kernel_scale / scale + b
+
+    Products of one x, as those to queries, keys and values, become one: a call costs as much as a small product.
     """
-    unsigned = {}
-    for node in list(graph.nodes):
-        if not (parts := _int8_parts(node)):
-            continue
-        scaled, kernel, kernel_scale, scale, rows = parts
-        last, bias = _with_bias(node)
-        with graph.inserting_before(last):
-            if scaled not in unsigned:
-                with graph.inserting_after(scaled):
-                    moved = graph.call_function(aten.add.Tensor, (scaled, 128.5))
-                with graph.inserting_after(moved):
-                    unsigned[scaled] = graph.call_function(aten._to_copy.default, (moved,), {"dtype": torch.uint8})
-            is_transposed = kernel.target in TRANSPOSES
-            weight = kernel.args[0] if is_transposed else graph.call_function(aten.t.default, (kernel,))
-            weight = graph.call_function(aten.contiguous.default, (weight,))
-            size, width = kernel.meta["val"].shape[1], kernel.meta["val"].shape[0]
-            packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (weight, [rows, width]))
-            flat = graph.call_function(aten.view.default, (kernel_scale, [size]))
-            factors = graph.call_function(aten.reciprocal.default, (flat,))
-            zeros = graph.call_function(aten.zeros.default, ([size],), {"dtype": torch.int32})
-            to_float = (1.0, 0, torch.float32, "none", [], "")
-            arguments = (unsigned[scaled], 1.0, 128, packed, factors, zeros, None, *to_float)
-            product = graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
-            if bias is None:
-                new = graph.call_function(aten.div.Tensor, (product, scale))
-            else:
-                new = graph.call_function(aten.addcdiv.default, (bias, product, scale))
-        new.meta["val"] = last.meta["val"]
-        last.replace_all_uses_with(new)
+    products = {}
+    for node in graph.nodes:
+        if parts := _int8_parts(node):
+            products.setdefault(parts[0], []).append((node, *parts[1:]))
+    for scaled, parallel in products.items():
+        with graph.inserting_before(scaled.next):
+            moved = graph.call_function(aten.add.Tensor, (scaled, 128.5))
+            unsigned = graph.call_function(aten._to_copy.default, (moved,), {"dtype": torch.uint8})
+            joined = _int8_product(graph, unsigned, parallel)
+        start = 0
+        for node, kernel, *_ in parallel:
+            last, _ = _with_bias(node)
+            size, new = kernel.meta["val"].shape[1], joined
+            if len(parallel) > 1:
+                with graph.inserting_before(last):
+                    new = graph.call_function(aten.slice.Tensor, (joined, -1, start, start + size))
+            new.meta["val"], start = last.meta["val"], start + size
+            last.replace_all_uses_with(new)
     graph.eliminate_dead_code()
+
+
+def _int8_product(graph, unsigned, parallel):
+    """The node of the products of x with several kernels side by side, their biases added."""
+    *_, scale, rows = parallel[0]
+    weights, scales, biases = [], [], []
+    for node, kernel, kernel_scale, *_ in parallel:
+        size, width = kernel.meta["val"].shape[1], kernel.meta["val"].shape[0]
+        is_transposed = kernel.target in TRANSPOSES
+        weights.append(kernel.args[0] if is_transposed else graph.call_function(aten.t.default, (kernel,)))
+        scales.append(graph.call_function(aten.view.default, (kernel_scale, [size])))
+        bias = _with_bias(node)[1]
+        biases.append(graph.call_function(aten.zeros.default, ([size],)) if bias is None else bias)
+    weight, scales, bias = (graph.call_function(aten.cat.default, (parts,)) for parts in (weights, scales, biases))
+    packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (weight, [rows, width]))
+    factors = graph.call_function(aten.reciprocal.default, (scales,))
+    zeros = graph.call_function(aten.zeros_like.default, (scales,), {"dtype": torch.int32})
+    to_float = (1.0, 0, torch.float32, "none", [], "")
+    arguments = (unsigned, 1.0, 128, packed, factors, zeros, None, *to_float)
+    product = graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
+    return graph.call_function(aten.addcdiv.default, (bias, product, scale))
 
 
 def _with_bias(product):
