@@ -17,7 +17,7 @@ DATA = Path(__file__).parent / "data"
     [
         ("llama", "llama", ("GPT",)),
         ("gpt2", "gpt2", ("GPT",)),
-        ("bert", "bert", ("BERT", "BERTMaskedLM")),
+        ("bert", "bert", ("BERT", "BERTEmbedder")),
         ("bert_masked_lm", "bert", ("BERTMaskedLM", "BERT")),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from kerasllm.checkpoints import hub
 from kerasllm.checkpoints.presets import errors_name, family_of, opened
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", ".model", ".spm")
 
 
 @dataclass(frozen=True)

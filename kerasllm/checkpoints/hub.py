@@ -15,6 +15,7 @@ SMALL_FILES = (
     "generation_config.json",
     *("*tokenizer.json", "*tokenizer_config.json", "*special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "chat_template.jinja"),
+    *("modules.json", "sentence_bert_config.json", "*_Pooling/config.json"),
 )
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
