@@ -20,7 +20,7 @@ WITHOUT_KERAS = {"packages", "text", "metrics", "datasets", "pretrained"}
 MIDDLE = {"layers", "training", "generation"}
 ARROWS = {
     **{part: set() for part in FOUNDATION | LOWEST},
-    "checkpoints": {"backend"},  # torch reads its own files
+    "checkpoints": {"backend", "text"},  # torch reads its own files; GGUF files hold SentencePiece models
     **{part: {"backend", "text"} for part in MIDDLE},
     "models": MIDDLE | {"backend", "text", "checkpoints"},
     **{part: LOWEST | MIDDLE | {"models"} for part in ("export", "cli", "plots")},

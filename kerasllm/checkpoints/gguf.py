@@ -11,6 +11,7 @@ import numpy as np
 
 from kerasllm.checkpoints import gguf_reader
 from kerasllm.checkpoints.weight_map import LazyArray
+from kerasllm.text.sentencepiece_model import SentencePieceModel, to_tokenizer
 
 # The metadata of a Llama, without "llama.", and the fields of config.json; None where tensors or tokens say it too.
 METADATA = {
@@ -42,9 +43,15 @@ TENSORS = {
     "ffn_down": "mlp.down_proj",
 }
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+# Llama 3's words: at most three digits stand together.
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PRE_TOKENIZERS = {
-    "gpt-2": BYTE_LEVEL,
-    "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
+    "gpt-2": [],
+    "smollm": [{"type": "Digits", "individual_digits": True}],
+    "llama-bpe": [{"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Isolated", "invert": False}],
 }
 # Ours and GGUF's names of special tokens.
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -144,28 +151,18 @@ def _tokenizer_files(metadata):
     values = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items()}
     if "model" not in values:
         return {}
-    if values["model"] != "gpt2" or values.get("pre") not in PRE_TOKENIZERS:
-        raise ValueError(
-            f"tokenizer.ggml.model ({values['model']!r}) and tokenizer.ggml.pre ({values.get('pre')!r}) must be 'gpt2' "
-            f"and one of {', '.join(map(repr, PRE_TOKENIZERS))}."
-        )
-    tokens, kinds = values["tokens"], values.get("token_type", [])
-    added = [
-        {"id": i, "content": tokens[i], "special": kind == CONTROL}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for i, kind in enumerate(kinds)
-        if kind in (CONTROL, USER_DEFINED)
-    ]
     ids = {role: values.get(f"{name}_token_id") for role, name in ROLES.items()}
-    roles = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": added,
-        "pre_tokenizer": PRE_TOKENIZERS[values["pre"]],
-        "decoder": BYTE_LEVEL,
-        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": values["merges"]},
-    }
-    if values.get("add_bos_token"):
+    roles = {f"{role}_token": values["tokens"][i] for role, i in ids.items() if i is not None}
+    if values["model"] == "llama":
+        tokenizer, starts = _sentencepiece(values), True
+    elif values["model"] == "gpt2" and values.get("pre") in PRE_TOKENIZERS:
+        tokenizer, starts = _byte_level(values), False
+    else:
+        raise ValueError(
+            f"tokenizer.ggml.model ({values['model']!r}) and tokenizer.ggml.pre ({values.get('pre')!r}) must be "
+            f"'llama', or 'gpt2' and one of {', '.join(map(repr, PRE_TOKENIZERS))}."
+        )
+    if values.get("add_bos_token", starts):
         bos = roles["bos_token"]
         tokenizer["post_processor"] = {
             "type": "TemplateProcessing",
@@ -178,3 +175,36 @@ def _tokenizer_files(metadata):
     defaults = {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if ids[role] is not None}
     files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config, "generation_config.json": defaults}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in files.items()}
+
+
+def _byte_level(values):
+    """tokenizer.json of GPT-2's byte-level pairs."""
+    tokens = values["tokens"]
+    added = [
+        {"id": i, "content": tokens[i], "special": kind == CONTROL}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for i, kind in enumerate(values.get("token_type", []))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    words, is_llama_3 = PRE_TOKENIZERS[values["pre"]], values["pre"] == "llama-bpe"
+    pairs = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": values["merges"]}
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*words, BYTE_LEVEL | {"use_regex": not is_llama_3}]},
+        "decoder": BYTE_LEVEL,
+        "model": pairs | {"ignore_merges": is_llama_3},
+    }
+
+
+def _sentencepiece(values):
+    """tokenizer.json of SentencePiece's pairs, as Llama 2 and Mistral have them."""
+    model = SentencePieceModel(
+        values["tokens"],
+        values["scores"],
+        values["token_type"],
+        "bpe",
+        add_dummy_prefix=values.get("add_space_prefix", True),
+        remove_extra_whitespaces=values.get("remove_extra_whitespaces", False),
+    )
+    return json.loads(to_tokenizer(model).to_str())
