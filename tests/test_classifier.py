@@ -83,13 +83,13 @@ def test_bad_arguments_are_refused(call, words, model):
 
 
 def test_it_learns_from_strings():
-    model = make(num_segments=0, family="distilbert", pooler_activation="relu")
+    model = make(num_segments=0, dropout=0.0)
     labels = ["good" if "good" in text else "bad" for text in TEXTS]
     data = ClassificationDataset(
         TEXTS, labels, TOKENIZER, batch_size=6, label_names=LABELS, segments=False, multiple=16, max_length=16
     )
-    model.compile(keras.optimizers.Adam(0.04), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(data, epochs=15, shuffle=False, verbose=0)
+    model.compile(keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(data, epochs=20, shuffle=False, verbose=0)
     assert [r[0]["label"] for r in model.classify(TEXTS)] == labels
 
 
