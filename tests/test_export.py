@@ -15,6 +15,7 @@ from kerasllm.models.gpt import GPT
 from kerasllm.models.lstm_translator import LSTMTranslator
 from kerasllm.models.masked_lm import BERTMaskedLM
 from kerasllm.models.rnn import RNNLanguageModel
+from kerasllm.models.summarizer import Summarizer
 from kerasllm.models.transformer_translator import TransformerTranslator
 from kerasllm.training.losses import TokenCrossentropy
 
@@ -47,11 +48,12 @@ MODELS = {
     "transformer translator": lambda: TransformerTranslator(V, V + 1, **TRANSFORMER),
     "relative translator": lambda: TransformerTranslator(V, V, **TRANSFORMER, positions="relative"),
     "alibi translator": lambda: TransformerTranslator(V, V, **TRANSFORMER, positions="alibi", norm_first=True),
+    "summarizer": lambda: Summarizer(V, **TRANSFORMER, share=True),
     "bert": lambda: BERT(V, **TRANSFORMER),
     "masked lm": lambda: BERTMaskedLM(V, **TRANSFORMER),
 }
-# Mixed llama and simple rnn with attention have all their parts.
-ONLY_LITERT = {"llama", "simple rnn"}
+# Others have all their parts.
+ONLY_LITERT = {"llama", "simple rnn", "summarizer"}
 CASES = [(name, f) for name in MODELS for f in core.FORMATS if f == "litert" or name not in ONLY_LITERT]
 if IN_CHILD:  # A process started for each takes seconds: each family once, here or further below.
     CASES = [

@@ -62,10 +62,12 @@ def _axes(name):
 
 
 def _number_of_ids(model, name):
-    argument = "num_segments" if name == "segment_ids" else name.replace("token_ids", "vocabulary_size")
-    if argument not in model.arguments:
-        raise ValueError(f"verify (True): there is no example for the input {name!r}; pass verify=False.")
-    return model.arguments[argument]
+    # Source and target may have one vocabulary.
+    names = [name.replace("token_ids", "vocabulary_size"), "vocabulary_size"]
+    for argument in ["num_segments"] if name == "segment_ids" else names:
+        if argument in model.arguments:
+            return model.arguments[argument]
+    raise ValueError(f"verify (True): there is no example for the input {name!r}; pass verify=False.")
 
 
 def model_outputs(model, examples):
