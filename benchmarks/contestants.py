@@ -16,6 +16,7 @@ LSTM_WIDTH, LSTM_SYMBOLS, LSTM_LENGTH, LSTM_BATCH = 256, 8000, 20, 64
 
 
 def ids(steps, symbols, batch, length):
+    """Random token ids for a number of steps: (steps * batch, length)."""
     return np.random.default_rng(0).integers(1, symbols, (steps * batch, length)).astype("int32")
 
 
@@ -36,6 +37,7 @@ def fit(model, x, y, batch_size):
 
 
 def gpt_kerasllm(steps):
+    """Our GPT."""
     from kerasllm import GPT
     from kerasllm.training import AdamW, TokenCrossentropy
 
@@ -47,6 +49,7 @@ def gpt_kerasllm(steps):
 
 
 def gpt_keras(steps):
+    """The same GPT in plain Keras layers."""
     import keras
     from keras import layers
 
@@ -68,6 +71,7 @@ def gpt_keras(steps):
 
 
 def gpt_torch(steps):
+    """The same GPT in plain PyTorch."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -114,6 +118,7 @@ def gpt_torch(steps):
 
 
 def lstm_kerasllm(steps, shortest=LSTM_LENGTH):
+    """Our LSTM translator; sources and targets have `shortest` tokens at least."""
     from kerasllm import LSTMTranslator
     from kerasllm.training import AdamW, TokenCrossentropy
 
@@ -130,10 +135,12 @@ def lstm_kerasllm(steps, shortest=LSTM_LENGTH):
 
 
 def lstm_kerasllm_padded(steps):
+    """The same with padding."""
     return lstm_kerasllm(steps, shortest=LSTM_LENGTH // 2)
 
 
 def lstm_keras(steps):
+    """The same translator in plain Keras layers."""
     import keras
     from keras import layers
 
@@ -148,6 +155,7 @@ def lstm_keras(steps):
 
 
 def lstm_torch(steps):
+    """The same translator in plain PyTorch."""
     import torch
     from torch import nn
 

@@ -41,6 +41,7 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def main(options):
+    """Print the table."""
     print("| method | batch | program | backend | tokens/s | × transformers | × KerasHub | peak GB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     bandwidth = read_bandwidth(options)
@@ -90,12 +91,14 @@ def compare(method, batch, backend, options):
 
 
 def speed_of(method, batch, seconds, options):
+    """What is done in a second, as the table says it."""
     if method.endswith("translator"):
         return f"{batch / seconds:.0f} sentences/s"
     return f"{batch * (TINY_NEW if options.tiny else NEW) / seconds:.1f}"
 
 
 def start(backend, name, method, batch, options):
+    """A `Contestant`: this script in a process of its own."""
     tiny = ["--tiny"] if options.tiny else []
     return Contestant(backend, __file__, "--contestant", name, "--methods", method, "--batch", batch, *tiny)
 
@@ -117,6 +120,7 @@ def bytes_per_step(vocabulary_size, num_layers, num_heads, hidden_dim, max_seque
 
 
 def print_row(*cells):
+    """Print a row of a Markdown table."""
     print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
@@ -124,6 +128,7 @@ def print_row(*cells):
 
 
 def build(name, method, batch, tiny):
+    """A function that does the work of a contestant once and says when it ended."""
     sizes, new = (TINY, TINY_NEW) if tiny else (GPT2, NEW)
     prompts = np.random.default_rng(0).integers(0, sizes["vocabulary_size"], (batch, PROMPT)).astype("int32")
     if name == "bandwidth":
@@ -142,6 +147,7 @@ def build(name, method, batch, tiny):
 
 
 def kerasllm(sizes, method, prompts, new):
+    """Our GPT by a method."""
     from kerasllm import GPT
 
     model = GPT.from_size("small", **sizes, dropout=0.0)
@@ -178,6 +184,7 @@ def number_tokenizer(vocabulary_size):
 
 
 def keras_hub(sizes, method, prompts, new):
+    """KerasHub's GPT-2."""
     from keras_hub import models, samplers
 
     backbone = models.GPT2Backbone(**sizes, intermediate_dim=4 * sizes["hidden_dim"], dropout=0.0)
@@ -196,6 +203,7 @@ def keras_hub(sizes, method, prompts, new):
 
 
 def transformers(sizes, method, prompts, new):
+    """Hugging Face's GPT-2."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -224,6 +232,7 @@ def transformers(sizes, method, prompts, new):
 
 
 def translator(method, batch):
+    """Our translators."""
     from kerasllm import LSTMTranslator, TransformerTranslator
 
     if method == "lstm_translator":
@@ -242,6 +251,7 @@ def translator(method, batch):
 
 
 def bandwidth():
+    """A sum of numbers, which reads them once."""
     import torch
 
     numbers = torch.ones(READ_BYTES // 4)
@@ -249,12 +259,14 @@ def bandwidth():
 
 
 def check_length(outputs, prompts, new):
+    """Raise unless each prompt has got so many new tokens."""
     expected = (prompts.shape[0], prompts.shape[1] + new)
     if tuple(outputs.shape) != expected:
         raise ValueError(f"outputs are {tuple(outputs.shape)}, not {expected}")
 
 
 def read_options():
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -47,6 +47,7 @@ def compare(task, backend):
 
 
 def main(backends):
+    """Print the table."""
     print("| ours | backend | ms/step | peer | ms/step | peer / ours |\n| --- | --- | --- | --- | --- | --- |")
     for task in TASKS:
         for backend in backends:

@@ -28,6 +28,7 @@ FOLDER = pathlib.Path("runs/demo")
 
 
 def main(tiny=False):
+    """Run all parts and print the table; with `tiny` toys of them, for the tests."""
     folder = FOLDER / keras.backend.backend()
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
