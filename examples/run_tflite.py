@@ -9,6 +9,6 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 path, inputs, outputs = sys.argv[1:]
-function = Interpreter(path).get_signature_runner("serving_default")
+function = Interpreter(path).get_signature_runner("forward")
 np.savez(outputs, **function(**np.load(inputs)))
 assert not {"tensorflow", "keras", "kerasllm"} & set(sys.modules)

@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerasllm.export import child, core, saved_model, verification
+from kerasllm.export import child, core, verification
+from kerasllm.export.contents import Check, Contents, Options
+from kerasllm.export.placement import replacing
 from kerasllm.models.bert import BERT
 from kerasllm.models.gpt import GPT
 from kerasllm.models.lstm_translator import LSTMTranslator
@@ -80,19 +82,25 @@ def export(model, folder, format="litert", **options):
 
 def examples(model, sizes, monkeypatch):
     monkeypatch.setattr(verification, "SIZES", sizes)
-    return verification.example_inputs(model, core.read_signature(model))
+    return verification.example_inputs(model, Contents(model, Options()).forward_inputs())
 
 
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1")
 @pytest.mark.parametrize("name, format", CASES)
 def test_a_file_computes_what_the_model_computes_at_any_size(name, format, tmp_path, monkeypatch):
     model = make(name)
-    path = export(model, tmp_path, format)
-    assert list(tmp_path.iterdir()) == [path]
+    path = export(model, tmp_path, format, signatures=["forward"])
+    assert set(tmp_path.iterdir()) == {path, core.FORMATS[format].assets_folder(path)} - {path / "assets.extra"}
     if not IN_CHILD or format == "litert":  # A SavedModel would bring TensorFlow into this process.
         inputs = examples(model, ((1, 1), (4, 31)), monkeypatch)
+        call = core.FORMATS[format].load(path)
         expected = verification.model_outputs(core.in_float32(model), inputs)
-        assert verification.largest_difference(expected, core.FORMATS[format].run(path, inputs)) < 1e-5
+        assert_same(expected, [call("forward", x) for x in inputs])
+
+
+def assert_same(expected, outputs):
+    """Raise unless each of `outputs` is within 1e-5 of the largest of those expected."""
+    verification.compare([Check([], y) for y in expected], outputs)
 
 
 RUN_ALONE = """
@@ -105,7 +113,7 @@ with np.load(sys.argv[2]) as arrays:
 if "tensorflow" in hidden:
     from ai_edge_litert.interpreter import Interpreter
     interpreter = Interpreter(sys.argv[1])
-    outputs = interpreter.get_signature_runner()(**inputs)
+    outputs = interpreter.get_signature_runner("forward")(**inputs)
     operations = [operation["op_name"] for operation in interpreter._get_ops_details()]
 else:
     import tensorflow as tf
@@ -122,7 +130,7 @@ print(json.dumps([{name: y.tolist() for name, y in outputs.items()}, operations]
 @pytest.mark.parametrize("name, format", [("gru with attention", "tf_saved_model"), ("additive translator", "litert")])
 def test_files_run_without_keras(name, format, tmp_path, monkeypatch):
     model = make(name)
-    path = export(model, tmp_path, format)
+    path = export(model, tmp_path, format, signatures=["forward"])
     (inputs,) = examples(model, ((3, 9),), monkeypatch)
     np.savez(tmp_path / "inputs.npz", **inputs)
     hidden = {"keras", "kerasllm", "jax", "torch", *(["tensorflow"] if format == "litert" else [])}
@@ -131,7 +139,7 @@ def test_files_run_without_keras(name, format, tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr
     outputs, operations = json.loads(result.stdout.splitlines()[-1])
     outputs = {name: np.array(y) for name, y in outputs.items()}
-    assert verification.largest_difference(verification.model_outputs(model, [inputs]), [outputs]) < 1e-5
+    assert_same(verification.model_outputs(model, [inputs]), [outputs])
     assert not [name for name in operations if "Flex" in name or "CUSTOM" in name.upper()]
 
 
@@ -181,27 +189,37 @@ def spoil(monkeypatch):
     def write_others(folder, tensors):
         write_tensors(folder, {path: x * np.float32(1.001) for path, x in tensors.items()})
 
-    def forward(model, inputs):
-        return {name: y * 1.001 for name, y in verification.forward(model, inputs).items()}
+    def forward(contents, **inputs):
+        return {name: y * 1.001 for name, y in verification.forward(contents.model, inputs).items()}
 
     monkeypatch.setattr(child.files, "write_tensors", write_others)
-    monkeypatch.setattr(saved_model, "forward", forward)
+    monkeypatch.setattr(Contents, "forward", forward)
 
 
 @pytest.mark.parametrize("format", core.FORMATS)
 def test_a_file_takes_the_place_of_an_earlier_one(format, tmp_path):
     path = place_earlier(tmp_path, format)
-    with core.replacing(path) as staged:
-        staged.write_text("new")
-    assert list(contents(path).values()) == [b"new"]
-    assert list(tmp_path.iterdir()) == [path]
+    beside = tmp_path / "beside"
+    with replacing(path, beside) as staged:
+        for new in staged:
+            new.write_text("new")
+    assert list(contents(path).values()) == list(contents(beside).values()) == [b"new"]
+    assert set(tmp_path.iterdir()) == {path, beside}
 
 
-def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path):
-    path = place_earlier(tmp_path, "tf_saved_model")
+def test_what_was_there_comes_back_if_the_new_cannot_take_its_place(tmp_path, monkeypatch):
+    path, replace = place_earlier(tmp_path, "tf_saved_model"), os.replace
+
+    def fail(source, target):
+        if target == tmp_path / "beside":
+            raise OSError("no space left")
+        replace(source, target)
+
     before = contents(path)
-    with pytest.raises(FileNotFoundError), core.replacing(path):
-        pass  # Nothing is written.
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"), replacing(path, tmp_path / "beside") as staged:
+        for new in staged:
+            new.write_text("new")
     assert contents(path) == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -225,7 +243,11 @@ def test_a_class_that_no_other_process_finds_is_refused(tmp_path):
 
 
 def test_a_model_that_is_not_finite_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(child, "write_here" if not IN_CHILD else "write_in_child", lambda *_: [{}] * 3)
+    monkeypatch.setattr(
+        child,
+        "write_here" if not IN_CHILD else "write_in_child",
+        lambda *_: ({}, [{"logits": np.zeros((1, 5, V))}] * 3),
+    )
     model = make("simple rnn")
     model.weights[0].assign(model.weights[0] + float("nan"))
     with pytest.raises(ValueError, match="logits are not finite"):
@@ -234,21 +256,36 @@ def test_a_model_that_is_not_finite_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "outputs, difference",
-    [([1.0, -2.0], 0), ([1.0, -2.00001], 5e-6), ([1.0, -2.0001], None), ([1, np.nan], None)],
+    [([1.0, -2.0], 0), ([1.0, -2.00001], 5e-6), ([1.0, -2.0001], None), ([1, np.nan], None), ([1.0], None)],
 )
 def test_differences_count_as_parts_of_the_largest_output(outputs, difference):
-    pair = [{"logits": np.array([1.0, -2.0])}], [{"logits": np.array(outputs)}]
+    pair = [Check([("forward", {})], {"logits": np.array([1.0, -2.0])})], [{"logits": np.array(outputs)}]
     if difference is None:
-        with pytest.raises(RuntimeError, match="differs"):
-            verification.largest_difference(*pair)
+        with pytest.raises(RuntimeError, match="not kept"):
+            verification.compare(*pair)
     else:
-        assert verification.largest_difference(*pair) == pytest.approx(difference)
+        [entry] = verification.compare(*pair)
+        assert entry["calls"] == ["forward"]
+        assert entry["outputs"]["logits"]["largest difference"] == pytest.approx(difference)
+
+
+@pytest.mark.parametrize("expected, given", [([1, 2, 3, 4], [1, 2, 3, 5]), ([b"a"], [b"b"])])
+def test_whole_numbers_and_strings_must_be_equal(expected, given):
+    checks = [Check([("generate", {})], {"token_ids": np.array(expected)})]
+    outputs = [{"token_ids": np.array(given)}]
+    verification.compare(checks, [{"token_ids": np.array(expected)}])
+    with pytest.raises(RuntimeError, match="differs from the model: token_ids"):
+        verification.compare(checks, outputs)
+    with pytest.raises(RuntimeError, match=r"min_agreement \(0.9\)"):
+        verification.compare(checks, outputs, min_agreement=0.9)
 
 
 def test_examples_keep_to_what_the_model_takes():
     model = BERTMaskedLM(V, **{**TRANSFORMER, "max_sequence_length": 8})
     fixed = {name: keras.InputSpec(shape=(5, None)) for name in model.input}
-    for x in verification.example_inputs(model, core.read_signature(model, fixed)):
+    for x in verification.example_inputs(
+        model, Contents(model, Options(inputs=core.read_shapes(model, fixed))).forward_inputs()
+    ):
         batch, length = x["token_ids"].shape
         assert batch == 5 and length <= 8
         assert x["token_ids"].max() < V and x["masked_positions"].max() < length

@@ -1,9 +1,10 @@
 """Writing a file with TensorFlow: in this process where it is the backend, else in one started for it.
 
-The child gets a folder with the model's config and weights, and example inputs; it writes the file, and the
-outputs that the file gives for the examples. It sees no GPU.
+The child gets a folder with the model's config, weights and tokenizers, and calls to make; it writes the file, and
+what the file gives for the calls. It sees no GPU.
 """
 
+import dataclasses
 import importlib
 import operator
 import os
@@ -16,28 +17,31 @@ import keras
 import numpy as np
 
 from kerasllm.checkpoints import files
+from kerasllm.export import verification
+from kerasllm.export.contents import Options
+from kerasllm.export.families import contents_of
 
-REQUEST, EXAMPLES, OUTPUTS = "request.json", "examples.npz", "outputs.npz"
+REQUEST, ASSETS, CALLS, OUTPUTS = "request.json", "assets", "calls", "outputs"
 
 
-def write_here(writer, model, path, signature, examples):
-    """Write a file with the module `writer` and run it on examples.
+def write_here(writer, model, path, options, calls):
+    """Write a file with the module `writer` and make calls of it.
 
     Args:
-        writer: a module with `write(model, path, signature)` and `run(path, examples)`.
+        writer: a module with `write(contents, path)` and `load(path)`.
         model: a model under the tensorflow backend.
         path: of the file or folder.
-        signature: dict input name -> (shape, dtype).
-        examples: list of dicts of arrays.
+        options: `Options`.
+        calls: list of lists of (signature, dict of arrays), see `Check`.
 
     Returns:
-        For each example the outputs, a dict of arrays.
+        What the file's functions take and give, and for each list of calls the outputs of the last, a dict of arrays.
     """
-    writer.write(model, path, signature)
-    return writer.run(path, examples) if examples else []
+    described = writer.write(contents_of(model, options), path)
+    return described, verification.results(writer.load(path), described, calls) if calls else []
 
 
-def write_in_child(writer, model, path, signature, examples):
+def write_in_child(writer, model, path, options, calls):
     """Do as `write_here` in a process with the tensorflow backend, from a model of any backend.
 
     Raises:
@@ -56,12 +60,15 @@ def write_in_child(writer, model, path, signature, examples):
         "config": model.get_config(),
         "writer": writer.__name__,
         "path": str(path),
-        "signature": signature,
+        "options": dataclasses.asdict(options),
     }
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        files.write_json(Path(folder) / REQUEST, request)
+        folder = Path(folder)
+        files.write_json(folder / REQUEST, request)
         files.write_tensors(folder, {v.path: keras.ops.convert_to_numpy(v) for v in model.weights})
-        _write_rows(Path(folder) / EXAMPLES, examples)
+        (folder / ASSETS).mkdir()
+        model.save_assets(folder / ASSETS)
+        _write_arrays(folder / CALLS, calls)
         environment = {
             **os.environ,
             "KERAS_BACKEND": "tensorflow",
@@ -70,14 +77,14 @@ def write_in_child(writer, model, path, signature, examples):
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
-        command = [sys.executable, "-m", __name__, folder]
+        command = [sys.executable, "-m", __name__, str(folder)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         if result.returncode:
             raise RuntimeError(
                 f"the TensorFlow process that exports {model.name} failed ({result.returncode}):\n"
                 f"{result.stderr[-4000:]}"
             )
-        return _read_rows(Path(folder) / OUTPUTS)
+        return _read_arrays(folder / OUTPUTS)
 
 
 def main(folder):
@@ -92,23 +99,45 @@ def main(folder):
         raise ValueError(f"the model's config does not account for the variables {', '.join(differing[:12])}.")
     for variable in model.weights:
         variable.assign(arrays[variable.path])
-    writer = importlib.import_module(request["writer"])
-    examples = _read_rows(folder / EXAMPLES)
-    outputs = write_here(writer, model, Path(request["path"]), request["signature"], examples)
-    _write_rows(folder / OUTPUTS, outputs)
+    del arrays
+    model.load_assets(folder / ASSETS)
+    writer, options = importlib.import_module(request["writer"]), Options(**request["options"])
+    calls = _read_arrays(folder / CALLS)
+    _write_arrays(folder / OUTPUTS, write_here(writer, model, Path(request["path"]), options, calls))
 
 
-def _write_rows(path, rows):
-    np.savez(path, **{f"{i}/{name}": array for i, row in enumerate(rows) for name, array in row.items()})
+def _write_arrays(path, nest):
+    """Write a nest of lists, dicts, strings and arrays: a .json file of its structure, an .npz file of the arrays."""
+    arrays = []
+
+    def structure(value):
+        if isinstance(value, np.ndarray):
+            # Strings are not numpy's own type; npz files would pickle them.
+            arrays.append(np.array(value.tolist(), "S") if value.dtype == object else value)
+            return {"array": len(arrays) - 1, "dtype": str(value.dtype)}
+        if isinstance(value, dict):
+            return {"items": [[key, structure(entry)] for key, entry in value.items()]}
+        if isinstance(value, list | tuple):
+            return [structure(entry) for entry in value]
+        return value
+
+    files.write_json(path.with_suffix(".json"), {"nest": structure(nest)})
+    np.savez(path.with_suffix(".npz"), *arrays)
 
 
-def _read_rows(path):
-    rows = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key, array in arrays.items():
-            i, name = key.split("/")
-            rows.setdefault(int(i), {})[name] = array
-    return list(rows.values())
+def _read_arrays(path):
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+
+        def built(value):
+            if isinstance(value, list):
+                return [built(entry) for entry in value]
+            if isinstance(value, dict) and "items" in value:
+                return {key: built(entry) for key, entry in value["items"]}
+            if isinstance(value, dict):
+                return arrays[f"arr_{value['array']}"].astype(value["dtype"])
+            return value
+
+        return built(files.read_json(path.with_suffix(".json"))["nest"])
 
 
 if __name__ == "__main__":

@@ -1,86 +1,99 @@
 """Export: a model as a file that runs without our Python, compared with it before it is put in place."""
 
-import contextlib
 import importlib.util
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import keras
 
 from kerasllm.arguments import check_choice
+from kerasllm.checkpoints import files
 from kerasllm.export import child, litert, saved_model, verification
+from kerasllm.export.contents import Options
+from kerasllm.export.families import contents_of
+from kerasllm.export.placement import replacing
 
-# A format is a module: PACKAGES, check_path(path), write(model, path, signature), run(path, examples).
+# A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
+# load(path).
 FORMATS = {"tf_saved_model": saved_model, "litert": litert}
 
 
-def export_model(model, path, format="tf_saved_model", verbose=None, input_signature=None, verify=True):
-    """Write a model's forward pass as a SavedModel or a TFLite file.
+def export_model(
+    model,
+    path,
+    format="tf_saved_model",
+    verbose=None,
+    input_signature=None,
+    *,
+    signatures=None,
+    quantize=None,
+    min_agreement=0.9,
+    max_length=None,
+    prefill_lengths=(16, 64, 256),
+    batch_size=1,
+    strings=False,
+    verify=True,
+):
+    """Write what a model does as a file; `Model.export` says what the arguments are.
 
     TensorFlow writes it: from the model itself where that is the backend, elsewhere from a copy in another
     process. What is written computes in float32, whatever the model's dtype policy.
-
-    Args:
-        model: a `kerasllm` model. It is not changed.
-        path: of a SavedModel folder or a `.tflite` file, in a folder that exists. An earlier one there is
-            replaced when all has gone well.
-        format: "tf_saved_model" or "litert".
-        verbose: whether to print a line at the end. Default: yes.
-        input_signature: dict input name -> `keras.InputSpec`, or anything with a `shape`, to fix sizes.
-            Default: any batch size and length.
-        verify: whether to run the file on inputs of several sizes and compare with the model.
-
-    Raises:
-        ImportError: TensorFlow or LiteRT is not installed.
-        ValueError: an argument is out of range; `path` cannot be written; the model's class cannot be
-            imported elsewhere; its outputs are not finite.
-        RuntimeError: TensorFlow cannot write the model, or what it wrote differs from the model by more than
-            1e-5 of the largest output. What was at `path` before is whole.
     """
     check_choice("format", format, FORMATS)
     writer = FORMATS[format]
     _check_installed(writer.PACKAGES)
+    check_choice("quantize", quantize, (None, *writer.QUANTIZATIONS))
     path = Path(path).absolute()
     if not path.parent.is_dir():
         raise ValueError(f"filepath ({str(path)!r}): the folder {str(path.parent)!r} does not exist.")
     writer.check_path(path)
-    signature = read_signature(model, input_signature)
+    options = Options(
+        static=writer.STATIC,
+        signatures=None if signatures is None else tuple(signatures),
+        inputs=read_shapes(model, input_signature),
+        max_length=max_length,
+        prefill_lengths=tuple(prefill_lengths),
+        batch_size=batch_size,
+        strings=strings,
+        quantize=quantize,
+    )
     model = in_float32(model)
-    examples = verification.example_inputs(model, signature) if verify else []
-    expected = verification.model_outputs(model, examples)
+    contents = contents_of(model, options)
     write = child.write_here if keras.backend.backend() == "tensorflow" else child.write_in_child
-    with replacing(path) as staged, verification.full_precision():
-        outputs = write(writer, model, staged, signature, examples)
-        difference = verification.largest_difference(expected, outputs)
+    with replacing(path, writer.assets_folder(path)) as (staged, assets), verification.full_precision():
+        checks = contents.checks() if verify else []
+        described, outputs = write(writer, model, staged, options, [check.calls for check in checks])
+        report = verification.compare(checks, outputs, None if quantize is None else min_agreement)
+        assets = writer.assets_folder(staged)
+        assets.mkdir(exist_ok=True)
+        model.save_assets(assets)
+        description = {"model": type(model).__name__, "settings": contents.settings(), "signatures": described}
+        files.write_json(assets / "signatures.json", description)
+        files.write_json(assets / "parity.json", {"format": format, "quantize": quantize, "checks": report})
     if verbose is None or verbose:
-        proof = f", within {difference:.0e} of the model's largest output" if verify else ""
-        print(f"Saved {format} at {str(path)!r}{proof}.")
+        print(f"Saved {format} at {str(path)!r}{verification.summary(report)}.")
 
 
-def read_signature(model, given=None):
-    """Shapes and dtypes of a model's inputs, with the sizes that the user fixes: dict name -> (shape, dtype).
+def read_shapes(model, given=None):
+    """The sizes of a model's inputs that the user fixes: dict name -> shape, or None.
 
     Raises:
         ValueError: `given` does not name the model's inputs, or contradicts one.
     """
-    signature = {name: (tuple(x.shape), x.dtype) for name, x in model.input.items()}
     if given is None:
-        return signature
+        return None
     if isinstance(given, list | tuple) and len(given) == 1:  # as Keras writes it: the arguments of a call
         given = given[0]
-    if not isinstance(given, dict) or set(given) != set(signature):
-        raise ValueError(f"input_signature ({given!r}) must be a dict with the keys {', '.join(signature)}.")
-    for name, (shape, dtype) in signature.items():
+    if not isinstance(given, dict) or set(given) != set(model.input):
+        raise ValueError(f"input_signature ({given!r}) must be a dict with the keys {', '.join(model.input)}.")
+    for name, x in model.input.items():
         fixed = tuple(given[name].shape)
-        if len(fixed) != len(shape) or any(b not in (None, a) for a, b in zip(fixed, shape, strict=True)):
-            raise ValueError(f"input_signature[{name!r}] has the shape {fixed}, the model takes {shape}.")
-        given_dtype = getattr(given[name], "dtype", None)
-        if given_dtype is not None and keras.backend.standardize_dtype(given_dtype) != dtype:
-            raise ValueError(f"input_signature[{name!r}] has the dtype {given_dtype}, the model takes {dtype}.")
-        signature[name] = (fixed, dtype)
-    return signature
+        if len(fixed) != len(x.shape) or any(b not in (None, a) for a, b in zip(fixed, x.shape, strict=True)):
+            raise ValueError(f"input_signature[{name!r}] has the shape {fixed}, the model takes {tuple(x.shape)}.")
+        dtype = getattr(given[name], "dtype", None)
+        if dtype is not None and keras.backend.standardize_dtype(dtype) != x.dtype:
+            raise ValueError(f"input_signature[{name!r}] has the dtype {dtype}, the model takes {x.dtype}.")
+    return {name: tuple(x.shape) for name, x in given.items()}
 
 
 def in_float32(model):
@@ -90,40 +103,10 @@ def in_float32(model):
     copy = type(model).from_config({**model.get_config(), "dtype": "float32"})
     for ours, theirs in zip(copy.weights, model.weights, strict=True):
         ours.assign(theirs)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_assets(folder)
+        copy.load_assets(folder)
     return copy
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """A path beside `path` for the block to write to; what is there at its end takes `path`'s place.
-
-    If the block fails or is interrupted, `path` stays as it was and nothing is left beside it.
-
-    Raises:
-        ValueError: `path` cannot be written.
-    """
-    try:
-        # On the same disk as the target, so that moving is renaming.
-        folder = Path(tempfile.mkdtemp(prefix=".exporting-", dir=path.parent))
-    except OSError as error:
-        raise ValueError(f"filepath ({str(path)!r}) cannot be written: {error}") from error
-    try:
-        yield folder / path.name
-        _put_in_place(folder / path.name, path, folder / "earlier")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put_in_place(new, path, earlier):
-    if not path.is_dir():
-        os.replace(new, path)
-        return
-    os.replace(path, earlier)
-    try:
-        os.replace(new, path)
-    except BaseException:
-        os.replace(earlier, path)
-        raise
 
 
 def _check_installed(packages):

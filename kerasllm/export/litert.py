@@ -6,6 +6,8 @@ from kerasllm import backend
 from kerasllm.export import saved_model
 
 PACKAGES = ("tensorflow", "ai_edge_litert")
+STATIC = True
+QUANTIZATIONS = ("dynamic_int8", "float16")
 
 
 def check_path(path):
@@ -16,16 +18,20 @@ def check_path(path):
         raise ValueError(f"filepath ({str(path)!r}) is a folder.")
 
 
-def write(model, path, signature):
-    """Write a model's forward pass as the signature `serving_default`.
+def assets_folder(path):
+    """The folder beside a file with what belongs to it."""
+    return path.with_name(path.name + ".assets")
 
-    It is the file's only one: a second name for it would be a second copy of its graph, and
-    `get_signature_runner()` would ask which.
+
+def write(contents, path):
+    """Write a model's functions, which share its weights.
 
     Args:
-        model: a model under the tensorflow backend.
+        contents: `Contents` of a model under the tensorflow backend, with static options.
         path: of the file.
-        signature: dict input name -> (shape, dtype).
+
+    Returns:
+        What the functions take and give, as `saved_model.write`.
 
     Raises:
         RuntimeError: the model needs an operation that is not builtin.
@@ -34,20 +40,27 @@ def write(model, path, signature):
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         with backend.dense_recurrence():
-            saved_model.write(model, folder, signature)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
+            described = saved_model.write(contents, folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(contents.signatures))
         # Converters with "select" operations write files that fail on the device.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if contents.options.quantize:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if contents.options.quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
         try:
             content = converter.convert()
         except Exception as error:
-            raise RuntimeError(f"TFLite cannot hold {model.name} with builtin operations alone: {error}") from error
+            raise RuntimeError(
+                f"TFLite cannot hold {contents.model.name} with builtin operations alone: {error}"
+            ) from error
     path.write_bytes(content)
+    return described
 
 
-def run(path, examples):
-    """Load a file and run it: a list of dicts of arrays in, a list of dicts of arrays out."""
+def load(path):
+    """Load a file: a function (signature, dict of arrays) -> dict of arrays."""
     from ai_edge_litert.interpreter import Interpreter
 
-    function = Interpreter(str(path)).get_signature_runner("serving_default")
-    return [function(**inputs) for inputs in examples]
+    interpreter = Interpreter(str(path))
+    return lambda name, inputs: interpreter.get_signature_runner(name)(**inputs)

@@ -1,8 +1,8 @@
 """SavedModel: a folder that TensorFlow, TensorFlow Serving and their kin load without our Python."""
 
-from kerasllm.export.verification import forward
-
 PACKAGES = ("tensorflow",)
+STATIC = False
+QUANTIZATIONS = ()
 
 
 def check_path(path):
@@ -17,30 +17,54 @@ def _is_empty_folder(path):
     return path.is_dir() and not any(path.iterdir())
 
 
-def write(model, path, signature):
-    """Write a model's forward pass, under the names `serving_default` and `forward`.
+def assets_folder(path):
+    """The folder of what belongs to a SavedModel and is not TensorFlow's."""
+    return path / "assets.extra"
+
+
+def write(contents, path):
+    """Write a model's functions; `forward` stands under the name `serving_default` too.
 
     Args:
-        model: a model under the tensorflow backend.
+        contents: `Contents` of a model under the tensorflow backend.
         path: of the folder.
-        signature: dict input name -> (shape, dtype).
+
+    Returns:
+        What the functions take and give: dict name -> {"inputs", "outputs"}, each name -> {"shape", "dtype"}.
     """
     import tensorflow as tf
 
-    specs = {name: tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in signature.items()}
     module = tf.Module()
     # The weights must be attributes; were the model one too, each weight would be written twice.
-    module.weights = [variable.value for variable in model.weights]
-    function = tf.function(lambda **inputs: forward(model, inputs), autograph=False)
-    function = function.get_concrete_function(**specs)
-    tf.saved_model.save(module, str(path), signatures={"serving_default": function, "forward": function})
+    module.weights = [variable.value for variable in contents.model.weights]
+    module.tables = contents.tables()
+    functions = {}
+    for name, signature in contents.signatures.items():
+        specs = {
+            name: tf.TensorSpec(shape, tf.as_dtype(dtype), name=name)
+            for name, (shape, dtype) in signature.inputs.items()
+        }
+        functions[name] = tf.function(signature.function, autograph=False).get_concrete_function(**specs)
+    default = {"serving_default": functions["forward"]} if "forward" in functions else {}
+    tf.saved_model.save(module, str(path), signatures={**default, **functions})
+    return {
+        name: {"inputs": _described(f.structured_input_signature[1]), "outputs": _described(f.structured_outputs)}
+        for name, f in functions.items()
+    }
 
 
-def run(path, examples):
-    """Load a folder and run it: a list of dicts of arrays in, a list of dicts of arrays out."""
+def _described(specs):
+    return {name: {"shape": list(spec.shape), "dtype": spec.dtype.name} for name, spec in specs.items()}
+
+
+def load(path):
+    """Load a folder: a function (signature, dict of arrays) -> dict of arrays."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    function = loaded.signatures["serving_default"]
-    outputs = [function(**{name: tf.constant(x) for name, x in inputs.items()}) for inputs in examples]
-    return [{name: y.numpy() for name, y in row.items()} for row in outputs]
+
+    def call(name, inputs):
+        outputs = loaded.signatures[name](**{name: tf.constant(x) for name, x in inputs.items()})
+        return {name: y.numpy() for name, y in outputs.items()}
+
+    return call

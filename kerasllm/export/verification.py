@@ -22,12 +22,12 @@ def forward(model, inputs):
     return dict(outputs) if isinstance(outputs, dict) else {"logits": outputs}
 
 
-def example_inputs(model, signature):
+def example_inputs(model, inputs):
     """Random inputs for a model, padded on the right, in several sizes.
 
     Args:
         model: a `kerasllm` model.
-        signature: dict input name -> (shape, dtype); sizes that it fixes are kept.
+        inputs: dict name -> (shape, dtype); sizes that it fixes are kept.
 
     Returns:
         A list of dicts of arrays.
@@ -36,7 +36,7 @@ def example_inputs(model, signature):
         ValueError: an input has a name that is not ours.
     """
     rng = np.random.default_rng(0)
-    return [_example(model, signature, batch, length, rng) for batch, length in SIZES]
+    return [_example(model, inputs, batch, length, rng) for batch, length in SIZES]
 
 
 def _example(model, signature, batch, length, rng):
@@ -80,26 +80,89 @@ def model_outputs(model, examples):
     return [{name: ops.convert_to_numpy(y) for name, y in row.items()} for row in outputs]
 
 
-def largest_difference(expected, outputs):
-    """The largest difference between two lists of outputs, as a part of the largest output of each name.
+def results(call, signatures, calls):
+    """What a loaded file gives.
+
+    Args:
+        call: function (signature, dict of arrays) -> dict of arrays.
+        signatures: what the file's functions take and give, as `saved_model.write` describes it.
+        calls: list of lists of calls, see `Check`.
+
+    Returns:
+        For each list the outputs of its last call, a dict of arrays.
+    """
+    found = []
+    for sequence in calls:
+        outputs = {}
+        for name, given in sequence:
+            inputs = {key: given[key] if key in given else outputs[key] for key in signatures[name]["inputs"]}
+            outputs = call(name, inputs)
+        found.append(outputs)
+    return found
+
+
+def compare(checks, outputs, min_agreement=None):
+    """Compare what a file gives with what the model gives.
+
+    Args:
+        checks: list of `Check`.
+        outputs: as many dicts of arrays.
+        min_agreement: None for a file that must give the same: whole numbers and strings equal, floats within
+            `TOLERANCE` of the largest. Else the least part of the choices (the largest along the last axis, and whole
+            numbers and strings) that must be the same.
+
+    Returns:
+        A list with a dict for each check, for JSON: the `calls`, and for each of the outputs its `shape`, the `largest
+        difference` as a part of the largest output, and `agreement`, the part of the same choices.
 
     Raises:
         ValueError: the expected outputs are not finite.
-        RuntimeError: the difference is larger than `TOLERANCE`.
+        RuntimeError: the file differs.
     """
-    largest = 0.0
-    for ours, theirs in zip(expected, outputs, strict=True):
-        for name, y in ours.items():
-            if not np.isfinite(y).all():
-                raise ValueError(f"the model's {name} are not finite: nothing to compare an export with.")
-            difference = np.abs(theirs[name] - y).max() / (np.abs(y).max() or 1.0)
-            if not difference <= TOLERANCE:
-                raise RuntimeError(
-                    f"the exported file differs from the model: {name} {y.shape} by {difference:.1e} of the "
-                    f"largest of them, more than {TOLERANCE:.0e}. It is not kept."
-                )
-            largest = max(largest, difference)
-    return largest
+    report = []
+    for check, given in zip(checks, outputs, strict=True):
+        called = [name for name, _ in check.calls]
+        entry = {name: _compared(name, y, given[name], min_agreement) for name, y in check.expected.items()}
+        report.append({"calls": called, "outputs": entry})
+    return report
+
+
+def _compared(name, expected, given, min_agreement):
+    if expected.shape != given.shape:
+        raise RuntimeError(
+            f"the exported file's {name} is {given.shape}, the model's {expected.shape}. It is not kept."
+        )
+    exact = expected.dtype.kind != "f"
+    if not exact and not np.isfinite(expected).all():
+        raise ValueError(f"the model's {name} are not finite: nothing to compare an export with.")
+    same = given == expected if exact else given.argmax(-1) == expected.argmax(-1)
+    difference = None if exact else float(np.abs(given - expected).max() / (np.abs(expected).max() or 1.0))
+    agreement = float(same.mean())
+    entry = {"shape": list(expected.shape), "largest difference": difference, "agreement": agreement}
+    if min_agreement is not None:
+        if not agreement >= min_agreement:
+            raise RuntimeError(
+                f"the exported file's {name} agree with the model's in {agreement:.3f} of the choices, less than "
+                f"min_agreement ({min_agreement}). It is not kept."
+            )
+    elif exact and agreement < 1:
+        raise RuntimeError(f"the exported file differs from the model: {name} {given} for {expected}. It is not kept.")
+    elif not exact and not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"the exported file differs from the model: {name} {expected.shape} by {difference:.1e} of the "
+            f"largest of them, more than {TOLERANCE:.0e}. It is not kept."
+        )
+    return entry
+
+
+def summary(report):
+    """A report of `compare` in a few words."""
+    entries = [entry for check in report for entry in check["outputs"].values()]
+    if not entries:
+        return ""
+    difference = max((entry["largest difference"] or 0.0 for entry in entries), default=0.0)
+    agreement = min(entry["agreement"] for entry in entries)
+    return f", within {difference:.0e} of the model's largest output, {agreement:.1%} of the choices the same"
 
 
 @contextlib.contextmanager

@@ -120,31 +120,46 @@ class Model(keras.Model):
             folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size
         )
 
-    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, *, verify=True, **options):
-        """Write the model's forward pass as a file that runs without kerasllm, from any backend.
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **options):
+        """Write what the model does as a file that runs without kerasllm, from any backend.
 
-        The file's signature `serving_default` has the model's inputs and outputs by their names (`logits`, where
-        there is one output), and computes in float32.
+        A file holds functions with names, which share the weights and compute in float32: `forward`, the model's
+        outputs by their names (`logits`, where there is one), and those of its tasks, such as `generate`. Beside it
+        (in `assets.extra/` of a SavedModel, else in a folder `FILE.assets`) stand the tokenizers, `signatures.json`
+        (names, shapes, dtypes), `generation_config.json` and `parity.json` (what was compared, and how it differs).
 
         Args:
             filepath: of a SavedModel folder, or of a file that ends in ".tflite". What is there is replaced when all
                 has gone well.
             format: "tf_saved_model" or "litert"; other formats are left to Keras.
             verbose: whether to print a line at the end. Default: yes.
-            input_signature: dict input name -> `keras.InputSpec`, to fix sizes. Default: any batch size and length.
+            input_signature: dict input name -> `keras.InputSpec`, to fix sizes of `forward`. Default: any batch size
+                and length.
+            signatures: names of the wanted functions. Default: all that the format can hold.
+            quantize: "dynamic_int8" (weights of 8 bits, products of 8 bits where it pays) or "float16", for TFLite.
+                Default: float32.
+            min_agreement: the least part of choices (largest logits, chosen tokens) in which a quantised file must
+                agree with the model.
+            max_length: the most tokens of a sequence in a file whose sizes are fixed. Default: the model's
+                `max_sequence_length`, or its `default_max_length`.
+            prefill_lengths: numbers of tokens that the functions `prefill_N` of a TFLite file read in one call.
+            batch_size: rows of each call in a file whose sizes are fixed.
+            strings: whether to add functions that take and give strings, by tensorflow-text's operations.
             verify: whether to run the file and compare it with the model.
-            **options: of the formats left to Keras.
 
         Raises:
             ImportError: `kerasllm[export]` is not installed.
-            ValueError: an argument is out of range, or `filepath` cannot be written.
-            RuntimeError: the file cannot be made, or differs from the model by more than 1e-5 of the largest output.
+            ValueError: an argument is out of range; `filepath` cannot be written; the model's class cannot be
+                imported elsewhere; its outputs are not finite.
+            RuntimeError: TensorFlow cannot write the model, or the file differs from it: whole numbers and strings at
+                all, others by more than 1e-5 of the largest; or a quantised file in too many choices. What was at
+                `filepath` before is whole.
         """
         from kerasllm.export import core
 
         if format not in core.FORMATS:
             return super().export(filepath, format, verbose, input_signature, **options)
-        return core.export_model(self, filepath, format, verbose, input_signature, verify, **options)
+        return core.export_model(self, filepath, format, verbose, input_signature, **options)
 
     def save_assets(self, folder):
         """Write the tokenizers into the `.keras` file; Keras calls this."""

@@ -1,0 +1,126 @@
+"""What a file of a model holds: functions with names, and the calls that prove them.
+
+A model's family says it in a subclass of `Contents` (see `families.py`). Its object is made twice: where the model
+lives, on any backend, to say which functions there are and what they must give; and in the process with the tensorflow
+backend, which traces them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from kerasllm.arguments import check_positive
+from kerasllm.export import verification
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the caller wants in the file.
+
+    Attributes:
+        static: whether the batch size is fixed, as TFLite wants it.
+        signatures: the names of the wanted functions. Default: all that there are.
+        inputs: dict input name -> shape, with the sizes of `forward` that the caller fixes.
+        max_length: the slots of caches that have a fixed size.
+        prefill_lengths: numbers of tokens that one call of a `prefill_N` reads.
+        batch_size: rows of each call, where it is fixed.
+        strings: whether functions that take and give strings are wanted.
+        quantize: how weights are kept: None (float32), "dynamic_int8" or "float16".
+    """
+
+    static: bool = False
+    signatures: tuple | None = None
+    inputs: dict | None = None
+    max_length: int | None = None
+    prefill_lengths: tuple = (16, 64, 256)
+    batch_size: int = 1
+    strings: bool = False
+    quantize: str | None = None
+
+    def __post_init__(self):
+        check_positive("batch_size", self.batch_size)
+        if self.max_length is not None:
+            check_positive("max_length", self.max_length)
+        for length in self.prefill_lengths:
+            check_positive("prefill_lengths", length)
+
+    @property
+    def batch(self):
+        """The batch size of a function's inputs: None where any will do."""
+        return self.batch_size if self.static else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A function of a file.
+
+    Attributes:
+        inputs: dict name -> (shape, dtype); None is any size.
+        function: takes tensors by these names and returns a dict of tensors by name. It is traced by TensorFlow.
+    """
+
+    inputs: dict
+    function: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Calls of a file, and what the last of them must give.
+
+    Attributes:
+        calls: list of (signature, dict of arrays). An input that a call leaves out is the output of the same name of
+            the call before.
+        expected: dict output name -> array, the model's own. Whole numbers and strings must be equal, others equal to
+            1e-5 of the largest.
+    """
+
+    calls: list
+    expected: dict
+
+
+class Contents:
+    """What a file of any model holds: its forward pass.
+
+    Args:
+        model: a `kerasllm` model.
+        options: `Options`.
+
+    Raises:
+        ValueError: an option does not suit the model.
+    """
+
+    def __init__(self, model, options):
+        self.model, self.options = model, options
+        wanted, available = options.signatures, self.available()
+        for name in wanted or ():
+            if name not in available:
+                raise ValueError(f"signatures ({name!r}) must be among {', '.join(available)}.")
+        self.signatures = {name: available[name] for name in (available if wanted is None else wanted)}
+
+    def available(self):
+        """All functions that a file of this model may hold, a dict name -> `Signature`."""
+        return {"forward": Signature(self.forward_inputs(), self.forward)}
+
+    def checks(self):
+        """The calls that prove the wanted functions: a list of `Check`."""
+        if "forward" not in self.signatures:
+            return []
+        examples = verification.example_inputs(self.model, self.forward_inputs())
+        outputs = verification.model_outputs(self.model, examples)
+        return [Check([("forward", x)], y) for x, y in zip(examples, outputs, strict=True)]
+
+    def settings(self):
+        """What a program that runs the file should know beside the signatures: a dict for JSON."""
+        return {}
+
+    def tables(self):
+        """TensorFlow's resources that the functions use, such as the tables of a tokenizer: a list."""
+        return []
+
+    def forward_inputs(self):
+        """The model's own inputs: dict name -> (shape, dtype)."""
+        fixed = self.options.inputs or {}
+        return {name: (tuple(fixed.get(name, x.shape)), x.dtype) for name, x in self.model.input.items()}
+
+    def forward(self, **inputs):
+        """The model's outputs by name."""
+        return verification.forward(self.model, inputs)
