@@ -13,13 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from kerasllm.checkpoints import files
 from kerasllm.export import verification
 from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
+from kerasllm.models.base import merged_arrays
 
 REQUEST, ASSETS, CALLS, OUTPUTS = "request.json", "assets", "calls", "outputs"
 
@@ -65,7 +65,7 @@ def write_in_child(writer, model, path, options, calls):
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         folder = Path(folder)
         files.write_json(folder / REQUEST, request)
-        files.write_tensors(folder, {v.path: keras.ops.convert_to_numpy(v) for v in model.weights})
+        files.write_tensors(folder, merged_arrays(model))
         (folder / ASSETS).mkdir()
         model.save_assets(folder / ASSETS)
         _write_arrays(folder / CALLS, calls)

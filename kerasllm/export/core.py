@@ -12,6 +12,7 @@ from kerasllm.export import child, litert, saved_model, verification
 from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
 from kerasllm.export.placement import replacing
+from kerasllm.models.base import merged_arrays
 
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
 # load(path).
@@ -101,8 +102,9 @@ def in_float32(model):
     if model.arguments["dtype"] == "float32":
         return model
     copy = type(model).from_config({**model.get_config(), "dtype": "float32"})
-    for ours, theirs in zip(copy.weights, model.weights, strict=True):
-        ours.assign(theirs)
+    arrays = merged_arrays(model)
+    for variable in copy.weights:
+        variable.assign(arrays[variable.path])
     with tempfile.TemporaryDirectory() as folder:
         model.save_assets(folder)
         copy.load_assets(folder)

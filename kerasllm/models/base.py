@@ -105,7 +105,8 @@ class Model(keras.Model):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.
 
         BERT, GPT-2, Llama and their relatives, Marian, BART and T5 have the layout of Hugging Face transformers, which
-        opens the folder; other models have our own, with variables named by their paths.
+        opens the folder; other models have our own, with variables named by their paths. What `enable_lora` added is
+        written as part of the weights it changes.
 
         Args:
             folder: its path; it is made if need be. Files of an older preset in it are replaced.
@@ -115,7 +116,7 @@ class Model(keras.Model):
         Raises:
             ValueError: the folder cannot be written; what was there before is whole.
         """
-        ids, arrays = self.special_token_ids(), {v.path: _values(v) for v in self.weights}
+        ids, arrays = self.special_token_ids(), merged_arrays(self)
         checkpoints.write_preset(
             folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size
         )
@@ -191,10 +192,25 @@ class Model(keras.Model):
         return self.tokenizers[name]
 
 
-def _values(variable):
-    """A variable's values as an array that is made when it is asked for."""
+def merged_arrays(model):
+    """A model's weights by their paths, as if it had been trained without LoRA: what its config accounts for.
+
+    Returns:
+        Dict path -> array that is made when it is asked for.
+    """
+    arrays, extra = {v.path: _array(v, lambda v=v: v.value) for v in model.weights}, set()
+    for layer in model._flatten_layers():
+        if getattr(layer, "lora_enabled", False):
+            name = "kernel" if hasattr(layer, "_kernel") else "embeddings"
+            variable = getattr(layer, f"_{name}")  # the property of this name adds LoRA's product to it
+            arrays[variable.path] = _array(variable, lambda layer=layer, name=name: getattr(layer, name))
+            extra |= {getattr(layer, f"lora_{name}_{factor}").path for factor in "ab"}
+    return {path: array for path, array in arrays.items() if path not in extra}
+
+
+def _array(variable, read):
     dtype = np.dtype(keras.backend.standardize_dtype(variable.dtype))
-    return LazyArray(tuple(variable.shape), dtype, lambda: keras.ops.convert_to_numpy(variable.value))
+    return LazyArray(tuple(variable.shape), dtype, lambda: keras.ops.convert_to_numpy(read()).astype(dtype))
 
 
 def read_texts(name, texts):
