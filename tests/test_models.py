@@ -198,3 +198,14 @@ def test_every_kind_of_tokenizer_file_is_found(tmp_path):
     empty = types.SimpleNamespace(tokenizer_prefixes=prefixes)
     Model.load_assets(empty, tmp_path)
     assert not hasattr(empty, "tokenizer")
+
+
+def test_int8_models_have_activations_of_12_bits_unless_told_otherwise():
+    def activations(config=None):
+        model = GPT(7, num_layers=1, num_heads=1, hidden_dim=4, max_sequence_length=4)
+        with pytest.warns(UserWarning, match="does not have a `quantize`"):
+            model.quantize("int8", config)
+        return {layer.inputs_quantizer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)}
+
+    assert {quantizer.value_range for quantizer in activations()} == {(-2032, 2032)}
+    assert activations(keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)) == {None}

