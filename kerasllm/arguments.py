@@ -21,7 +21,31 @@ def check_rate(name, value):
         raise ValueError(f"{name} ({value!r}) must be a number in [0, 1).")
 
 
+def check_part(name, value):
+    """Raise `ValueError` unless `value` is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} ({value!r}) must be a number in [0, 1].")
+
+
 def check_choice(name, value, choices):
     """Raise `ValueError` unless `value` is one of `choices`."""
     if value not in tuple(choices):
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}.")
+
+
+def read_texts(name, texts):
+    """A string or a list of strings as a checked list, and the function that undoes it on the results.
+
+    Raises:
+        ValueError: `texts` is no string and no non-empty list of strings, or a text is empty.
+    """
+    if isinstance(texts, str):
+        if not texts.strip():
+            raise ValueError(f"{name} ({texts!r}) must not be empty.")
+        return [texts], lambda results: results[0]
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"{name} ({texts!r}) must be a string or a non-empty list of strings.")
+    blank = next((i for i, t in enumerate(texts) if not t.strip()), None)
+    if blank is not None:
+        raise ValueError(f"{name}[{blank}] ({texts[blank]!r}) must not be empty.")
+    return list(texts), lambda results: results

@@ -45,7 +45,7 @@ def register_keras_classes():
 
     `keras.models.load_model` finds the classes a file names only where they are registered, that is imported.
     """
-    if "keras" in sys.modules:
+    if sys.modules.get("keras"):
         for package in ("kerasllm.layers", "kerasllm.models", "kerasllm.training"):
             for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
                 importlib.import_module(module.name)

@@ -11,19 +11,20 @@ import kerasllm
 ROOT = pathlib.Path(kerasllm.__file__).parent
 BACKENDS = {"tensorflow", "jax", "torch"}
 # They import TensorFlow, or stand in for it.
-ONLY_IN_EXPORT = {"tensorflow_text", "keras_nlp", "keras_hub", "ai_edge_litert"}
+ONLY_IN_EXPORT = {"tensorflow_text", "keras_nlp", "keras_hub", "ai_edge_litert", "litert_lm", "litert_lm_builder"}
 
 # Each part of kerasllm and the parts it may import. All may import those of FOUNDATION, which import nothing of ours.
 FOUNDATION = {"arguments", "lazy", "packages"}
 LOWEST = {"backend", "text", "metrics", "datasets", "pretrained", "checkpoints"}
-WITHOUT_KERAS = {"packages", "text", "metrics", "datasets", "pretrained"}
+WITHOUT_KERAS = {"packages", "text", "tasks", "metrics", "datasets", "pretrained"}
 MIDDLE = {"layers", "training", "generation"}
 ARROWS = {
     **{part: set() for part in FOUNDATION | LOWEST},
     "checkpoints": {"backend", "text"},  # torch reads its own files; GGUF files hold SentencePiece models
+    "tasks": {"text"},
     **{part: {"backend", "text"} for part in MIDDLE},
-    "models": MIDDLE | {"backend", "text", "checkpoints"},
-    **{part: LOWEST | MIDDLE | {"models"} for part in ("export", "cli", "plots")},
+    "models": MIDDLE | {"backend", "text", "checkpoints", "tasks"},
+    **{part: LOWEST | MIDDLE | {"tasks", "models"} for part in ("export", "cli", "plots")},
 }
 # `model.export(...)` is a method of every model: the one import that points upwards, made when it is called.
 UPWARDS = ("kerasllm.models.base", "export")

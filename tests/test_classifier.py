@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kerasllm import BERT, BERTClassifier, BERTEmbedder, BERTQuestionAnswerer, BERTTokenClassifier, Tokenizer
-from kerasllm.models.predicting import softmax
+from kerasllm.tasks.predicting import softmax
 from kerasllm.training import ClassificationDataset
 
 DATA = Path(__file__).parent / "data"

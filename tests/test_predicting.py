@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kerasllm import Tokenizer
-from kerasllm.models.predicting import answer_each, encode_texts, predict
+from kerasllm.models.bert import BERTModel
+from kerasllm.tasks.predicting import answer_each, encode_texts, predict
 
 TOKENIZER = Tokenizer.train_wordpiece(["the cat sat on the mat and the dog sat too"] * 2, 80)
 
@@ -14,6 +15,8 @@ class Summing:
 
     def __init__(self, names=("token_ids", "padding_mask")):
         self.arguments, self.input, self.shapes = {"max_sequence_length": 24}, dict.fromkeys(names), []
+
+    progress_bar = BERTModel.progress_bar
 
     def required_tokenizer(self):
         return TOKENIZER

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kerasllm import BERTQuestionAnswerer, Tokenizer
-from kerasllm.models import question_answerer
+from kerasllm.tasks import answering
 
 CONTEXT = "Ada Lovelace lived in London . " + "She wrote a program . " * 6 + "It rained in Paris ."
 TOKENIZER = Tokenizer.train_wordpiece([CONTEXT.lower() + "where did she live ?"] * 3, 120)
@@ -25,7 +25,7 @@ def told(monkeypatch):
                 outputs.append({"start_logits": pairs[:, 0], "end_logits": pairs[:, 1]})
             return outputs
 
-        monkeypatch.setattr(question_answerer, "predict", predict)
+        monkeypatch.setattr(answering, "predict", predict)
 
     return tell
 

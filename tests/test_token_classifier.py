@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kerasllm import BERTTokenClassifier, Tokenizer
-from kerasllm.models.predicting import softmax
+from kerasllm.tasks.predicting import softmax
 from kerasllm.training import TokenClassificationDataset, TokenCrossentropy
 
 TEXT = "Ada Lovelace lived  in London, Ada!"

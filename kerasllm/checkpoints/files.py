@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from kerasllm.checkpoints.json_files import existing_file, read_json, write_json
+
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # What a preset consists of. Files of these names in a folder are replaced together.
@@ -21,7 +23,6 @@ PRESET_FILE = re.compile(
     r"|((source|target)_)?tokenizer(_config)?\.json"
     r"|modules\.json|sentence_bert_config\.json|1_Pooling"
 )
-MOST_JSON_BYTES = 2**27
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -63,7 +64,7 @@ def read_tensors(folder):
 def _read_torch_file(path):
     from kerasllm.backend.torch_files import read_torch_file
 
-    return read_torch_file(_existing(path))
+    return read_torch_file(existing_file(path))
 
 
 def _read_shards(index, suffix, read):
@@ -83,7 +84,7 @@ def _read_shards(index, suffix, read):
 
 def read_safetensors(path):
     """The tensors of one file, memory-mapped: dict name -> read-only array."""
-    path = _existing(path)
+    path = existing_file(path)
     try:
         # The library checks the header: its size, the bounds of the tensors, that they don't overlap.
         with safe_open(path, framework="numpy"):
@@ -104,39 +105,11 @@ def _tensor(path, name, data, entry):
     return np.asarray(data[begin:end]).view(DTYPES[dtype]).reshape(entry["shape"])
 
 
-def read_json(path, kind=dict):
-    """The object (dict) in a JSON file, or the array where `kind` is list."""
-    path = _existing(path)
-    if path.stat().st_size > MOST_JSON_BYTES:
-        raise ValueError(f"{path} is longer than {MOST_JSON_BYTES} bytes.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"{path} is not a whole JSON file: {error}") from error
-    if not isinstance(value, kind):
-        expected = {dict: "an object", list: "an array"}[kind]
-        raise ValueError(f"{path} holds {type(value).__name__}, expected {expected}.")
-    return value
-
-
 def _without_twins(pairs):
     """An object, whose keys the library and we might choose among differently if one came twice."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a safetensors header has the same name twice.")
     return dict(pairs)
-
-
-def _refuse(constant):
-    raise ValueError(f"{constant} is no JSON number")
-
-
-def _existing(path):
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"folder ({str(path.parent)!r}) does not exist.")
-    if not path.is_file():
-        raise ValueError(f"folder ({str(path.parent)!r}) has no {path.name}.")
-    return path
 
 
 def write_tensors(folder, tensors, max_shard_size=None):
@@ -195,11 +168,6 @@ def _bytes_of(size):
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"max_shard_size ({size!r}) must be a positive whole number of bytes, or such as '5GB'.")
     return number * 1000 ** ("B", "KB", "MB", "GB", "TB").index(unit)
-
-
-def write_json(path, value):
-    """Write a JSON file that people can read."""
-    Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

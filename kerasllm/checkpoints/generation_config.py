@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm.checkpoints import files
+from kerasllm.checkpoints.json_files import read_json, write_json
 
 FILE = "generation_config.json"
 SAME = (
@@ -142,16 +142,16 @@ def write_generation_config(folder, values, end_ids, start_id=None):
     config |= {"bad_words_ids": words} if words else {}
     biases = [[[int(i)], float(bias)] for i, bias in biases.items() if bias > -float("inf")]
     config |= {"sequence_bias": biases} if biases else {}
-    files.write_json(Path(folder) / FILE, config)
+    write_json(Path(folder) / FILE, config)
 
 
 def _read(folder):
     """The path of the file, and what it says about generation."""
     path = Path(folder) / FILE
     if path.exists():
-        return path, files.read_json(path)
-    path = Path(folder) / files.CONFIG
-    config = files.read_json(path) if path.exists() else {}
+        return path, read_json(path)
+    path = Path(folder) / "config.json"
+    config = read_json(path) if path.exists() else {}
     names = {*SAME, *RENAMED.values(), "do_sample", "sequence_bias", "eos_token_id", "decoder_start_token_id"}
     return path, {name: config[name] for name in names & set(config)}
 

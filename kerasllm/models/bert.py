@@ -1,5 +1,8 @@
 """BERT and its relatives: the bidirectional Transformer encoder, and what all its heads share."""
 
+import contextlib
+import sys
+
 import keras
 
 from kerasllm.arguments import check_choice
@@ -79,6 +82,16 @@ class BERTModel(Model):
                 variable.assign(values[variable.path])
         model.tokenizer = arguments.get("tokenizer") or encoder.tokenizer
         return model
+
+    def progress_bar(self, num_batches):
+        """A progress bar on the standard error: a function to call after each batch."""
+        bar = keras.utils.Progbar(num_batches, unit_name="batch")
+
+        def advance():
+            with contextlib.redirect_stdout(sys.stderr):
+                bar.add(1)
+
+        return advance
 
 
 @keras.saving.register_keras_serializable("kerasllm")

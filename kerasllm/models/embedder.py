@@ -8,13 +8,13 @@ from kerasllm import checkpoints
 from kerasllm.arguments import check_choice, check_positive
 from kerasllm.models.bert import BERTModel, encode
 from kerasllm.models.embedding_index import EmbeddingIndex
-from kerasllm.models.predicting import answer_each, encode_texts, predict
+from kerasllm.tasks.embedding import Embedding
 
 POOLINGS = ("mean", "cls", "max")
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class BERTEmbedder(BERTModel):
+class BERTEmbedder(Embedding, BERTModel):
     """BERT that makes one vector of a text (Reimers & Gurevych 2019, arXiv:1908.10084).
 
     A folder of sentence-transformers opens as it is, and `save_to_preset` writes one: pooling, normalisation and the
@@ -89,32 +89,6 @@ class BERTEmbedder(BERTModel):
         super().save_assets(folder)
         own = {name: self.arguments[name] for name in ("pooling", "normalize", "truncate_at")}
         checkpoints.write_modules(folder, dimension=self.arguments["hidden_dim"], **own)
-
-    def embed(self, texts, batch_size=32, truncate=False, verbose=True):
-        """The vectors of texts.
-
-        Args:
-            texts: a string, a list or an iterable of strings.
-            batch_size: the most texts that are computed at a time.
-            truncate: whether texts longer than the model are cut. A model with `truncate_at` cuts there in any case.
-            verbose: whether a long list has a progress bar.
-
-        Returns:
-            float32 arrays: (D,) for a string, (N, D) for a list, an iterator of (D,) for an iterable.
-
-        Raises:
-            ValueError: there is no tokenizer; a text is empty, or longer than the model's `max_sequence_length`.
-        """
-        self.required_tokenizer()
-        check_positive("batch_size", batch_size)
-        limit = self.arguments["truncate_at"]
-
-        def answer(texts, verbose):
-            hint = "; truncate=True cuts it"
-            encodings = encode_texts(self, texts, limit=limit, truncate=truncate or limit is not None, hint=hint)
-            return np.stack(predict(self, encodings, batch_size, verbose))
-
-        return answer_each("texts", texts, answer, verbose)
 
     def index(self, texts, batch_size=32, truncate=False, verbose=True):
         """An `EmbeddingIndex` of a list of texts, to search many times; arguments as for `embed`."""

@@ -1,18 +1,14 @@
 """BERT for classes of tokens: names of persons, parts of speech."""
 
 import keras
-import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive
 from kerasllm.models.bert import BERTModel, encode, make_dense
 from kerasllm.models.classifier import read_labels
-from kerasllm.models.predicting import answer_each, encode_texts, predict, softmax
-
-AGGREGATIONS = ("none", "simple", "first", "average", "max")
+from kerasllm.tasks.tagging import Tagging
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class BERTTokenClassifier(BERTModel):
+class BERTTokenClassifier(Tagging, BERTModel):
     """BERT with a classifier of tokens.
 
     Inputs:
@@ -58,90 +54,3 @@ class BERTTokenClassifier(BERTModel):
         super().__init__(inputs, classifier(sequence), {**arguments, "labels": labels}, name)
         self.encoder, self.classifier = encoder, classifier
         self.tokenizer = tokenizer
-
-    def tag(self, texts, aggregation="simple", batch_size=32, verbose=True):
-        """Find the entities in texts.
-
-        Args:
-            texts: a string, a list or an iterable of strings.
-            aggregation: "none" gives each token with its label. The others give entities, neighbours of the same
-                label without "B-" and "I-", where "B-" begins a new one: "simple" of tokens, the rest of whole
-                words, whose label is that of their "first" token, of their tokens' "average" probabilities, or of
-                the token with the "max" probability.
-            batch_size: the most texts that are computed at a time.
-            verbose: whether a long list has a progress bar.
-
-        Returns:
-            For a text a list of dicts, in its order: `entity`, the label; `score`, the mean probability; `word`, what
-            stands in the text from `start` to `end`. The label "O" is left out. For a list a list of those, for an
-            iterable an iterator.
-
-        Raises:
-            ValueError: there is no tokenizer; a text is empty, or longer than the model's `max_sequence_length`.
-        """
-        self.required_tokenizer()
-        check_choice("aggregation", aggregation, AGGREGATIONS)
-        check_positive("batch_size", batch_size)
-
-        def answer(texts, verbose):
-            encodings = encode_texts(self, texts)
-            logits = predict(self, encodings, batch_size, verbose)
-            return [self._entities(t, e, x, aggregation) for t, e, x in zip(texts, encodings, logits, strict=True)]
-
-        return answer_each("texts", texts, answer, verbose)
-
-    def _entities(self, text, encoding, logits, aggregation):
-        labels = self.arguments["labels"]
-        groups = self._tokens(text, encoding, softmax(logits))
-        if aggregation not in ("none", "simple"):
-            groups = _words(groups, aggregation)
-        tagged = []
-        for probabilities, start, end, _ in groups:
-            best = int(np.argmax(probabilities))
-            tagged.append((labels[best], [float(probabilities[best])], start, end))
-        if aggregation != "none":
-            tagged = _joined(tagged)
-        return [
-            {"entity": entity, "score": float(np.mean(scores)), "word": text[start:end], "start": start, "end": end}
-            for entity, scores, start, end in tagged
-            if entity != "O"
-        ]
-
-    def _tokens(self, text, encoding, probabilities):
-        """`(probabilities, start, end, whether a word starts)` of the tokens that stand for something in the text."""
-        tokens = []
-        for i, (start, end) in enumerate(encoding.offsets):
-            # Some tokenizers count the space before a word as its own.
-            while start < end and text[start].isspace():
-                start += 1
-            if start < end and not encoding.special_tokens_mask[i]:
-                starts = self.tokenizer.word_starts[encoding.ids[i]] or start == 0 or text[start - 1].isspace()
-                tokens.append((probabilities[i], start, end, starts))
-        return tokens
-
-
-def _words(tokens, aggregation):
-    words = []
-    for token in tokens:
-        if token[3]:
-            words.append([])
-        words[-1].append(token)
-    combine = {
-        "first": lambda word: word[0][0],
-        "average": lambda word: np.mean([token[0] for token in word], axis=0),
-        "max": lambda word: max((token[0] for token in word), key=np.max),
-    }[aggregation]
-    return [(combine(word), word[0][1], word[-1][2], True) for word in words]
-
-
-def _joined(tagged):
-    """Neighbours of one entity as one: `(label without its letter, scores, start, end)`."""
-    joined, last = [], None
-    for label, scores, start, end in tagged:
-        begins, entity = label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
-        if entity == last and not begins:
-            joined[-1] = (entity, joined[-1][1] + scores, joined[-1][2], end)
-        else:
-            joined.append((entity, scores, start, end))
-        last = entity
-    return joined

@@ -3,8 +3,9 @@
 import keras
 
 from kerasllm import checkpoints  # a package, whose files are imported when first used
+from kerasllm.arguments import read_texts
 from kerasllm.generation.config import GenerationConfig
-from kerasllm.models.base import carried_tokenizer, read_texts
+from kerasllm.models.base import carried_tokenizer
 from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
 from kerasllm.text import batches
 

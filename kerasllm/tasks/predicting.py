@@ -1,14 +1,15 @@
-"""What the tasks of BERT's heads share: texts to encodings, and one pass over many of them, by length."""
+"""What the tasks of BERT's heads share: texts to encodings, and one pass over many of them, by length.
 
-import contextlib
+A model, or an exported file that stands for one, is here what has `arguments`; `input`, a collection of names;
+`tokenizer` and `required_tokenizer()`; `predict_on_batch(inputs)`; and `progress_bar(num_batches)`, a function to call
+after each batch.
+"""
+
 import itertools
-import sys
 
-import keras
 import numpy as np
 
-from kerasllm.arguments import check_positive
-from kerasllm.models.base import read_texts
+from kerasllm.arguments import check_positive, read_texts
 from kerasllm.text import batches
 
 CHUNK = 1024  # Texts of a stream that are looked at together, to batch them by length.
@@ -80,19 +81,22 @@ def predict(model, encodings, batch_size, verbose=False, extra=None):
     lengths = np.array([len(ids) for ids in rows["token_ids"]])
     order = np.argsort(-lengths, kind="stable")
     starts = range(0, len(order), batch_size)
-    bar = keras.utils.Progbar(len(starts), unit_name="batch") if verbose and len(starts) > LONG else None
+    advance = model.progress_bar(len(starts)) if verbose and len(starts) > LONG else lambda: None
     results = [None] * len(encodings)
     for start in starts:
         places = order[start : start + batch_size].tolist()
         filled = places + places[-1:] * (batches.bucket_length(len(places), batch_size) - len(places))
         outputs = model.predict_on_batch(_inputs(model, rows, filled))
-        outputs = keras.tree.map_structure(lambda x: np.asarray(x, "float32"), outputs)
         for row, place in enumerate(places):
-            results[place] = keras.tree.map_structure(lambda x, row=row: x[row], outputs)
-        if bar:
-            with contextlib.redirect_stdout(sys.stderr):
-                bar.add(1)
+            results[place] = _row(outputs, row)
+        advance()
     return results
+
+
+def _row(outputs, row):
+    if isinstance(outputs, dict):
+        return {name: _row(x, row) for name, x in outputs.items()}
+    return np.asarray(outputs[row], "float32")
 
 
 def _inputs(model, rows, places):
