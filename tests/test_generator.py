@@ -361,7 +361,7 @@ def test_no_step_is_taken_after_all_rows_have_ended_or_reached_their_limit(monke
 
     def spy(self, function, *arguments, **static):
         results = run_program(self, function, *arguments, **static)
-        if function.__name__ == "_advance":
+        if function.__name__ == "advance":
             states.append(int(ops.max(results[2][0]["steps"])))
         return results
 

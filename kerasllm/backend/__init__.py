@@ -1,9 +1,17 @@
 """The only part of kerasllm that asks which backend runs: compilation, and the kernels worth writing three times."""
 
 from kerasllm.backend.compilation import compiled, name, while_loop
-from kerasllm.backend.kernels import argmax, attention, is_argmax, token_crossentropy, write_slots
+from kerasllm.backend.kernels import (
+    argmax,
+    attention,
+    is_argmax,
+    masked_score,
+    small_masked_scores,
+    token_crossentropy,
+    write_slots,
+)
 from kerasllm.backend.optimizers import adamw_class
-from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, simple_rnn
+from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, simple_rnn
 
 __all__ = [
     "adamw_class",
@@ -14,8 +22,11 @@ __all__ = [
     "gru",
     "is_argmax",
     "lstm",
+    "masked_score",
     "name",
+    "not_folded",
     "simple_rnn",
+    "small_masked_scores",
     "token_crossentropy",
     "while_loop",
     "write_slots",

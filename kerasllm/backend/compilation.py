@@ -58,7 +58,23 @@ def while_loop(keep_going, step, carry, constants):
         from kerasllm.backend import matvec
 
         body = matvec.with_transposed_kernels(body)
+    elif name() == "tensorflow":
+        body = _keeping_shapes(body)
     return ops.while_loop(lambda *carry: keep_going(carry, constants), body, carry)
+
+
+def _keeping_shapes(body):
+    """The body of a loop whose results have the static shapes of what goes in, as TensorFlow and TFLite ask for."""
+    import tensorflow as tf
+
+    def kept(old, new):
+        old, new = tf.convert_to_tensor(old), tf.convert_to_tensor(new)
+        if old.shape.as_list() == new.shape.as_list():
+            return new
+        # TFLite has no EnsureShape.
+        return tf.reshape(new, [tf.shape(new)[i] if n is None else n for i, n in enumerate(old.shape)])
+
+    return lambda *carry: tf.nest.map_structure(kept, carry, body(*carry))
 
 
 def _replay(keep_going, step, carry, constants):

@@ -1,8 +1,29 @@
 """Attention, arg max and cross-entropy by the backend's best kernel."""
 
+import contextlib
+import contextvars
+
 from keras import ops
 
 from kerasllm.backend.compilation import name
+
+# Finite in float16, and far below any score.
+_masked_score = contextvars.ContextVar("masked_score", default=-3e4)
+
+
+def masked_score():
+    """The score of what attention may not look at."""
+    return _masked_score.get()
+
+
+@contextlib.contextmanager
+def small_masked_scores():
+    """Inside it, `masked_score` is -100, beside which the others keep some of the 256 steps of 8-bit scores."""
+    token = _masked_score.set(-100.0)
+    try:
+        yield
+    finally:
+        _masked_score.reset(token)
 
 
 def attention(q, k, v, mask=None, bias=None, scale=None):
@@ -23,9 +44,10 @@ def attention(q, k, v, mask=None, bias=None, scale=None):
     import torch
 
     if mask is not None:
-        # Finite, so that a query that may look nowhere gets a mean and not nan.
-        additive = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~mask, -3e4)
-        bias = additive if bias is None else bias.to(q.dtype).masked_fill(~mask, -3e4)
+        # Finite, and so low that any score added to it is lost: a query that may look nowhere gets a mean, not nan.
+        lowest = -3e4 if q.dtype == torch.float16 else -1e30
+        additive = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~mask, lowest)
+        bias = additive if bias is None else bias.to(q.dtype).masked_fill(~mask, lowest)
     return torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
     )

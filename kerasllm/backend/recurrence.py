@@ -95,6 +95,14 @@ def dense_recurrence():
         _dense.reset(token)
 
 
+def not_folded(x):
+    """x; inside `dense_recurrence` behind an operation through which TFLite's converter folds no factor.
+
+    Else it would write weights that have two uses twice: as they are, and times the scale of the norm before.
+    """
+    return ops.maximum(x, -3e38) if _dense.get() else x
+
+
 def _torch_recurrence(kernel, x, states, weights, padding_mask, reverse):
     """Run `torch.lstm`, `torch.gru` or `torch.rnn_tanh`; with a mask, over the real tokens, packed."""
     import torch

@@ -49,7 +49,7 @@ def search(task):
         prefill, inputs, prompt, capacity=capacity, num_copies=num_beams, has_history=needs_history(constraints)
     )
     token = ops.repeat(prompt["token_ids"][:, -1], num_beams)
-    beams = programs.run(_first_beams, limits, num_beams=num_beams, size=capacity)
+    beams = programs.run(first_beams, limits, num_beams=num_beams, size=capacity)
     static, done = {name: getattr(config, name) for name in ("early_stopping", "renormalize_logits")}, 0
     while done < total and ops.convert_to_numpy(beams["is_open"]).any():
         slot = length - 1 + done
@@ -67,13 +67,13 @@ def search(task):
         else:
             num_steps = min(capacity - slot, total - done)
             state, token, beams = programs.run(
-                _advance, state, token, beams, np.int32(num_steps), where, constraints, **static
+                advance, state, token, beams, np.int32(num_steps), where, constraints, **static
             )
         done += num_steps
     return _results(task, tree.map_structure(ops.convert_to_numpy, beams), end_ids)
 
 
-def _first_beams(model, limits, num_beams, size):
+def first_beams(model, limits, num_beams, size):
     """One hypothesis for each prompt, and K - 1 that are none; nothing is finished.
 
     Returns:
@@ -102,14 +102,14 @@ def _grow_beams(model, beams, size):
     return {**beams, **{name: pad(beams[name], value) for name, value in fills.items()}}
 
 
-def _advance(model, state, token, beams, num_steps, where, constraints, early_stopping, renormalize_logits):
+def advance(model, state, token, beams, num_steps, where, constraints, early_stopping, renormalize_logits):
     """Take a number of steps, fewer when no prompt is open any more.
 
     Args:
         model: has `decode_step`.
         state: what `prefill` returns, for R = B K rows.
         token: (R,) int32, to feed.
-        beams: as `_first_beams` returns.
+        beams: as `first_beams` returns.
         num_steps: the most steps.
         where: the slot to begin in; the prompts' slots; how many tokens each completion may have (B,) int32; the end
             ids (E,) int32; the length penalty.
@@ -124,14 +124,14 @@ def _advance(model, state, token, beams, num_steps, where, constraints, early_st
     def keep_going(carry, constants):
         return ops.logical_and(carry[0] < constants[0], ops.any(carry[-1]["is_open"]))
 
-    def advance(carry, constants):
-        step, state, token, beams = carry
+    def step(carry, constants):
+        done, state, token, beams = carry
         _, (slot, *others), constraints = constants
-        here = (slot + step, *others)
+        here = (slot + done, *others)
         logits, constrained, state = _log_probs(model, state, token, here, constraints)
-        return step + 1, *_step(model, state, logits, constrained, beams, here, early_stopping, renormalize_logits)
+        return done + 1, *_step(model, state, logits, constrained, beams, here, early_stopping, renormalize_logits)
 
-    return backend.while_loop(keep_going, advance, (0, state, token, beams), (num_steps, where, constraints))[1:]
+    return backend.while_loop(keep_going, step, (0, state, token, beams), (num_steps, where, constraints))[1:]
 
 
 def _log_probs(model, state, token, where, constraints):
@@ -145,7 +145,7 @@ def _log_probs(model, state, token, where, constraints):
 def _step(model, state, log_probs, constrained, beams, where, early_stopping, renormalize_logits):
     """Choose the continuations: the new state, the tokens (R,) to feed, the new beams."""
     slot, prompt_slots, limits, end_ids, penalty = where
-    batch, num_beams = beams["scores"].shape
+    batch, num_beams = ops.shape(beams["scores"])  # the batch may be of any size
     size = log_probs.shape[-1]
     count = slot + 1 - prompt_slots  # tokens of each hypothesis before this step
     num_ranks = min((1 + end_ids.shape[0]) * num_beams, num_beams * size)
@@ -204,7 +204,7 @@ def _step(model, state, log_probs, constrained, beams, where, early_stopping, re
 
 def _pick(x, indices):
     """Hypotheses by their indices: x (B, K, C), indices (B, M) -> (B, M, C)."""
-    indices = ops.broadcast_to(indices[:, :, None], (*indices.shape, x.shape[2]))
+    indices = ops.broadcast_to(indices[:, :, None], (*ops.shape(indices), ops.shape(x)[2]))
     return ops.take_along_axis(x, indices, axis=1)
 
 

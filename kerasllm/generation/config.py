@@ -155,6 +155,30 @@ class GenerationConfig:
         fields = dataclasses.fields(self)
         return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
 
+    def limited(self, longest, limit=None, usual=None):
+        """The same with a length, checked against what a model can hold.
+
+        Args:
+            longest: the tokens of the longest prompt.
+            limit: the model's `max_sequence_length`, or None.
+            usual: `max_length` where neither the config nor the model says one.
+
+        Raises:
+            ValueError: the prompt, or what is wanted after it, exceeds `limit`.
+        """
+        if limit and longest > limit:
+            raise ValueError(f"prompts: one of {longest} tokens is longer than max_sequence_length ({limit}).")
+        if self.max_length is None and self.max_new_tokens is None:
+            return dataclasses.replace(self, max_length=limit or usual)
+        name = "max_new_tokens" if self.max_length is None else "max_length"
+        length = self.max_length or self.max_new_tokens + longest
+        if limit and length > limit:
+            raise ValueError(
+                f"{name} ({getattr(self, name)}) after a prompt of {longest} tokens exceeds the model's "
+                f"max_sequence_length ({limit})."
+            )
+        return self
+
     def _check_contradictions(self):
         if self.max_length is not None and self.max_new_tokens is not None:
             raise ValueError(

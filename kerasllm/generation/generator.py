@@ -110,7 +110,7 @@ def decode(task, chunks):
         else:
             num_steps = min(next(chunks), CHUNK, capacity - slot, total - done)
             ids, log_probs, state, token = programs.run(
-                _advance,
+                advance,
                 state,
                 token,
                 finished,
@@ -128,7 +128,7 @@ def decode(task, chunks):
         yield rows
 
 
-def _advance(model, state, token, finished, num_steps, where, choice, scores):
+def advance(model, state, token, finished, num_steps, where, choice, scores):
     """Take a number of steps, fewer when all rows finish.
 
     Args:
@@ -136,40 +136,40 @@ def _advance(model, state, token, finished, num_steps, where, choice, scores):
         state: what `prefill` returns.
         token: (R,) int32, to feed.
         finished: (R,) boolean.
-        num_steps: the number of steps, at most CHUNK.
+        num_steps: the most steps, at most as many as there are uniforms.
         where: the slot to begin in; the prompts' slots; how many tokens remain to each row (R,) int32; the end ids
             (E,) int32.
-        choice: the uniforms (CHUNK, R) float32; the parameters of `constrain` and `warp`; the latter () for greedy
-            decoding.
+        choice: the uniforms (C, R) float32; the parameters of `constrain`; those of `warp`, () for greedy decoding,
+            or the function of `chooser`.
         scores: whether log-probabilities are wanted.
 
     Returns:
-        Ids and log-probabilities (CHUNK, R) (or ()), the new state, the token to feed next.
+        Ids and log-probabilities (C, R) (or ()), the new state, the token to feed next.
     """
-    ids = ops.zeros(choice[0].shape, dtype="int32")
-    log_probs = ops.zeros(ids.shape, dtype="float32") if scores else ()
+    ids = ops.zeros(ops.shape(choice[0]), dtype="int32")
+    log_probs = ops.zeros(ops.shape(ids), dtype="float32") if scores else ()
     carry = (0, ids, log_probs, state, token, finished)
 
     def keep_going(carry, constants):
         return ops.logical_and(carry[0] < constants[0], ops.logical_not(ops.all(carry[-1])))
 
-    def advance(carry, constants):
-        step, ids, log_probs, state, token, finished = carry
+    def step(carry, constants):
+        done, ids, log_probs, state, token, finished = carry
         _, (slot, prompt_slots, remaining, end_ids), (uniforms, constraints, filters) = constants
-        here = (slot + step, prompt_slots, remaining, end_ids)
+        here = (slot + done, prompt_slots, remaining, end_ids)
         logits, constrained, state = _logits(model, state, token, here, constraints)
-        token, log_prob = _choose(model, logits, constrained, ops.take(uniforms, step, axis=0), filters, scores)
+        token, log_prob = _choose(model, logits, constrained, ops.take(uniforms, done, axis=0), filters, scores)
         ended = ops.logical_or(token < 0, ops.any(token[:, None] == end_ids[None], axis=-1))
-        finished = ops.logical_or(finished, ops.logical_or(ended, remaining <= step + 1))
-        ids = ops.slice_update(ids, (step, 0), token[None])
-        log_probs = ops.slice_update(log_probs, (step, 0), log_prob[None]) if scores else ()
-        return step + 1, ids, log_probs, state, token, finished
+        finished = ops.logical_or(finished, ops.logical_or(ended, remaining <= done + 1))
+        ids = ops.slice_update(ids, (done, 0), token[None])
+        log_probs = ops.slice_update(log_probs, (done, 0), log_prob[None]) if scores else ()
+        return done + 1, ids, log_probs, state, token, finished
 
-    return backend.while_loop(keep_going, advance, carry, (num_steps, where, choice))[1:5]
+    return backend.while_loop(keep_going, step, carry, (num_steps, where, choice))[1:5]
 
 
 def _processed_step(task, rows, state, token, where, choice):
-    """`_advance` by one step, with the caller's processors between the model and the choice."""
+    """`advance` by one step, with the caller's processors between the model and the choice."""
     programs, (uniforms, constraints, filters) = Programs.of(task.model), choice
     logits, constrained, state = programs.run(_logits, state, token, where, constraints)
     tokens = [np.concatenate([row.prompt, row.ids]).astype("int32") for row in rows]
@@ -189,7 +189,9 @@ def _logits(model, state, token, where, constraints):
 
 def _choose(model, logits, constrained, uniforms, filters, scores):
     """The next tokens (R,) int32, -1 where logits are NaN, and their log-probabilities (R,) or ()."""
-    if filters:
+    if callable(filters):
+        token = filters(constrained, uniforms)
+    elif filters:
         token = sample(warp(constrained, **filters), uniforms)
     else:
         token = backend.argmax(constrained)
@@ -197,6 +199,28 @@ def _choose(model, logits, constrained, uniforms, filters, scores):
     if scores:
         log_probs = ops.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - ops.logsumexp(logits, axis=-1)
     return ops.where(ops.any(ops.isnan(logits), axis=-1), -1, token), log_probs
+
+
+def chooser(temperature, top_k, top_p, min_p=None):
+    """A function (logits (R, V), uniforms (R,)) -> tokens (R,) whose options are tensors, for a graph.
+
+    Args:
+        temperature: scalar float32; 0 takes the most probable token.
+        top_k: scalar int32; 0 keeps all.
+        top_p: scalar float32; 1 keeps all.
+        min_p: None or a number.
+    """
+
+    def choose(logits, uniforms):
+        def draw():
+            kept = warp(logits, temperature=ops.maximum(temperature, MIN_TEMPERATURE))
+            kept = ops.cond(top_k > 0, lambda: warp(kept, top_k=ops.cast(top_k, "float32")), lambda: kept)
+            kept = ops.cond(top_p < 1, lambda: warp(kept, top_p=top_p), lambda: kept)
+            return sample(warp(kept, min_p=min_p), uniforms)
+
+        return ops.cond(temperature > 0, draw, lambda: backend.argmax(logits))
+
+    return choose
 
 
 def _filters(config):

@@ -49,7 +49,7 @@ def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
         penalised = ops.where(logits < 0, logits * p["repetition_penalty"], logits / p["repetition_penalty"])
         logits = ops.where(stands, penalised, logits)
     if "presence_penalty" in p or "frequency_penalty" in p:
-        generated = ops.arange(token_ids.shape[1], dtype="int32")[None] >= prompt_slots
+        generated = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None] >= prompt_slots
         weights = ops.broadcast_to(ops.cast(generated, "float32"), ops.shape(token_ids))
         counts = sums_by_id(token_ids, weights, size)
         logits = logits - counts * p.get("frequency_penalty", 0.0)
@@ -211,11 +211,11 @@ def _ngram_ends(token_ids, slot, size, window):
         size: scalar int32, n <= the length of `window`.
         window: (W, 0), empty; its length is all that counts.
     """
-    capacity = token_ids.shape[1]
+    capacity, longest = ops.shape(token_ids)[1], token_ids.shape[1] or window.shape[0]
     slots = ops.arange(capacity, dtype="int32")[None]
     matches = ops.logical_and(ops.logical_and(slots <= slot, slots >= size - 1), token_ids >= 0)
-    for distance in range(1, min(window.shape[0], capacity)):
-        before = ops.pad(token_ids[:, : capacity - distance], [[0, 0], [distance, 0]], constant_values=-1)
+    for distance in range(1, min(window.shape[0], longest)):
+        before = ops.pad(token_ids, [[0, 0], [distance, 0]], constant_values=-1)[:, :capacity]
         last = _at(token_ids, slot - distance + 1)
         same = ops.logical_and(before == last, last >= 0)
         matches = ops.logical_and(matches, ops.logical_or(same, distance >= size))

@@ -100,4 +100,4 @@ def tensors(arrays):
 
 
 def _pad(history, capacity):
-    return ops.pad(history, [[0, 0], [0, capacity - history.shape[1]]], constant_values=-1)
+    return ops.pad(history, [[0, 0], [0, capacity - ops.shape(history)[1]]], constant_values=-1)

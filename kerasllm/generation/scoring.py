@@ -45,7 +45,7 @@ def score(model, inputs, token_ids, padding_mask):
     Returns:
         A list of `Score`s.
     """
-    log_probs = ops.convert_to_numpy(Programs.of(model).run(_log_probs, *tensors((inputs, token_ids))))
+    log_probs = ops.convert_to_numpy(Programs.of(model).run(token_log_probs, *tensors((inputs, token_ids))))
     lengths = np.sum(padding_mask, axis=1)
     return [
         Score(row[:length].astype("int32"), values[: length - 1])
@@ -53,8 +53,9 @@ def score(model, inputs, token_ids, padding_mask):
     ]
 
 
-def _log_probs(model, inputs, token_ids):
+def token_log_probs(model, inputs, token_ids):
+    """Log-probabilities (B, T - 1) of tokens (B, T) after those before them."""
     logits = model(inputs, training=False)[:, :-1]
     labels = ops.reshape(token_ids[:, 1:], (-1,))
     losses = backend.token_crossentropy(labels, ops.reshape(logits, (-1, logits.shape[-1])))
-    return ops.reshape(-losses, (token_ids.shape[0], token_ids.shape[1] - 1))
+    return ops.reshape(-losses, (-1, ops.shape(token_ids)[1] - 1))

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive
 
 
@@ -19,8 +20,7 @@ class Alignment(keras.layers.Layer):
         scores = self.score(query, self.project(memory) if keys is None else keys)  # (B, T, S)
         if padding_mask is not None:
             looked_at = ops.expand_dims(ops.cast(padding_mask, "bool"), 1)
-            # -3e4 is finite in float16 and far below any score.
-            scores = ops.where(looked_at, scores, ops.cast(-3e4, scores.dtype))
+            scores = ops.where(looked_at, scores, ops.cast(backend.masked_score(), scores.dtype))
         weights = ops.softmax(scores, axis=-1)
         context = ops.matmul(weights, memory)  # (B, T, M)
         return (context, weights) if return_attention_scores else context

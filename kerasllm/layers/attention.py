@@ -209,8 +209,7 @@ def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None
     if attention_bias is not None:
         scores = scores + ops.cast(attention_bias, scores.dtype)
     if attention_mask is not None:
-        # -3e4 is finite in float16 and far below any score.
-        scores = ops.where(attention_mask, scores, ops.cast(-3e4, scores.dtype))
+        scores = ops.where(attention_mask, scores, ops.cast(backend.masked_score(), scores.dtype))
     return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), q.dtype)
 
 

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive
 from kerasllm.layers.attention import MultiHeadAttention, causal_mask, padding_attention_mask
 from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
@@ -198,7 +199,9 @@ class TransformerStack(keras.layers.Layer):
         bias = None
         if self.position_bias:  # depends on distances only, so slots do as well as positions
             slots = ops.arange(length, dtype="int32")
-            bias = self.position_bias(slots + index, slots if caches is None else ops.arange(caches[0][0].shape[2]))
+            bias = self.position_bias(
+                slots + index, slots if caches is None else ops.arange(ops.shape(caches[0][0])[2])
+            )
         new_caches = []
         for i, block in enumerate(self.blocks):
             x = block(
@@ -215,7 +218,9 @@ class TransformerStack(keras.layers.Layer):
             if caches is not None:
                 x, cache = x
                 new_caches.append(cache)
-        return (self.final_norm(x) if self.final_norm else x), (None if caches is None else new_caches)
+        return (backend.not_folded(self.final_norm(x)) if self.final_norm else x), (
+            None if caches is None else new_caches
+        )
 
     def encode(self, token_ids, padding_mask=None, segment_ids=None, training=None):
         """Read whole sequences whose tokens all see each other, without a memory: (B, T) -> (B, T, D)."""
@@ -319,7 +324,7 @@ class TransformerDecoder(TransformerStack):
         """The state after all but the last token of left-padded prompts.
 
         Args:
-            token_ids: (B, P) int, P >= 1 known.
+            token_ids: (B, P) int, P >= 1; P >= 2 where it is not known.
             padding_mask: (B, P), True or 1 = real; padding stands on the left.
             capacity: number of slots, at least P.
             memory, memory_padding_mask: as for `call`.
@@ -328,7 +333,7 @@ class TransformerDecoder(TransformerStack):
             A dict of tensors with the batch axis first: `caches`, `padding` (B,), the number of padded slots, and
             with a memory its projected `memories` and `memory_mask`.
         """
-        batch_size, length = ops.shape(token_ids)[0], token_ids.shape[1]
+        batch_size, length = ops.shape(token_ids)[:2]
         shape = (batch_size, self.num_key_value_heads, length - 1, self.head_dim)
         state = {
             "caches": [(ops.zeros(shape, self.compute_dtype),) * 2 for _ in self.blocks],
@@ -337,13 +342,13 @@ class TransformerDecoder(TransformerStack):
         if memory is not None:
             state["memories"] = [block.project_memory(memory) for block in self.blocks]
             state["memory_mask"] = ops.cast(memory_padding_mask, "bool")
-        if length > 1:
+        if token_ids.shape[1] != 1:
             _, state = self.step(token_ids[:, :-1], state, 0)
         return self.grow(state, capacity)
 
     def step(self, token_ids, state, index):
         """Tokens (B, T) in the slots from `index` on -> their hidden states (B, T, D) and the new state."""
-        length, capacity = ops.shape(token_ids)[1], state["caches"][0][0].shape[2]
+        length, capacity = ops.shape(token_ids)[1], ops.shape(state["caches"][0][0])[2]
         padding = ops.expand_dims(state["padding"], 1)  # (B, 1)
         positions = ops.expand_dims(ops.arange(length, dtype="int32") + index, 0) - padding  # (B, T)
         # Padding stands before position 0; a finished row may walk on past the last one.
@@ -370,6 +375,6 @@ class TransformerDecoder(TransformerStack):
         """The same state with room for `capacity` slots."""
 
         def pad(cache):
-            return ops.pad(cache, ((0, 0), (0, 0), (0, capacity - cache.shape[2]), (0, 0)))
+            return ops.pad(cache, ((0, 0), (0, 0), (0, capacity - ops.shape(cache)[2]), (0, 0)))
 
         return {**state, "caches": [tuple(map(pad, pair)) for pair in state["caches"]]}

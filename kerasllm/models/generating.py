@@ -144,7 +144,7 @@ class GeneratingModel(Model):
             For each prompt a list of `num_return_sequences` `Generation`s, with their texts where there is a tokenizer.
         """
         check_positive("batch_size", batch_size)
-        config, writer, arguments = self._request(config, prompts)
+        config, writer, arguments = self.request(config, prompts)
         if draft is not None:
             self._check_draft(draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens)
         results = []
@@ -179,7 +179,7 @@ class GeneratingModel(Model):
                 "in a stream."
             )
         self.required_output_tokenizer()
-        config, writer, arguments = self._request(config, [prompt])
+        config, writer, arguments = self.request(config, [prompt])
         task = Task(model=self, inputs=inputs, prompts=[prompt], **arguments)
         end_ids = arguments["end_ids"]
         growth = ((_without_end(row.ids, end_ids), row.finish_reason is not None) for row in generator.stream(task))
@@ -212,9 +212,10 @@ class GeneratingModel(Model):
         """The tokenizer that writes the text, or a `ValueError` that says how to give the model one."""
         return self.required_tokenizer()
 
-    def _request(self, config, prompts):
+    def request(self, config, prompts):
         """`config` with a length, the `CompletionWriter` or None, and further arguments of a `Task`."""
-        config = self._limited(config, max(map(len, prompts)))
+        longest = max(map(len, prompts))
+        config = config.limited(longest, self.max_sequence_length, max(self.default_max_length, 2 * longest))
         size = self.output_vocabulary_size
         words = tuple(dict.fromkeys(ids for word in config.bad_words for ids in self._word_ids(word)))
         stop_ids = [stop for stop in config.stop if not isinstance(stop, str)]
@@ -265,22 +266,6 @@ class GeneratingModel(Model):
         if config.sampling or others or has_callbacks:
             others = others or ["temperature" if config.sampling else "processors"]
             raise ValueError(f"draft ({draft!r}) is for plain greedy decoding: leave {', '.join(others)} out.")
-
-    def _limited(self, config, longest):
-        """`config` with a length, checked against the model's positions and the longest prompt."""
-        limit = self.max_sequence_length
-        if limit and longest > limit:
-            raise ValueError(f"prompts: one of {longest} tokens is longer than max_sequence_length ({limit}).")
-        if config.max_length is None and config.max_new_tokens is None:
-            return GenerationConfig.merged(config, max_length=limit or max(self.default_max_length, 2 * longest))
-        name = "max_new_tokens" if config.max_length is None else "max_length"
-        length = config.max_length or config.max_new_tokens + longest
-        if limit and length > limit:
-            raise ValueError(
-                f"{name} ({getattr(config, name)}) after a prompt of {longest} tokens exceeds the model's "
-                f"max_sequence_length ({limit})."
-            )
-        return config
 
 
 def read_token_ids(name, rows, vocabulary_size):

@@ -89,7 +89,7 @@ class RNNLanguageModel(LanguageModel):
     def start_decoding(self, inputs, prompt, capacity):
         """Read all but the last token of the prompts."""
         token_ids, padding_mask = prompt["token_ids"], ops.cast(prompt["padding_mask"], "bool")
-        batch_size, length = ops.shape(token_ids)[0], token_ids.shape[1]
+        batch_size, length = ops.shape(token_ids)[:2]
         zeros = ops.zeros((batch_size, self.arguments["hidden_dim"]), self.compute_dtype)
         num_states = self.decoder.layers[0].cell.num_states
         state = {"states": [[zeros] * num_states for _ in self.decoder.layers]}
@@ -97,7 +97,7 @@ class RNNLanguageModel(LanguageModel):
             shape = (batch_size, self.attention.num_heads, length - 1, self.attention.head_dim)
             state["cache"] = (ops.zeros(shape, self.compute_dtype),) * 2
             state["padding"] = length - ops.sum(ops.cast(padding_mask, "int32"), axis=1)
-        if length > 1:
+        if token_ids.shape[1] != 1:
             _, state = self._step(token_ids[:, :-1], state, 0, padding_mask[:, :-1])
         return self.grow(state, capacity)
 
@@ -110,7 +110,7 @@ class RNNLanguageModel(LanguageModel):
         hidden, states = self.decoder(token_ids, state["states"], padding_mask=padding_mask, training=False)
         state = {**state, "states": states}
         if self.attention:
-            slots = ops.arange(state["cache"][0].shape[2], dtype="int32")
+            slots = ops.arange(ops.shape(state["cache"][0])[2], dtype="int32")
             is_real = padding_attention_mask(ops.expand_dims(slots, 0) >= ops.expand_dims(state["padding"], 1))
             attended, cache = self.attention(
                 hidden,
@@ -127,7 +127,7 @@ class RNNLanguageModel(LanguageModel):
         """The same state with room for `capacity` tokens in the attention's cache."""
         if not self.attention:
             return state
-        pad = capacity - state["cache"][0].shape[2]
+        pad = capacity - ops.shape(state["cache"][0])[2]
         return {
             **state,
             "cache": tuple(ops.pad(c, ((0, 0), (0, 0), (0, pad), (0, 0))) for c in state["cache"]),
