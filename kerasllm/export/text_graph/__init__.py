@@ -1,0 +1,8 @@
+"""The parts of a tokenizer as TensorFlow operations; `kerasllm.export.text_ops` puts them together.
+
+Its modules import TensorFlow, so they are imported where a graph is made.
+"""
+
+from kerasllm import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(__name__, {})
