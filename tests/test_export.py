@@ -54,9 +54,10 @@ MODELS = {
     "bert": lambda: BERT(V, **TRANSFORMER),
     "masked lm": lambda: BERTMaskedLM(V, **TRANSFORMER),
 }
+FORMATS = ("tf_saved_model", "litert")  # which hold any model
 # Others have all their parts.
 ONLY_LITERT = {"llama", "simple rnn", "summarizer"}
-CASES = [(name, f) for name in MODELS for f in core.FORMATS if f == "litert" or name not in ONLY_LITERT]
+CASES = [(name, f) for name in MODELS for f in FORMATS if f == "litert" or name not in ONLY_LITERT]
 if IN_CHILD:  # A process started for each takes seconds: each family once, here or further below.
     CASES = [
         ("transformer translator", "tf_saved_model"),
@@ -90,7 +91,9 @@ def examples(model, sizes, monkeypatch):
 def test_a_file_computes_what_the_model_computes_at_any_size(name, format, tmp_path, monkeypatch):
     model = make(name)
     path = export(model, tmp_path, format, signatures=["forward"])
-    assert set(tmp_path.iterdir()) == {path, core.FORMATS[format].assets_folder(path)} - {path / "assets.extra"}
+    assets = core.FORMATS[format].assets_folder(path)
+    assert set(tmp_path.iterdir()) == {path, assets} - {path / "assets.extra"}
+    assert {file.name for file in assets.iterdir()} >= {"signatures.json", "parity.json"}
     if not IN_CHILD or format == "litert":  # A SavedModel would bring TensorFlow into this process.
         inputs = examples(model, ((1, 1), (4, 31)), monkeypatch)
         call = core.FORMATS[format].load(path)
@@ -157,7 +160,7 @@ def test_the_model_predicts_and_trains_on(tmp_path, monkeypatch):
     assert int(model.optimizer.iterations) == 2
 
 
-@pytest.mark.parametrize("format", ["litert"] if IN_CHILD else core.FORMATS)
+@pytest.mark.parametrize("format", ["litert"] if IN_CHILD else FORMATS)
 def test_a_wrong_file_is_found_and_the_earlier_one_stays(format, tmp_path, monkeypatch):
     path = place_earlier(tmp_path, format)
     before = contents(path)
@@ -196,7 +199,7 @@ def spoil(monkeypatch):
     monkeypatch.setattr(Contents, "forward", forward)
 
 
-@pytest.mark.parametrize("format", core.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_file_takes_the_place_of_an_earlier_one(format, tmp_path):
     path = place_earlier(tmp_path, format)
     beside = tmp_path / "beside"

@@ -37,23 +37,26 @@ def write_here(writer, model, path, options, calls):
     Returns:
         What the file's functions take and give, and for each list of calls the outputs of the last, a dict of arrays.
     """
-    described = writer.write(contents_of(model, options), path)
+    described = writer.write(contents_of(writer, model, options), path)
     return described, verification.results(writer.load(path), described, calls) if calls else []
+
+
+def check_class(cls):
+    """Raise `ValueError` unless another process can import a model's class."""
+    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        raise ValueError(
+            f"the model's class, {cls.__module__}.{cls.__qualname__}, must stand in a module that can be "
+            "imported: another process writes the file."
+        )
 
 
 def write_in_child(writer, model, path, options, calls):
     """Do as `write_here` in a process with the tensorflow backend, from a model of any backend.
 
     Raises:
-        ValueError: the model's class cannot be imported elsewhere.
         RuntimeError: the process fails; the message ends with what it said.
     """
     cls = type(model)
-    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
-        raise ValueError(
-            f"the model's class, {cls.__module__}.{cls.__qualname__}, must stand in a module that can be "
-            "imported: another process writes the file."
-        )
     request = {
         "module": cls.__module__,
         "class": cls.__qualname__,

@@ -8,6 +8,8 @@ backend, which traces them.
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
 from kerasllm.arguments import check_positive
 from kerasllm.export import verification
 
@@ -23,8 +25,10 @@ class Options:
         max_length: the slots of caches that have a fixed size.
         prefill_lengths: numbers of tokens that one call of a `prefill_N` reads.
         batch_size: rows of each call, where it is fixed.
+        num_beams: the number of beams of `translate_beams`.
         strings: whether functions that take and give strings are wanted.
-        quantize: how weights are kept: None (float32), "dynamic_int8" or "float16".
+        quantize: how weights are kept: None (float32), or one of the format's QUANTIZATIONS.
+        calibration_data: inputs of `forward`, dicts of nested lists (see `calibration.read`).
     """
 
     static: bool = False
@@ -33,11 +37,15 @@ class Options:
     max_length: int | None = None
     prefill_lengths: tuple = (16, 64, 256)
     batch_size: int = 1
+    num_beams: int = 4
     strings: bool = False
     quantize: str | None = None
+    calibration_data: tuple = ()
 
     def __post_init__(self):
         check_positive("batch_size", self.batch_size)
+        if isinstance(self.num_beams, bool) or not isinstance(self.num_beams, int) or self.num_beams < 2:
+            raise ValueError(f"num_beams ({self.num_beams!r}) must be an integer >= 2; `translate` is greedy.")
         if self.max_length is not None:
             check_positive("max_length", self.max_length)
         for length in self.prefill_lengths:
@@ -71,10 +79,12 @@ class Check:
             the call before.
         expected: dict output name -> array, the model's own. Whole numbers and strings must be equal, others equal to
             1e-5 of the largest.
+        labels: the tokens that `logits` predict, whose perplexity is reported: (B, T) int, -1 where there is none.
     """
 
     calls: list
     expected: dict
+    labels: np.ndarray | None = None
 
 
 class Contents:
@@ -104,9 +114,32 @@ class Contents:
         """The calls that prove the wanted functions: a list of `Check`."""
         if "forward" not in self.signatures:
             return []
-        examples = verification.example_inputs(self.model, self.forward_inputs())
-        outputs = verification.model_outputs(self.model, examples)
-        return [Check([("forward", x)], y) for x, y in zip(examples, outputs, strict=True)]
+        examples, data = self.examples(), self.calibration_inputs()
+        labels = [None] * len(examples) if data else [self.labels(x) for x in examples]
+        labels += [self.labels(x) for x in data]
+        outputs = verification.model_outputs(self.model, examples + data)
+        return [
+            Check([("forward", x)], y, tokens) for x, y, tokens in zip(examples + data, outputs, labels, strict=True)
+        ]
+
+    def examples(self):
+        """Inputs of `forward` to compare a file on: a list of dicts of arrays."""
+        return verification.example_inputs(self.model, self.forward_inputs())
+
+    def labels(self, inputs):
+        """The tokens that the logits of `forward` predict, (B, T), -1 where there is none; or None."""
+        return None
+
+    def calibration(self):
+        """Lists of calls, as those of a `Check`, that reach what the functions compute in use."""
+        return [[("forward", x)] for x in self.calibration_inputs()] if "forward" in self.signatures else []
+
+    def calibration_inputs(self):
+        """The inputs of `forward` that the caller gave: a list of dicts of arrays."""
+        dtypes = {name: dtype for name, (_, dtype) in self.forward_inputs().items()}
+        return [
+            {name: np.array(x, dtypes[name]) for name, x in inputs.items()} for inputs in self.options.calibration_data
+        ]
 
     def settings(self):
         """What a program that runs the file should know beside the signatures: a dict for JSON."""

@@ -1,22 +1,23 @@
 """Export: a model as a file that runs without our Python, compared with it before it is put in place."""
 
+import dataclasses
 import importlib.util
 import tempfile
 from pathlib import Path
 
 import keras
 
-from kerasllm.arguments import check_choice
+from kerasllm.arguments import check_choice, check_part
 from kerasllm.checkpoints import files
-from kerasllm.export import child, litert, saved_model, verification
+from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
 from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
 from kerasllm.export.placement import replacing
 from kerasllm.models.base import merged_arrays
 
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
-# load(path).
-FORMATS = {"tf_saved_model": saved_model, "litert": litert}
+# load(path); and contents_of(model, options), where it holds other functions than families.py says.
+FORMATS = {"tf_saved_model": saved_model, "litert": litert, "litertlm": litertlm, "mediapipe": mediapipe}
 
 
 def export_model(
@@ -28,10 +29,12 @@ def export_model(
     *,
     signatures=None,
     quantize=None,
-    min_agreement=0.9,
+    min_agreement=0.8,
+    calibration_data=None,
     max_length=None,
     prefill_lengths=(16, 64, 256),
     batch_size=1,
+    num_beams=4,
     strings=False,
     verify=True,
 ):
@@ -43,7 +46,10 @@ def export_model(
     check_choice("format", format, FORMATS)
     writer = FORMATS[format]
     _check_installed(writer.PACKAGES)
+    if quantize is not None and not writer.QUANTIZATIONS:
+        raise ValueError(f"quantize ({quantize!r}) must be None for the format {format!r}: its weights are float32.")
     check_choice("quantize", quantize, (None, *writer.QUANTIZATIONS))
+    check_part("min_agreement", min_agreement)
     path = Path(path).absolute()
     if not path.parent.is_dir():
         raise ValueError(f"filepath ({str(path)!r}): the folder {str(path.parent)!r} does not exist.")
@@ -55,14 +61,23 @@ def export_model(
         max_length=max_length,
         prefill_lengths=tuple(prefill_lengths),
         batch_size=batch_size,
+        num_beams=num_beams,
         strings=strings,
         quantize=quantize,
     )
+    options = dataclasses.replace(options, calibration_data=calibration.read(model, options, calibration_data))
     model = in_float32(model)
-    contents = contents_of(model, options)
-    write = child.write_here if keras.backend.backend() == "tensorflow" else child.write_in_child
-    with replacing(path, writer.assets_folder(path)) as (staged, assets), verification.full_precision():
-        checks = contents.checks() if verify else []
+    contents = contents_of(writer, model, options)
+    if writer.STATIC:
+        litert.check_contents(contents)
+    write = child.write_here
+    if keras.backend.backend() != "tensorflow":
+        child.check_class(type(model))
+        write = child.write_in_child
+    assets = writer.assets_folder(path)
+    places = [path] if path in assets.parents else [path, assets]
+    with replacing(*places) as (staged, *_), verification.full_precision():
+        checks = _checks(contents) if verify else []
         described, outputs = write(writer, model, staged, options, [check.calls for check in checks])
         report = verification.compare(checks, outputs, None if quantize is None else min_agreement)
         assets = writer.assets_folder(staged)
@@ -70,9 +85,23 @@ def export_model(
         model.save_assets(assets)
         description = {"model": type(model).__name__, "settings": contents.settings(), "signatures": described}
         files.write_json(assets / "signatures.json", description)
-        files.write_json(assets / "parity.json", {"format": format, "quantize": quantize, "checks": report})
+        size = sum(p.stat().st_size for p in (staged.rglob("*") if staged.is_dir() else [staged]) if p.is_file())
+        parity = {
+            "format": format,
+            "quantize": quantize,
+            "bytes": size,
+            "bytes of the weights": 4 * model.count_params(),
+        }
+        files.write_json(assets / "parity.json", {**parity, **verification.parity(report)})
     if verbose is None or verbose:
         print(f"Saved {format} at {str(path)!r}{verification.summary(report)}.")
+
+
+def _checks(contents):
+    try:
+        return contents.checks()
+    except FloatingPointError as error:
+        raise ValueError(f"the model's logits are not finite: nothing to compare an export with. {error}") from error
 
 
 def read_shapes(model, given=None):

@@ -38,19 +38,17 @@ def write(contents, path):
     # The weights must be attributes; were the model one too, each weight would be written twice.
     module.weights = [variable.value for variable in contents.model.weights]
     module.tables = contents.tables()
-    functions = {}
+    functions, described = {}, {}
     for name, signature in contents.signatures.items():
         specs = {
             name: tf.TensorSpec(shape, tf.as_dtype(dtype), name=name)
             for name, (shape, dtype) in signature.inputs.items()
         }
         functions[name] = tf.function(signature.function, autograph=False).get_concrete_function(**specs)
+        described[name] = {"inputs": _described(specs), "outputs": _described(functions[name].structured_outputs)}
     default = {"serving_default": functions["forward"]} if "forward" in functions else {}
     tf.saved_model.save(module, str(path), signatures={**default, **functions})
-    return {
-        name: {"inputs": _described(f.structured_input_signature[1]), "outputs": _described(f.structured_outputs)}
-        for name, f in functions.items()
-    }
+    return described
 
 
 def _described(specs):

@@ -15,6 +15,12 @@ TOLERANCE = 1e-5
 SIZES = ((1, 5), (3, 16))
 """Batch sizes and lengths that are compared."""
 
+CHOICES = ("logits", "probabilities")
+"""Words in the names of outputs whose largest number along the last axis is what they are for."""
+
+FOLLOWING = ("lengths", "scores")
+"""Outputs that follow from the tokens chosen: where a quantised file chooses others, they say nothing."""
+
 
 def forward(model, inputs):
     """A model's outputs by name: its own names, or `logits` where it has one output."""
@@ -93,12 +99,18 @@ def results(call, signatures, calls):
     """
     found = []
     for sequence in calls:
-        outputs = {}
-        for name, given in sequence:
-            inputs = {key: given[key] if key in given else outputs[key] for key in signatures[name]["inputs"]}
-            outputs = call(name, inputs)
-        found.append(outputs)
+        *_, last = complete(call, signatures, sequence)
+        found.append(call(*last))
     return found
+
+
+def complete(call, signatures, calls):
+    """Calls with all their inputs: pairs (signature, dict of arrays), see `results`; the last is not made."""
+    before = None
+    for name, given in calls:
+        outputs = {} if before is None else call(*before)
+        before = name, {key: given[key] if key in given else outputs[key] for key in signatures[name]["inputs"]}
+        yield before
 
 
 def compare(checks, outputs, min_agreement=None):
@@ -108,12 +120,14 @@ def compare(checks, outputs, min_agreement=None):
         checks: list of `Check`.
         outputs: as many dicts of arrays.
         min_agreement: None for a file that must give the same: whole numbers and strings equal, floats within
-            `TOLERANCE` of the largest. Else the least part of the choices (the largest along the last axis, and whole
-            numbers and strings) that must be the same.
+            `TOLERANCE` of the largest. Else the least agreement of a quantised file, over all choices of all checks.
 
     Returns:
         A list with a dict for each check, for JSON: the `calls`, and for each of the outputs its `shape`, the `largest
-        difference` as a part of the largest output, and `agreement`, the part of the same choices.
+        difference` as a part of the largest output, and `agreement` in so many `choices`: the part of the logits or
+        probabilities whose largest is the same, of other vectors the mean cosine of both, and of chosen tokens the part
+        that is the same up to the first that is not, for what follows has read other tokens. Where a check has labels,
+        `loss` is their mean negative log-likelihood by the `model` and by the `file`.
 
     Raises:
         ValueError: the expected outputs are not finite.
@@ -121,13 +135,23 @@ def compare(checks, outputs, min_agreement=None):
     """
     report = []
     for check, given in zip(checks, outputs, strict=True):
-        called = [name for name, _ in check.calls]
-        entry = {name: _compared(name, y, given[name], min_agreement) for name, y in check.expected.items()}
-        report.append({"calls": called, "outputs": entry})
+        lengths = check.expected.get("lengths")
+        entry = {
+            name: _compared(name, y, given[name], lengths, min_agreement is None) for name, y in check.expected.items()
+        }
+        report.append({"calls": [name for name, _ in check.calls], "outputs": entry})
+        if check.labels is not None and (check.labels >= 0).any():
+            losses = {"model": _loss(check.expected["logits"], check), "file": _loss(given["logits"], check)}
+            report[-1]["loss"] = {**losses, "tokens": int((check.labels >= 0).sum())}
+    if min_agreement is not None and not (found := agreement(report)) >= min_agreement:
+        raise RuntimeError(
+            f"the exported file agrees with the model in {found:.3f} of the choices, less than min_agreement "
+            f"({min_agreement}). It is not kept."
+        )
     return report
 
 
-def _compared(name, expected, given, min_agreement):
+def _compared(name, expected, given, lengths, must_be_same):
     if expected.shape != given.shape:
         raise RuntimeError(
             f"the exported file's {name} is {given.shape}, the model's {expected.shape}. It is not kept."
@@ -135,24 +159,67 @@ def _compared(name, expected, given, min_agreement):
     exact = expected.dtype.kind != "f"
     if not exact and not np.isfinite(expected).all():
         raise ValueError(f"the model's {name} are not finite: nothing to compare an export with.")
-    same = given == expected if exact else given.argmax(-1) == expected.argmax(-1)
     difference = None if exact else float(np.abs(given - expected).max() / (np.abs(expected).max() or 1.0))
-    agreement = float(same.mean())
-    entry = {"shape": list(expected.shape), "largest difference": difference, "agreement": agreement}
-    if min_agreement is not None:
-        if not agreement >= min_agreement:
-            raise RuntimeError(
-                f"the exported file's {name} agree with the model's in {agreement:.3f} of the choices, less than "
-                f"min_agreement ({min_agreement}). It is not kept."
-            )
-    elif exact and agreement < 1:
+    same = _same(name, expected, given, lengths)
+    entry = {"shape": list(expected.shape), "largest difference": difference}
+    if same is not None:
+        entry |= {"agreement": float(np.mean(same)), "choices": len(same)}
+    if must_be_same and exact and (given != expected).any():
         raise RuntimeError(f"the exported file differs from the model: {name} {given} for {expected}. It is not kept.")
-    elif not exact and not difference <= TOLERANCE:
+    if not exact and not difference <= (TOLERANCE if must_be_same else np.finfo("f4").max):
         raise RuntimeError(
             f"the exported file differs from the model: {name} {expected.shape} by {difference:.1e} of the "
             f"largest of them, more than {TOLERANCE:.0e}. It is not kept."
         )
     return entry
+
+
+def _same(name, expected, given, lengths=None):
+    """How far each choice, or vector, is the same: a vector; None where the output follows from others."""
+    if name in FOLLOWING:
+        return None
+    if expected.dtype.kind == "f":
+        if any(word in name for word in CHOICES):
+            return (given.argmax(-1) == expected.argmax(-1)).ravel()
+        norms = np.linalg.norm(given, axis=-1) * np.linalg.norm(expected, axis=-1)
+        return ((given * expected).sum(-1) / np.maximum(norms, np.finfo("f4").tiny)).ravel()
+    same = given == expected
+    if expected.ndim < 2:
+        return np.atleast_1d(same)
+    # Each sequence as far as its first difference.
+    rows = same.reshape(-1, same.shape[-1])
+    compared = np.cumsum(~rows, axis=1) - ~rows == 0
+    if lengths is not None:  # after them comes nothing
+        compared &= np.arange(rows.shape[1]) < lengths.reshape(-1, 1)
+    return rows[compared]
+
+
+def _loss(logits, check):
+    """The mean negative log-likelihood of a check's labels."""
+    is_label = check.labels >= 0
+    logits = logits[is_label].astype("float64")
+    logits -= logits.max(-1, keepdims=True)
+    picked = np.take_along_axis(logits, check.labels[is_label][:, None], axis=-1)[:, 0]
+    return float(np.mean(np.log(np.exp(logits).sum(-1)) - picked))
+
+
+def agreement(report):
+    """The agreement over all choices of a report of `compare`; 1 where there are none."""
+    entries = [entry for check in report for entry in check["outputs"].values() if "agreement" in entry]
+    weights = [entry["choices"] for entry in entries]
+    return float(np.average([entry["agreement"] for entry in entries], weights=weights)) if entries else 1.0
+
+
+def parity(report):
+    """A report of `compare` for JSON, with its whole agreement, and the perplexity of the labels if there are any."""
+    losses = [check["loss"] for check in report if "loss" in check]
+    whole = {"agreement": agreement(report)}
+    if losses:
+        tokens = [loss["tokens"] for loss in losses]
+        means = [np.average([loss[key] for loss in losses], weights=tokens) for key in ("model", "file")]
+        before, after = np.exp(means).tolist()
+        whole["perplexity"] = {"model": before, "file": after, "change": after / before - 1, "tokens": sum(tokens)}
+    return {**whole, "checks": report}
 
 
 def summary(report):
@@ -161,8 +228,7 @@ def summary(report):
     if not entries:
         return ""
     difference = max((entry["largest difference"] or 0.0 for entry in entries), default=0.0)
-    agreement = min(entry["agreement"] for entry in entries)
-    return f", within {difference:.0e} of the model's largest output, {agreement:.1%} of the choices the same"
+    return f", within {difference:.0e} of the model's largest output, {agreement(report):.1%} of the choices the same"
 
 
 @contextlib.contextmanager

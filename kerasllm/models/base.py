@@ -149,28 +149,36 @@ class Model(keras.Model):
         (names, shapes, dtypes), `generation_config.json` and `parity.json` (what was compared, and how it differs).
 
         Args:
-            filepath: of a SavedModel folder, or of a file that ends in ".tflite". What is there is replaced when all
-                has gone well.
-            format: "tf_saved_model" or "litert"; other formats are left to Keras.
+            filepath: of a SavedModel folder, or of a file that ends in ".tflite" or ".litertlm". What is there is
+                replaced when all has gone well.
+            format: "tf_saved_model"; "litert", a TFLite file, which `kerasllm.export.runtime.Runner` runs;
+                "litertlm", a GPT with its tokenizer for LiteRT-LM; "mediapipe", a TFLite file of a `BERTClassifier`
+                with its vocabulary and labels, for MediaPipe's TextClassifier. Other formats are left to Keras.
             verbose: whether to print a line at the end. Default: yes.
             input_signature: dict input name -> `keras.InputSpec`, to fix sizes of `forward`. Default: any batch size
                 and length.
             signatures: names of the wanted functions. Default: all that the format can hold.
-            quantize: "dynamic_int8" (weights of 8 bits, products of 8 bits where it pays) or "float16", for TFLite.
-                Default: float32.
+            quantize: for TFLite, how weights are kept. Default: float32. "dynamic_int8": of 8 bits, a quarter of the
+                size, multiplied as whole numbers, several times as fast at batch 1; "int4": the matrices of layers of 4
+                bits in blocks with a scale, tables of 8; "float16": half the size; "int8": all numbers of 8 bits, also
+                those between layers, for devices that know no others, in functions without a loop alone.
             min_agreement: the least part of choices (largest logits, chosen tokens) in which a quantised file must
-                agree with the model.
+                agree with the model, over all that is compared. Sound files are above 0.85, broken ones below 0.5.
+            calibration_data: for quantised files, some dozens of texts, lists of ids or dicts of the model's inputs, as
+                the model will meet them. "int8" needs them to find the range of each number; for all, the file is
+                compared with the model on them too, and `parity.json` says how the perplexity changes.
             max_length: the most tokens of a sequence in a file whose sizes are fixed. Default: the model's
                 `max_sequence_length`, or its `default_max_length`.
             prefill_lengths: numbers of tokens that the functions `prefill_N` of a TFLite file read in one call.
             batch_size: rows of each call in a file whose sizes are fixed.
+            num_beams: the number of beams of a translator's `translate_beams`.
             strings: whether to add functions that take and give strings, by tensorflow-text's operations.
             verify: whether to run the file and compare it with the model.
 
         Raises:
             ImportError: `kerasllm[export]` is not installed.
-            ValueError: an argument is out of range; `filepath` cannot be written; the model's class cannot be
-                imported elsewhere; its outputs are not finite.
+            ValueError: an argument is out of range; the weights have 2 GiB or more in float32, for TFLite; `filepath`
+                cannot be written; the model's class cannot be imported elsewhere; its outputs are not finite.
             RuntimeError: TensorFlow cannot write the model, or the file differs from it: whole numbers and strings at
                 all, others by more than 1e-5 of the largest; or a quantised file in too many choices. What was at
                 `filepath` before is whole.
@@ -230,24 +238,6 @@ def merged_arrays(model):
 def _array(variable, read):
     dtype = np.dtype(keras.backend.standardize_dtype(variable.dtype))
     return LazyArray(tuple(variable.shape), dtype, lambda: keras.ops.convert_to_numpy(read()).astype(dtype))
-
-
-def read_texts(name, texts):
-    """A string or a list of strings as a checked list, and the function that undoes it on the results.
-
-    Raises:
-        ValueError: `texts` is no string and no non-empty list of strings, or a text is empty.
-    """
-    if isinstance(texts, str):
-        if not texts.strip():
-            raise ValueError(f"{name} ({texts!r}) must not be empty.")
-        return [texts], lambda results: results[0]
-    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"{name} ({texts!r}) must be a string or a non-empty list of strings.")
-    blank = next((i for i, t in enumerate(texts) if not t.strip()), None)
-    if blank is not None:
-        raise ValueError(f"{name}[{blank}] ({texts[blank]!r}) must not be empty.")
-    return list(texts), lambda results: results
 
 
 def resolved_dtype(dtype):

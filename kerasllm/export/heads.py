@@ -1,0 +1,459 @@
+"""What files of BERT's heads hold: beside `forward` a function for the head's task, from ids and from strings.
+
+From ids, in a SavedModel and in TFLite, of any batch size B and length T. All take `token_ids` (B, T) int32,
+`padding_mask` (B, T) bool, True = real, padded on the right, and where the model has it `segment_ids` (B, T) int32:
+
+========= ===================================================== ====================================================
+classify                                                        `scores` (B, L), in the order of the labels
+fill_mask `masked_positions` (B, P) int32, `top_k` () int32     `token_ids`, `probabilities` (B, P, K), best first
+tag                                                             `probabilities` (B, T, L), in the order of the labels
+answer    `context_mask` (B, T) bool, `max_answer_length` () and `starts`, `ends` (B, K) int32, the first and last token
+          `top_k` () int32                                      of a span, best first; `scores` (B, K);
+                                                                `no_answer_scores` (B,)
+embed                                                           `embeddings` (B, D)
+========= ===================================================== ====================================================
+
+What the model's methods return follows from these with a tokenizer: the labels and special tokens stand in `settings`.
+
+From strings, in a SavedModel exported with `strings=True`; `texts` (B,), of at most `max_length` tokens each:
+
+================== =================== ================================================================================
+classify_text      `texts`             `labels` (B, L) strings and `scores` (B, L), best first
+classify_pair_text `texts`, `pairs`    the same, of pairs of texts
+fill_mask_text     `texts`, `top_k`    `masked_positions` (B, P), -1 where a text has fewer masks; `token_ids`, `tokens`
+                                       (strings) and `probabilities`, (B, P, K) each, best first
+tag_text           `texts`             `tokens` (B, T) strings, "" where padded; `labels` and `scores` of the best one
+embed_text         `texts`             `embeddings` (B, D)
+================== =================== ================================================================================
+
+There is no `answer_text`: an answer is a part of the context, and the tokenizers of a graph keep no places in the text.
+"""
+
+import functools
+import types
+
+import numpy as np
+
+from kerasllm.export import verification
+from kerasllm.export.contents import Check, Contents, Signature
+from kerasllm.tasks.answering import best_spans
+from kerasllm.tasks.predicting import encode_texts, sigmoid, softmax
+from kerasllm.text import batches
+
+TEXTS = ["The cat sat on the mat.", "A naïve café, isn't it?", "No"]
+LEAST = -1e9  # A logarithm of what cannot be.
+
+
+class HeadContents(Contents):
+    """The base of the heads' contents.
+
+    A subclass names its task, says what the function takes beside the model's inputs, what it computes of the model's
+    outputs, and what the model's own method computes of them.
+    """
+
+    task = None
+    inputs = {}
+
+    def __init__(self, model, options):
+        if options.max_length is not None or options.batch_size != 1:
+            raise ValueError(
+                f"max_length ({options.max_length}) and batch_size ({options.batch_size}) must be left out: a file of "
+                f"a {type(model).__name__} takes any sizes, or those that input_signature fixes."
+            )
+        if options.strings:
+            if options.static:
+                raise ValueError("strings (True) must be False in this format: its operations know no strings.")
+            model.required_tokenizer()
+        super().__init__(model, options)
+
+    def available(self):
+        """`forward`, the task, and the task from strings."""
+        task = Signature({**self.forward_inputs(), **self.inputs}, self.call)
+        return {**super().available(), self.task: task, **(self.from_strings() if self.options.strings else {})}
+
+    def from_strings(self):
+        """The functions that take strings, by their names."""
+        return {f"{self.task}_text": Signature({"texts": ((None,), "string")}, self.call_text)}
+
+    def call(self, **inputs):
+        """The task's function."""
+        given = {name: inputs.pop(name) for name in self.inputs}
+        return self.results(self.model(inputs, training=False), **inputs, **given)
+
+    def call_text(self, texts):
+        """The task's function of strings."""
+        return self.call(**self.encoded(texts))
+
+    def results(self, outputs, **inputs):
+        """What the function gives, from the model's outputs."""
+        raise NotImplementedError
+
+    def expected(self, inputs, outputs):
+        """Further inputs of the function for a check, and what it must give: two dicts of arrays."""
+        raise NotImplementedError
+
+    def expected_text(self, texts):
+        """What the functions of strings must give: a list of `Check`."""
+        raise NotImplementedError
+
+    def settings(self):
+        """What to give to the functions: the longest text, whether there are segments, ids of special tokens."""
+        tokenizer = self.model.tokenizer
+        ids = {} if tokenizer is None else {role: tokenizer.token_to_id(t) for role, t in tokenizer.roles.items()}
+        return {
+            "task": self.task,
+            "max_length": self.model.arguments["max_sequence_length"],
+            "segment_ids": "segment_ids" in self.model.input,
+            "special_token_ids": ids,
+        }
+
+    def tables(self):
+        """The tokenizer's tables."""
+        return [self.tokenizer] if self.text_signatures() else []
+
+    def text_signatures(self):
+        """The names of the wanted functions that take strings."""
+        return [name for name in self.signatures if name.endswith("_text")]
+
+    @property
+    def num_compared(self):
+        """How many of the best choices must be the model's own: of a quantised file the first one."""
+        return 3 if self.options.quantize is None else 1
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The tokenizer as a part of the graph."""
+        from kerasllm.export.text_ops import graph_tokenizer
+
+        return graph_tokenizer(self.model.tokenizer)
+
+    def encoded(self, texts, pairs=None):
+        """The model's inputs from strings (B,). Texts that are too long are errors."""
+        import tensorflow as tf
+
+        encoded = self.tokenizer.encode(texts, pairs)
+        limit = self.model.arguments["max_sequence_length"]
+        length = tf.shape(encoded["token_ids"])[1]
+        message = f"texts must have at most {limit} tokens."
+        with tf.control_dependencies([tf.debugging.assert_less_equal(length, limit, message)]):
+            return {name: tf.identity(encoded[name]) for name in self.model.input if name in encoded}
+
+    def checks(self):
+        """Random inputs for the functions of ids, sentences for those of strings."""
+        checks = []
+        if set(self.signatures) & {"forward", self.task}:
+            examples = verification.example_inputs(self.model, self.forward_inputs())
+            for inputs, outputs in zip(examples, verification.model_outputs(self.model, examples), strict=True):
+                if "forward" in self.signatures:
+                    checks.append(Check([("forward", inputs)], outputs))
+                if self.task in self.signatures:
+                    given, expected = self.expected(inputs, outputs)
+                    checks.append(Check([(self.task, {**inputs, **given})], expected))
+        if self.text_signatures():
+            limit = self.model.arguments["max_sequence_length"]
+            texts = [text for text in TEXTS if len(self.model.tokenizer.encode(text, text)) < limit]
+            checks += [check for check in self.expected_text(texts) if check.calls[0][0] in self.signatures]
+        return checks
+
+
+class ClassifierContents(HeadContents):
+    """What a file of a `BERTClassifier` holds."""
+
+    task = "classify"
+
+    def settings(self):
+        """Also the labels, and what the scores mean."""
+        labels = list(self.model.arguments["labels"])
+        return {**super().settings(), "labels": labels, "problem_type": self.model.problem_type}
+
+    def from_strings(self):
+        """Also for pairs of texts."""
+        inputs = {name: ((None,), "string") for name in ("texts", "pairs")}
+        return {**super().from_strings(), "classify_pair_text": Signature(inputs, self.call_text)}
+
+    def results(self, outputs, **inputs):
+        """Probabilities, or numbers where the model predicts these."""
+        import tensorflow as tf
+
+        functions = {"single_label": tf.nn.softmax, "multi_label": tf.sigmoid, "regression": tf.identity}
+        return {"scores": functions[self.model.problem_type](outputs)}
+
+    def call_text(self, texts, pairs=None):
+        """The labels of texts, or pairs of texts, best first."""
+        import tensorflow as tf
+
+        scores = self.call(**self.encoded(texts, pairs))["scores"]
+        scores, order = tf.math.top_k(scores, k=len(self.model.arguments["labels"]))
+        return {"labels": tf.gather(tf.constant(self.model.arguments["labels"]), order), "scores": scores}
+
+    def expected(self, inputs, outputs):
+        """The model's scores."""
+        convert = {"single_label": softmax, "multi_label": sigmoid, "regression": np.float64}
+        return {}, {"scores": convert[self.model.problem_type](outputs["logits"])}
+
+    def expected_text(self, texts):
+        """What `classify` says."""
+        checks = []
+        for name, inputs in (("classify_text", {"texts": texts}), ("classify_pair_text", pairs_of(texts))):
+            answers = self.model.classify(*inputs.values(), top_k=None, verbose=False)
+            labels = strings([[entry["label"] for entry in answer] for answer in answers])
+            scores = np.array([[entry["score"] for entry in answer] for answer in answers])
+            inputs = {key: strings(value) for key, value in inputs.items()}
+            expected = {"scores": scores} | ({"labels": labels} if is_clear(scores, np.abs(scores).max()) else {})
+            checks.append(Check([(name, inputs)], expected))
+        return checks
+
+
+class MaskedLMContents(HeadContents):
+    """What a file of a `BERTMaskedLM` holds."""
+
+    task = "fill_mask"
+    inputs = {"top_k": ((), "int32")}
+
+    def from_strings(self):
+        """Also with the number of proposals."""
+        if self.model.tokenizer.mask_id is None:
+            raise ValueError("strings (True): the tokenizer must have a mask token.")
+        return {"fill_mask_text": Signature({"texts": ((None,), "string"), **self.inputs}, self.call_text)}
+
+    def results(self, outputs, top_k, **inputs):
+        """The best tokens (B, P, K) and their probabilities."""
+        import tensorflow as tf
+
+        logits, token_ids = tf.math.top_k(outputs, k=top_k)
+        best = tf.reduce_max(outputs, axis=-1, keepdims=True)
+        sums = tf.reduce_sum(tf.exp(outputs - best), axis=-1, keepdims=True)
+        return {"token_ids": token_ids, "probabilities": tf.exp(logits - best) / sums}
+
+    def call_text(self, texts, top_k):
+        """Proposals for the masks that stand in texts."""
+        import tensorflow as tf
+
+        tokenizer = self.model.tokenizer
+        inputs = self.encoded(texts)
+        is_mask = tf.equal(inputs["token_ids"], tokenizer.mask_id)
+        counts = tf.reduce_sum(tf.cast(is_mask, tf.int32), axis=1)
+        message = f"texts must hold {tokenizer.id_to_token(tokenizer.mask_id)!r}."
+        with tf.control_dependencies([tf.debugging.assert_positive(counts, message)]):
+            positions = tf.range(tf.shape(is_mask)[1])[None]
+            order = tf.sort(tf.where(is_mask, positions, tf.int32.max), axis=1)[:, : tf.reduce_max(counts)]
+        filled = order < tf.int32.max
+        given = {"masked_positions": tf.where(filled, order, 0), "top_k": top_k}
+        found = self.call(**inputs, **given)
+        tokens = tf.gather(tf.constant(self._tokens()), found["token_ids"])
+        return {"masked_positions": tf.where(filled, order, -1), "tokens": tokens, **found}
+
+    def _tokens(self):
+        tokenizer = self.model.tokenizer
+        tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.vocabulary_size)]
+        return tokens + [""] * (self.model.arguments["vocabulary_size"] - len(tokens))
+
+    def expected(self, inputs, outputs):
+        """The best tokens, where the logits are not nearly equal."""
+        top_k = min(self.num_compared, self.model.arguments["vocabulary_size"])
+        token_ids, clear = best(outputs["logits"], top_k)
+        probabilities = np.take_along_axis(softmax(outputs["logits"]), token_ids, axis=-1)
+        expected = {"probabilities": probabilities} | ({"token_ids": token_ids.astype("int32")} if clear else {})
+        return {"top_k": np.array(top_k, "int32")}, expected
+
+    def expected_text(self, texts):
+        """What `fill_mask` says."""
+        tokenizer = self.model.tokenizer
+        texts = [f"{text} {tokenizer.id_to_token(tokenizer.mask_id)}" for text in texts]
+        answers = self.model.fill_mask(texts, top_k=1, verbose=False)
+        positions = [encoding.ids.index(tokenizer.mask_id) for encoding in encode_texts(self.model, texts)]
+        expected = {
+            "masked_positions": np.array(positions, "int32")[:, None],
+            "token_ids": np.array([[[entry["token"] for entry in answer]] for answer in answers], "int32"),
+            "tokens": strings([[[entry["token_str"] for entry in answer]] for answer in answers]),
+            "probabilities": np.array([[[entry["score"] for entry in answer]] for answer in answers]),
+        }
+        return [Check([("fill_mask_text", {"texts": strings(texts), "top_k": np.array(1, "int32")})], expected)]
+
+
+class TokenClassifierContents(HeadContents):
+    """What a file of a `BERTTokenClassifier` holds."""
+
+    task = "tag"
+
+    def settings(self):
+        """Also the labels."""
+        return {**super().settings(), "labels": list(self.model.arguments["labels"])}
+
+    def results(self, outputs, **inputs):
+        """Probabilities (B, T, L)."""
+        import tensorflow as tf
+
+        return {"probabilities": tf.nn.softmax(outputs)}
+
+    def call_text(self, texts):
+        """The tokens of texts, each with its label."""
+        import tensorflow as tf
+
+        inputs, tokenizer = self.encoded(texts), self.model.tokenizer
+        probabilities = self.call(**inputs)["probabilities"]
+        tokens = tf.constant([tokenizer.id_to_token(i) or "" for i in range(tokenizer.vocabulary_size)])
+        labels = tf.gather(tf.constant(self.model.arguments["labels"]), tf.argmax(probabilities, axis=-1))
+        is_real = inputs["padding_mask"]
+        return {
+            "tokens": tf.where(is_real, tf.gather(tokens, inputs["token_ids"]), ""),
+            "labels": tf.where(is_real, labels, ""),
+            "scores": tf.where(is_real, tf.reduce_max(probabilities, axis=-1), 0.0),
+        }
+
+    def expected(self, inputs, outputs):
+        """The model's probabilities."""
+        return {}, {"probabilities": softmax(outputs["logits"])}
+
+    def expected_text(self, texts):
+        """What the model says of each text."""
+        checks = []
+        for text in texts:
+            [encoding] = encode_texts(self.model, [text])
+            [outputs] = verification.model_outputs(self.model, [model_inputs(self.model, [encoding])])
+            [probabilities] = softmax(outputs["logits"])
+            expected = {
+                "tokens": strings([encoding.tokens]),
+                "labels": strings([[self.model.arguments["labels"][i] for i in probabilities.argmax(axis=-1)]]),
+                "scores": probabilities.max(axis=-1)[None],
+            }
+            checks.append(Check([("tag_text", {"texts": strings([text])})], expected))
+        return checks
+
+
+class QuestionAnswererContents(HeadContents):
+    """What a file of a `BERTQuestionAnswerer` holds."""
+
+    task = "answer"
+
+    @property
+    def inputs(self):
+        """Which tokens are the context's, and which spans are wanted."""
+        shape = self.forward_inputs()["token_ids"][0]
+        return {"context_mask": (shape, "bool"), "max_answer_length": ((), "int32"), "top_k": ((), "int32")}
+
+    def from_strings(self):
+        """None: see above."""
+        return {}
+
+    def results(self, outputs, context_mask, max_answer_length, top_k, **inputs):
+        """The best spans, and the score of [CLS], which stands for no answer."""
+        import tensorflow as tf
+
+        length = tf.shape(context_mask)[1]
+        positions = tf.range(length)
+        allowed = context_mask | tf.expand_dims(positions == 0, 0)
+        start, end = (
+            tf.nn.log_softmax(tf.where(allowed, outputs[name], LEAST)) for name in ("start_logits", "end_logits")
+        )
+        extent = tf.expand_dims(positions, 0) - tf.expand_dims(positions, 1)  # (T, T)
+        possible = tf.expand_dims((extent >= 0) & (extent < max_answer_length), 0)
+        possible &= tf.expand_dims(context_mask, 2) & tf.expand_dims(context_mask, 1)  # (B, T, T)
+        scores = tf.where(possible, tf.expand_dims(start, 2) + tf.expand_dims(end, 1), LEAST)
+        scores = tf.reshape(scores, [tf.shape(scores)[0], length * length])
+        scores, places = tf.math.top_k(scores, k=tf.minimum(top_k, length * length))
+        found = scores > LEAST / 2
+        return {
+            "starts": tf.where(found, places // length, -1),
+            "ends": tf.where(found, places % length, -1),
+            "scores": tf.where(found, tf.exp(scores), -1.0),
+            "no_answer_scores": tf.exp(start[:, 0] + end[:, 0]),
+        }
+
+    def expected(self, inputs, outputs):
+        """The spans that the model's method finds, taken for each token's place in its text its number."""
+        top_k, longest = self.num_compared, 4
+        context_mask = inputs["padding_mask"] & (np.arange(inputs["padding_mask"].shape[1]) > 0)
+        expected = {"starts": [], "ends": [], "scores": [], "no_answer_scores": []}
+        count, clear = min(top_k, context_mask.shape[1] ** 2), True
+        for row, mask in enumerate(context_mask):
+            encoding = types.SimpleNamespace(
+                sequence_ids=[1 if is_context else None for is_context in mask],
+                offsets=[(i, i) for i in range(len(mask))],
+            )
+            logits = {name: y[row] for name, y in outputs.items()}
+            spans, no_answer = best_spans(encoding, logits, longest, count + 1)
+            clear &= is_clear(np.log([score for _, score in spans]), max(np.abs(y).max() for y in logits.values()))
+            spans = spans[:count] + [((-1, -1), -1.0)] * (count - len(spans))
+            expected["starts"].append([start for (start, _), _ in spans])
+            expected["ends"].append([end for (_, end), _ in spans])
+            expected["scores"].append([score for _, score in spans])
+            expected["no_answer_scores"].append(no_answer)
+        dtypes = {"starts": "int32", "ends": "int32"}
+        expected = {name: np.array(rows, dtypes.get(name, "float64")) for name, rows in expected.items()}
+        if not clear:
+            del expected["starts"], expected["ends"]
+        given = {"max_answer_length": np.array(longest, "int32"), "top_k": np.array(top_k, "int32")}
+        return {"context_mask": context_mask, **given}, expected
+
+
+class EmbedderContents(HeadContents):
+    """What a file of a `BERTEmbedder` holds."""
+
+    task = "embed"
+
+    def settings(self):
+        """Also how vectors are made, and where texts are cut."""
+        own = {name: self.model.arguments[name] for name in ("pooling", "normalize", "truncate_at")}
+        return {**super().settings(), **own}
+
+    def results(self, outputs, **inputs):
+        """The vectors."""
+        return {"embeddings": outputs}
+
+    def encoded(self, texts, pairs=None):
+        """The model's inputs from strings (B,), cut where the model cuts."""
+        import tensorflow as tf
+
+        limit = self.model.arguments["truncate_at"]
+        if limit is None:
+            return super().encoded(texts, pairs)
+        encoded = self.tokenizer.encode(texts)
+        [encoding] = self.model.tokenizer.encodings(["a"])
+        end = encoding.special_tokens_mask[::-1].index(0)  # tokens that stand behind a text
+        cut = {name: x[:, :limit] for name, x in encoded.items()}
+        if end:
+            is_long = tf.reduce_sum(tf.cast(encoded["padding_mask"], tf.int32), axis=1, keepdims=True) > limit
+            is_end = tf.expand_dims(tf.range(tf.shape(cut["token_ids"])[1]) >= limit - end, 0)
+            last = tf.concat([tf.zeros([limit - end], tf.int32), encoding.ids[-end:]], axis=0)
+            last = last[: tf.shape(cut["token_ids"])[1]]
+            cut["token_ids"] = tf.where(is_long & is_end, last, cut["token_ids"])
+        return {name: cut[name] for name in self.model.input}
+
+    def expected(self, inputs, outputs):
+        """The vectors."""
+        return {}, {"embeddings": outputs["logits"]}
+
+    def expected_text(self, texts):
+        """What `embed` says."""
+        return [Check([("embed_text", {"texts": strings(texts)})], {"embeddings": self.model.embed(texts)})]
+
+
+def strings(nest):
+    """A nest of lists of strings as an array of UTF-8."""
+    return np.vectorize(str.encode, otypes=[object])(np.array(nest, dtype=object))
+
+
+def pairs_of(texts):
+    """Each text with the next one."""
+    return {"texts": texts, "pairs": texts[1:] + texts[:1]}
+
+
+def model_inputs(model, encodings):
+    """A model's inputs of encodings."""
+    token_ids, padding_mask = batches.pad([encoding.ids for encoding in encodings])
+    segment_ids, _ = batches.pad([encoding.type_ids for encoding in encodings])
+    inputs = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+    return {name: inputs[name] for name in model.input if name in inputs}
+
+
+def best(logits, count):
+    """The `count` largest of the last axis: their places, and whether the file's small differences leave the order."""
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    ranked = np.take_along_axis(logits, order[..., : count + 1], axis=-1)
+    return order[..., :count], is_clear(ranked, np.abs(logits).max())
+
+
+def is_clear(ranked, largest):
+    """Whether scores, best first along the last axis, lie further apart than a file's may differ."""
+    return bool((-np.diff(ranked, axis=-1) > 2 * verification.TOLERANCE * largest).all())

@@ -1,0 +1,400 @@
+"""What a file of a language model holds: the steps of decoding, generation and scoring."""
+
+import functools
+
+import numpy as np
+from keras import ops
+
+from kerasllm import backend
+from kerasllm.export import states
+from kerasllm.export.contents import Contents, Signature
+from kerasllm.export.language_model_checks import LanguageModelChecks
+from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.generator import advance, chooser
+from kerasllm.generation.processors import constrain, constraint_tensors
+from kerasllm.generation.programs import prefill
+from kerasllm.generation.samplers import uniform
+from kerasllm.generation.scoring import token_log_probs
+from kerasllm.text.batches import pad
+
+SAMPLING = {
+    "temperature": ((), "float32"),
+    "top_k": ((), "int32"),
+    "top_p": ((), "float32"),
+    "repetition_penalty": ((), "float32"),
+    "seed": ((), "int32"),
+}
+"""What decides how a token is chosen; temperature 0, top_k 0, top_p 1 and repetition_penalty 1 switch it off."""
+LENGTHS = {"max_new_tokens": ((), "int32"), "stop_token_ids": ((None,), "int32")}
+"""What decides where a text ends, beside the model's own end tokens; the id -1 is none."""
+# What the file's inputs decide, in place of `generation_defaults`.
+RUN_TIME = {
+    "max_length": None,
+    "max_new_tokens": None,
+    "num_return_sequences": 1,
+    "temperature": None,
+    "top_k": None,
+    "top_p": None,
+    "repetition_penalty": None,
+}
+
+
+class LanguageModelContents(Contents):
+    """What a file of a `GPT` or an `RNNLanguageModel` holds.
+
+    Beside `forward`, a SavedModel has
+
+        generate(token_ids (B, T), padding_mask (B, T), SAMPLING, LENGTHS, num_return_sequences ())
+            -> token_ids (B n, L), lengths (B n,)
+        score(token_ids (B, T), padding_mask (B, T)) -> log_probs (B, T - 1)
+        generate_text(texts (B,), SAMPLING, LENGTHS, num_return_sequences ()) -> texts (B n,)
+        tokenize(texts (B,)) -> token_ids (B, T), padding_mask (B, T)
+        detokenize(token_ids (B, T), padding_mask (B, T)) -> texts (B,)
+
+    and a TFLite file of batch size b
+
+        generate(token_ids (b, T), SAMPLING, LENGTHS, row ()) -> token_ids (b, max_length), lengths (b,)
+        prefill_N(tokens (b, N), input_pos (N,), state) -> state
+        decode(tokens (b, 1), input_pos (1,), state) -> logits (b, 1, V), state
+        sample(logits (b, V), token_ids (b, max_length), count (), SAMPLING, row ()) -> token_ids (b,)
+
+    They do what `LanguageModel.generate` and `score` do, with the same tokens for the same seed. What else
+    `generation_defaults` say (bans, penalties, least lengths) is built in.
+
+    The state of decoding is zero before the first token: `kv_cache_k_i` and `kv_cache_v_i`, whose slots are positions,
+    and of recurrent layers `state_0`, `state_1` and so on.
+
+    Raises:
+        ValueError: an option does not suit the model, or its `generation_defaults` say what a file cannot do.
+    """
+
+    def __init__(self, model, options):
+        limit = model.max_sequence_length
+        if options.max_length is not None and limit is not None and options.max_length > limit:
+            raise ValueError(
+                f"max_length ({options.max_length}) must be at most the model's max_sequence_length ({limit})."
+            )
+        if options.strings:
+            if options.static:
+                raise ValueError("strings (True) are for a SavedModel: TFLite's builtin operations have none.")
+            model.required_tokenizer()
+        self.max_length = limit
+        if options.static:
+            self.max_length = options.max_length or limit or model.default_max_length
+        # A recurrent state has no slots that filled-up tokens could leave: such models read by `decode` alone.
+        lengths = options.prefill_lengths if options.static and model.rewinds else ()
+        self.prefill_lengths = [length for length in lengths if length <= self.max_length]
+        super().__init__(model, options)
+        for name in ("generate", "generate_text", "sample"):
+            if name in self.signatures:
+                self._check_defaults(name)
+
+    def available(self):
+        """The functions of this format."""
+        functions = super().available()
+        tokens, scalar = ((self.options.batch, None), "int32"), ((), "int32")
+        if self.options.static:
+            functions["generate"] = Signature(
+                {"token_ids": tokens, **SAMPLING, **LENGTHS, "row": scalar}, self.generate_rows
+            )
+            return {**functions, **self._steps()}
+        inputs = {"token_ids": tokens, "padding_mask": (tokens[0], "bool")}
+        options = {**SAMPLING, **LENGTHS, "num_return_sequences": scalar}
+        functions["generate"] = Signature({**inputs, **options}, self.generate)
+        functions["score"] = Signature(inputs, self.score)
+        if self.options.strings:
+            texts = {"texts": ((None,), "string")}
+            functions["generate_text"] = Signature({**texts, **options}, self.generate_text)
+            functions["tokenize"] = Signature(texts, self.tokenize)
+            functions["detokenize"] = Signature(inputs, self.detokenize)
+        return functions
+
+    def examples(self):
+        """Random tokens; for a quantised file the model's own text after a random token.
+
+        After random tokens many are about as likely, and each rounding chooses another.
+        """
+        examples = super().examples()
+        return examples if self.options.quantize is None else [self._own_text(**x) for x in examples]
+
+    def _own_text(self, token_ids, padding_mask):
+        length = token_ids.shape[1]
+        if length > 1:
+            prompts = token_ids[:, :1].tolist()
+            rows = self.model.generate(prompts, max_new_tokens=min(length - 1, 31), temperature=0)
+            token_ids, padding_mask = pad(rows, length)
+        return {"token_ids": token_ids.astype("int32"), "padding_mask": padding_mask.astype("bool")}
+
+    def labels(self, inputs):
+        """The token after each."""
+        is_real = np.asarray(inputs["padding_mask"], bool)
+        labels = np.full(is_real.shape, -1)
+        labels[:, :-1] = np.where(is_real[:, :-1] & is_real[:, 1:], inputs["token_ids"][:, 1:], -1)
+        return labels
+
+    def calibration(self):
+        """Also the data's sequences, read by each `prefill_N` from the start and by `decode`."""
+        rows = [
+            np.array(ids, "int32")[np.array(mask, bool)]
+            for x in self.calibration_inputs()
+            for ids, mask in zip(x["token_ids"], x["padding_mask"], strict=True)
+        ]
+        return super().calibration() + [calls for ids in rows for calls in self._reading(ids[: self.max_length])]
+
+    def _reading(self, ids):
+        """Calls of each step function that is wanted, which read ids (T,)."""
+        for name, signature in self.signatures.items():
+            if "input_pos" in signature.inputs:
+                first = {key: np.zeros(shape, dtype) for key, (shape, dtype) in signature.inputs.items()}
+                length = len(first["input_pos"])
+                batch = np.repeat(np.pad(ids, (0, -len(ids) % length))[None], self.options.batch_size, axis=0)
+                places = np.arange(batch.shape[1], dtype="int32")
+                ends = [length] if length > 1 else range(1, len(ids) + 1)
+                pieces = [slice(end - length, end) for end in ends]
+                calls = [(name, {"tokens": batch[:, p], "input_pos": places[p]}) for p in pieces]
+                yield [(name, {**first, **calls[0][1]}), *calls[1:]]
+
+    def settings(self):
+        """The limits of the functions, and the ids that end a text."""
+        return {
+            "max_length": self.max_length,
+            "end_token_ids": list(self.model.end_token_ids),
+            "prefill_lengths": self.prefill_lengths,
+            "vocabulary_size": self.model.output_vocabulary_size,
+        }
+
+    def tables(self):
+        """The tokenizer, where there are strings."""
+        return [self._tokenizer] if self.options.strings else []
+
+    def _check_defaults(self, name):
+        defaults = self.model.generation_defaults
+        strings = [stop for stop in defaults.stop if isinstance(stop, str)]
+        for field, value in [("num_beams", defaults.num_beams if defaults.num_beams > 1 else None), ("stop", strings)]:
+            if value:
+                raise ValueError(
+                    f"signatures: {name} cannot hold generation_defaults.{field} ({value!r}); change it, or leave "
+                    f"{name} out of the signatures."
+                )
+        if name == "sample" and defaults.forced_eos_token_id is not None:
+            raise ValueError(
+                f"signatures: sample cannot hold generation_defaults.forced_eos_token_id "
+                f"({defaults.forced_eos_token_id}), as it is not told where the text is to end."
+            )
+
+    # Whole texts
+
+    def generate(self, token_ids, padding_mask, stop_token_ids, max_new_tokens, seed, num_return_sequences, **sampling):
+        """Continue prompts that are padded on either side."""
+        import tensorflow as tf
+
+        counts = tf.reduce_sum(tf.cast(padding_mask, tf.int32), axis=1)
+        longest = tf.reduce_max(counts)
+        _check_sampling(max_new_tokens, num_return_sequences, **sampling)
+        tf.debugging.assert_positive(counts, "padding_mask: each prompt must hold at least one token")
+        if self.max_length is not None:
+            tf.debugging.assert_less_equal(
+                longest + max_new_tokens,
+                self.max_length,
+                f"max_new_tokens after the longest prompt exceeds max_sequence_length ({self.max_length})",
+            )
+        # Prompts end in the last slot. A padded slot before the longest keeps at least two, as decoding asks for.
+        order = tf.argsort(tf.cast(padding_mask, tf.int32), axis=1, stable=True)
+        token_ids, padding_mask = (
+            tf.pad(tf.gather(x, order, batch_dims=1), [[0, 0], [1, 0]])[:, -longest - 1 :]
+            for x in (token_ids, padding_mask)
+        )
+        prompt = {"token_ids": token_ids, "padding_mask": padding_mask}
+        state = prefill(self.model, {}, prompt, longest + max_new_tokens, num_copies=1, has_history=True)
+        state, token = tf.nest.map_structure(
+            lambda x: tf.repeat(x, num_return_sequences, axis=0), (state, token_ids[:, -1])
+        )
+        rows = tf.range(tf.shape(token)[0])
+        uniforms = uniform(
+            seed,
+            rows // num_return_sequences,
+            rows % num_return_sequences,
+            tf.range(max_new_tokens)[:, None],
+        )
+        return self._completed(state, token, longest, max_new_tokens, stop_token_ids, uniforms, sampling)
+
+    def generate_rows(self, token_ids, stop_token_ids, max_new_tokens, seed, row, **sampling):
+        """Continue prompts of one length, in TFLite.
+
+        `max_new_tokens` ends where `max_length` does.
+        """
+        batch_size, length = self.options.batch_size, ops.shape(token_ids)[1]
+        history = ops.full((batch_size, self.max_length), -1, dtype="int32")
+        history = ops.slice_update(history, (0, 0), token_ids)
+        state, slot = self._read(token_ids), length - 1
+        token = ops.reshape(ops.take(history, ops.reshape(slot, (1,)), axis=1), (batch_size,))
+        counts = ops.arange(self.max_length, dtype="int32")[:, None]
+        uniforms = uniform(seed, ops.arange(batch_size, dtype="int32"), row, counts)
+        limit = ops.minimum(max_new_tokens, self.max_length - length)
+        return self._completed((state, history), token, slot, limit, stop_token_ids, uniforms, sampling)
+
+    def _read(self, token_ids):
+        """The state after prompts (b, T), all but the last token of which are read."""
+        state = self._first_state()
+        if self.model.rewinds:  # The last token will be read once more.
+            return self.model.decode_step(token_ids, state, 0)[1]
+
+        def step(carry, token_ids):
+            slot, state = carry
+            token = ops.take(token_ids, ops.reshape(slot, (1,)), axis=1)
+            token = ops.reshape(token, (self.options.batch_size, 1))
+            return slot + 1, self.model.decode_step(token, state, slot)[1]
+
+        length = ops.shape(token_ids)[1]
+        return backend.while_loop(lambda carry, _: carry[0] < length - 1, step, (0, state), token_ids)[1]
+
+    def _completed(self, state, token, slot, limit, stop_token_ids, uniforms, sampling):
+        """The completions of prompts that end in a slot, and their lengths."""
+        penalty = sampling.pop("repetition_penalty")
+        constraints = self._constraints(repetition_penalty=penalty)
+        if "forced_eos_token_id" in constraints:
+            constraints["forced_eos_token_id"] = (constraints["forced_eos_token_id"][0], 0, limit)
+        end_ids = ops.concatenate([self._end_ids, stop_token_ids])
+        remaining = ops.ones_like(token) * limit
+        where, choice = (slot, slot + 1, remaining, end_ids), (uniforms, constraints, self._chooser(**sampling))
+        ids, *_ = advance(self.model, state, token, remaining <= 0, limit, where, choice, scores=False)
+        ids = ops.transpose(ids)  # (R, L)
+        steps = ops.arange(ops.shape(ids)[1], dtype="int32")[None]
+        is_end = ops.logical_or(ids < 0, ops.any(ids[:, :, None] == end_ids[None, None], axis=-1))
+        lengths = ops.min(ops.where(is_end, steps + 1, limit), axis=-1)
+        ids = ops.where(steps < lengths[:, None], ids, 0)
+        return {"token_ids": ids if self.options.static else ids[:, : ops.max(lengths)], "lengths": lengths}
+
+    def sample(self, logits, token_ids, count, seed, row, repetition_penalty, **sampling):
+        """Choose the next tokens as `generate` does, from the logits and the tokens so far."""
+        slot = ops.sum(ops.cast(token_ids[0] >= 0, "int32")) - 1
+        constraints = self._constraints(repetition_penalty=repetition_penalty)
+        logits = constrain(logits, token_ids, slot, slot + 1 - count, self._end_ids, constraints)
+        prompts = ops.arange(self.options.batch_size, dtype="int32")
+        return {"token_ids": self._chooser(**sampling)(logits, uniform(seed, prompts, row, count))}
+
+    @functools.cached_property
+    def _defaults(self):
+        """The `GenerationConfig` of what is built in, words as ids, and the end ids."""
+        config = GenerationConfig.merged(None, defaults=self.model.generation_defaults, **RUN_TIME)
+        config, _, arguments = self.model.request(config, [[0]])
+        return arguments["config"], arguments["end_ids"]
+
+    def _constraints(self, **given):
+        return {**constraint_tensors(self._defaults[0]), **given}
+
+    @property
+    def _end_ids(self):
+        return np.array(self._defaults[1] or [-1], "int32")
+
+    def _chooser(self, temperature, top_k, top_p):
+        return chooser(temperature, top_k, top_p, self._defaults[0].min_p)
+
+    def score(self, token_ids, padding_mask):
+        """Log-probabilities of tokens after those before them, 0 where padded; padding stands on the right."""
+        import tensorflow as tf
+
+        real = tf.cast(padding_mask, tf.int32)
+        tf.debugging.assert_non_positive(real[:, 1:] - real[:, :-1], "padding_mask: padding must stand on the right")
+        log_probs = token_log_probs(self.model, {"token_ids": token_ids, "padding_mask": padding_mask}, token_ids)
+        return {"log_probs": tf.where(padding_mask[:, 1:], log_probs, 0.0)}
+
+    # Strings
+
+    @functools.cached_property
+    def _tokenizer(self):
+        from kerasllm.export.text_ops import graph_tokenizer
+
+        return graph_tokenizer(self.model.required_tokenizer())
+
+    def tokenize(self, texts):
+        """The ids of texts, padded on the right."""
+        encoded = self._tokenizer.encode(texts)
+        return {name: encoded[name] for name in ("token_ids", "padding_mask")}
+
+    def detokenize(self, token_ids, padding_mask):
+        """The texts of ids."""
+        return {"texts": self._tokenizer.decode(token_ids, padding_mask)}
+
+    def generate_text(self, texts, stop_token_ids, num_return_sequences, **options):
+        """The completions of texts, without the prompts."""
+        import tensorflow as tf
+
+        encoded = self._tokenizer.encode(texts)
+        # An empty text stands for the start token.
+        start, is_empty = self.model.tokenizer.bos_id, ~tf.reduce_any(encoded["padding_mask"], axis=1, keepdims=True)
+        can_start = is_empty if start is not None else tf.zeros_like(is_empty)
+        prompts = tf.concat([tf.fill(tf.shape(is_empty), start or 0), encoded["token_ids"]], axis=1)
+        real = tf.concat([can_start, encoded["padding_mask"]], axis=1)
+        outputs = self.generate(prompts, real, stop_token_ids, num_return_sequences=num_return_sequences, **options)
+        ids, lengths = outputs["token_ids"], outputs["lengths"]
+        # The end token is no part of the text.
+        end_ids = tf.concat([self._end_ids, stop_token_ids], axis=0)
+        last = tf.gather(ids, lengths[:, None] - 1, batch_dims=1)
+        is_written = tf.sequence_mask(
+            lengths - tf.cast(tf.reduce_any(last == end_ids, axis=1), tf.int32), tf.shape(ids)[1]
+        )
+        prompts, real = (tf.repeat(x, num_return_sequences, axis=0) for x in (prompts, real))
+        # Decoders treat the beginning of a text in a way of their own, so the completion is not decoded alone.
+        before = tf.strings.regex_replace(self._tokenizer.decode(prompts, real), "\ufffd+$", "")
+        whole = self._tokenizer.decode(tf.concat([prompts, ids], axis=1), tf.concat([real, is_written], axis=1))
+        size = tf.strings.length(before)
+        rest = tf.strings.substr(whole, size, tf.maximum(tf.strings.length(whole) - size, 0))
+        goes_on = tf.strings.substr(whole, tf.zeros_like(size), size) == before
+        return {"texts": tf.where(goes_on, rest, self._tokenizer.decode(ids, is_written))}
+
+    # Steps
+
+    def _steps(self):
+        batch_size, scalar = self.options.batch_size, ((), "int32")
+        state = states.inputs(self._first_state())
+
+        def signature(length, function):
+            inputs = {"tokens": ((batch_size, length), "int32"), "input_pos": ((length,), "int32")}
+            return Signature({**inputs, **state}, function)
+
+        functions = {f"prefill_{length}": signature(length, self.prefill) for length in self.prefill_lengths}
+        functions["decode"] = signature(1, self.decode)
+        inputs = {
+            "logits": ((batch_size, self.model.output_vocabulary_size), "float32"),
+            "token_ids": ((batch_size, self.max_length), "int32"),
+            "count": scalar,
+            "row": scalar,
+        }
+        return {**functions, "sample": Signature({**inputs, **SAMPLING}, self.sample)}
+
+    def decode(self, tokens, input_pos, **state):
+        """Read tokens (b, T) at the positions `input_pos` (T,): logits (b, T, V), and the new state."""
+        logits, state = self.model.decode_step(tokens, states.nested(state, like=self._first_state()), input_pos[0])
+        return {"logits": logits, **states.named(state)}
+
+    def prefill(self, tokens, input_pos, **state):
+        """`decode`, without logits.
+
+        A prompt that is shorter than T is filled up with any ids: later steps overwrite their slots before they look at
+        them.
+        """
+        outputs = self.decode(tokens, input_pos, **state)
+        return {name: x for name, x in outputs.items() if name != "logits"}
+
+    def _first_state(self):
+        """The state before the first token: zeros."""
+        shape = (self.options.batch_size, 1)
+        prompt = {"token_ids": ops.zeros(shape, "int32"), "padding_mask": ops.ones(shape, "bool")}
+        return self.model.start_decoding({}, prompt, self.max_length)
+
+    def checks(self):
+        """The calls that prove the wanted functions."""
+        return super().checks() + LanguageModelChecks(self).checks()
+
+
+def _check_sampling(max_new_tokens, num_return_sequences, temperature, top_k, top_p, repetition_penalty):
+    """Raise, in TensorFlow's graph, unless the options are in their ranges."""
+    import tensorflow as tf
+
+    tf.debugging.assert_positive(max_new_tokens, "max_new_tokens must be at least 1")
+    tf.debugging.assert_positive(num_return_sequences, "num_return_sequences must be at least 1")
+    tf.debugging.assert_non_negative(temperature, "temperature must be at least 0")
+    tf.debugging.assert_non_negative(top_k, "top_k must be at least 0")
+    tf.debugging.Assert((top_p > 0) & (top_p <= 1), ["top_p must be in (0, 1]"])
+    tf.debugging.assert_positive(repetition_penalty, "repetition_penalty must be greater than 0")
