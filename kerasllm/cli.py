@@ -17,6 +17,8 @@ import typing
 
 from kerasllm.generation.config import GenerationConfig
 
+EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe")
+FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm"}
 SOURCE = "a preset's folder, a .gguf file or hf://organisation/name"
 
 
@@ -93,8 +95,12 @@ def parser():
     convert.add_argument("folder", metavar="FOLDER")
     convert.add_argument("--dtype", help="of the weights, such as bfloat16")
     export = add("export", _export, "write a model as a file that runs without kerasllm")
-    export.add_argument("path", metavar="OUT", help="a SavedModel's folder, or a .tflite file")
-    export.add_argument("--format", default="tf_saved_model", choices=("tf_saved_model", "litert"))
+    export.add_argument("path", metavar="OUT", help="a SavedModel's folder, or a .tflite or .litertlm file")
+    export.add_argument("--format", choices=EXPORT_FORMATS, help="default: what the ending of OUT says")
+    export.add_argument("--quantize", metavar="KIND", help="dynamic_int8 or another that the format has")
+    export.add_argument("--max-length", type=int, metavar="N", help="most tokens of a text in a TFLite file")
+    export.add_argument("--strings", action="store_true", help="with functions that take and give strings")
+    export.add_argument("--signatures", nargs="+", metavar="NAME", help="the functions; default: all that there are")
     return root
 
 
@@ -243,7 +249,10 @@ def _convert(arguments):
 
 
 def _export(arguments):
-    _load(None, arguments.source).export(arguments.path, format=arguments.format)
+    format = arguments.format or FORMAT_OF.get(os.path.splitext(arguments.path)[1], "tf_saved_model")
+    given = {name: getattr(arguments, name) for name in ("quantize", "max_length", "signatures", "strings")}
+    options = {name: value for name, value in given.items() if value}
+    _load(None, arguments.source).export(arguments.path, format=format, **options)
 
 
 if __name__ == "__main__":

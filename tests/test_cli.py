@@ -69,6 +69,25 @@ def test_info_and_convert_tell_and_write_what_a_source_holds(gpt, capsys, tmp_pa
     assert json.loads(printed)["dtypes"] == {"bfloat16": model.count_params()}
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["out"], {"format": "tf_saved_model"}),
+        (["out.litertlm", "--max-length", 32], {"format": "litertlm", "max_length": 32}),
+        (["out.tflite", "--format", "mediapipe"], {"format": "mediapipe"}),
+        (
+            ["out.tflite", "--quantize", "float16", "--strings", "--signatures", "decode", "forward"],
+            {"format": "litert", "quantize": "float16", "strings": True, "signatures": ["decode", "forward"]},
+        ),
+    ],
+)
+def test_export_hands_its_options_to_the_model(flags, expected, gpt, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kerasllm.GPT, "export", lambda model, path, **options: calls.append((path, options)))
+    assert run(capsys, "export", gpt[1], *flags) == (0, "", "")
+    assert calls == [(flags[0], expected)]
+
+
 def test_errors_are_one_line_and_an_exit_code(gpt, capsys):
     _, folder = gpt
     code, printed, error = run(capsys, "generate", folder, "a", "--top-p", 2)

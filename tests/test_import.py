@@ -16,6 +16,8 @@ EXTRAS = {
     "gguf",
     "keras_hub",
     "keras_nlp",
+    "litert_lm",
+    "litert_lm_builder",
     "matplotlib",
     "rouge_score",
     "sacrebleu",
