@@ -19,7 +19,7 @@ demo: .venv/installed
 # One process for each backend, two at a time.
 test: .venv/installed
 	@$(MAKE) --no-print-directory -k -j2 --output-sync=target $(BACKENDS:%=test-%); failed=$$?; \
-	for backend in $(BACKENDS); do echo "$$backend: $$(tail -n 1 build/test-$$backend.log | tr -d =)"; done; \
+	for backend in $(BACKENDS); do echo "$$backend: $$(grep -E ' in [0-9.]+s' build/test-$$backend.log | tail -n 1 | tr -d =)"; done; \
 	exit $$failed
 
 test-%: .venv/installed

@@ -1,5 +1,5 @@
-"""The whole road: three models learn, are used, saved, loaded again, exported, and run outside Keras; two others
-come with their weights, chat and search.
+"""The whole road: three models learn, are used, saved, loaded again, exported, and translate, fill masks and write
+outside Keras; two others come with their weights, chat and search.
 
 make demo                       # or, in an environment of one's own:
 KERAS_BACKEND=jax python examples/demo.py
@@ -18,11 +18,15 @@ import semantic_search
 import train_gpt
 import train_translator
 
-PARTS = {"translator": train_translator, "BERT": pretrain_bert, "GPT": train_gpt}
+PARTS = {  # name: (script, text for the artifact)
+    "translator": (train_translator, "Where is my book?"),
+    "BERT": (pretrain_bert, "the film is a [MASK] of time ."),
+    "GPT": (train_gpt, "The city of"),
+}
 PRETRAINED = {"SmolLM2": chat_smollm, "MiniLM": semantic_search}
-FORMATS = {  # format: (ending of the path, script that runs the artifact)
-    "tf_saved_model": ("_saved_model", "run_saved_model.py"),
-    "litert": (".tflite", "run_tflite.py"),
+FORMATS = {  # format: (ending of the path, its functions, script that runs the artifact)
+    "tf_saved_model": ("_saved_model", ["forward"], "run_saved_model.py"),
+    "litert": (".tflite", None, "run_tflite.py"),
 }
 FOLDER = pathlib.Path("runs/demo")
 
@@ -32,12 +36,12 @@ def main(tiny=False):
     folder = FOLDER / keras.backend.backend()
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name, script in PARTS.items():
+    for name, (script, text) in PARTS.items():
         print(f"\n==== {name}: examples/{pathlib.Path(script.__file__).name}\n")
         start = time.time()
         model, validation_data, figures = script.main(tiny)
         trained = time.time()
-        differences = leave_keras(model, validation_data, folder / name.lower())
+        differences = leave_keras(model, validation_data, folder / name.lower(), text)
         minutes = f"{(trained - start) / 60:.1f} + {(time.time() - trained) / 60:.1f}"
         for figure, value, baselines in figures:
             others = ", ".join(f"{baseline} {result:.3g}" for baseline, result in baselines.items())
@@ -53,8 +57,8 @@ def main(tiny=False):
     print("Minutes: training and use + saving, exporting and comparing.")
 
 
-def leave_keras(model, validation_data, path):
-    """Save a model, load it, export it and run what was exported, in processes of their own.
+def leave_keras(model, validation_data, path, text):
+    """Save a model, load it, export it and run what was exported, in processes of their own; the last one on a text.
 
     Returns:
         How far the results on held-out examples are from the model's, one text for each file.
@@ -65,12 +69,15 @@ def leave_keras(model, validation_data, path):
 
     model.save_to_preset(path)
     results = [type(model).from_preset(path).predict_on_batch(inputs)]
-    for format, (ending, script) in FORMATS.items():
-        model.export(f"{path}{ending}", format=format)
+    for format, (ending, functions, script) in FORMATS.items():
+        model.export(f"{path}{ending}", format=format, signatures=functions)
         files = [f"{path}{ending}", f"{path}_inputs.npz", f"{path}_outputs.npz"]
         subprocess.run([sys.executable, pathlib.Path(__file__).with_name(script), *files], check=True)
         with np.load(f"{path}_outputs.npz") as outputs:
             results.append(outputs["logits"])
+    print(f"The TFLite file, on {text!r}:", flush=True)
+    run_on_device = pathlib.Path(__file__).with_name("run_on_device.py")
+    subprocess.run([sys.executable, run_on_device, f"{path}.tflite", text], check=True)
     return [f"{np.abs(result - expected).max() / np.abs(expected).max():.0e}" for result in results]
 
 

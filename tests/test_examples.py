@@ -94,6 +94,15 @@ def test_pretrained_models_chat_search_and_come_back(toy_weights):
 
 
 @pytest.mark.slow
+def test_a_model_writes_the_same_in_every_artifact(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.import_module("train_gpt"), "NUM_LAYERS", 1)
+    written = importlib.import_module("export_everywhere").main(tiny=True)
+    assert written["tf_saved_model"] == written["litert"] == written["Keras"] != ""
+    assert set(written) == {"Keras", "Keras, greedy", "tf_saved_model", "litert", "litertlm, greedy"}
+
+
+@pytest.mark.slow
 def test_the_demo_walks_the_whole_road(toy_weights, capsys):
     importlib.import_module("demo").main(tiny=True)
     table = capsys.readouterr().out.split("==== On held-out text")[1]
