@@ -231,7 +231,7 @@ def test_what_was_there_comes_back_if_the_new_cannot_take_its_place(tmp_path, mo
 def test_what_a_copy_would_lack_is_named(tmp_path):
     model = make("simple rnn")
     model.quantize("int8")
-    with pytest.raises(RuntimeError, match="config does not account for .*head/kernel_scale"):
+    with pytest.raises(ValueError, match="config does not account for .*head/kernel_scale"):
         export(model, tmp_path, verify=False)
     assert not list(tmp_path.iterdir())
 

@@ -21,7 +21,7 @@ from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
 from kerasllm.models.base import merged_arrays
 
-REQUEST, ASSETS, CALLS, OUTPUTS = "request.json", "assets", "calls", "outputs"
+REQUEST, ASSETS, CALLS, OUTPUTS, REFUSAL = "request.json", "assets", "calls", "outputs", "refusal.json"
 
 
 def write_here(writer, model, path, options, calls):
@@ -54,7 +54,8 @@ def write_in_child(writer, model, path, options, calls):
     """Do as `write_here` in a process with the tensorflow backend, from a model of any backend.
 
     Raises:
-        RuntimeError: the process fails; the message ends with what it said.
+        ValueError: what the process raises as such: the model cannot be in such a file.
+        RuntimeError: the process fails otherwise; the message ends with what it said.
     """
     cls = type(model)
     request = {
@@ -83,10 +84,13 @@ def write_in_child(writer, model, path, options, calls):
         command = [sys.executable, "-m", __name__, str(folder)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         if result.returncode:
-            raise RuntimeError(
+            failure = RuntimeError(
                 f"the TensorFlow process that exports {model.name} failed ({result.returncode}):\n"
                 f"{result.stderr[-4000:]}"
             )
+            if (folder / REFUSAL).exists():
+                raise ValueError(files.read_json(folder / REFUSAL)["message"]) from failure
+            raise failure
         return _read_arrays(folder / OUTPUTS)
 
 
@@ -144,4 +148,8 @@ def _read_arrays(path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except ValueError as error:
+        files.write_json(Path(sys.argv[1]) / REFUSAL, {"message": str(error)})
+        raise
