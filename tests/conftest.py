@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=f"{keras.backend.backend()} sees no GPU"))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what the tests of exports have recorded: a table of models and formats."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    cells = {tuple(x[:2]): x[2] for report in reports for name, x in report.user_properties if name == "export"}
+    models, formats = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True)) if cells else ([], [])
+    for model in [f"export from {keras.backend.backend()}", *models] if cells else []:
+        row = [cells.get((model, format), "") for format in formats] if model in models else formats
+        terminalreporter.write_line(f"| {' | '.join([model, *row])} |")
+
+
 def pytest_configure():
     if keras.backend.backend() == "jax":
         import jax

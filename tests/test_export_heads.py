@@ -1,18 +1,17 @@
 import json
-import pickle
-import subprocess
-import sys
 import zipfile
 
 import flatbuffers
 import keras
 import numpy as np
 import pytest
+from alone import run_alone
 from flatbuffers.table import Table
 
 from kerasllm.export import heads, mediapipe
 from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
+from kerasllm.models.bert import BERT
 from kerasllm.models.classifier import BERTClassifier
 from kerasllm.models.embedder import BERTEmbedder
 from kerasllm.models.gpt import GPT
@@ -48,39 +47,6 @@ def make(name):
 
 def options(**given):
     return Options(**{"static": False, **given})
-
-
-RUN_ALONE = """
-import pickle, sys
-from pathlib import Path
-sys.modules.update(dict.fromkeys(sys.argv[2:]))  # so that importing one of them fails
-folder, loaded = Path(sys.argv[1]), {}
-def load(path):
-    if "tensorflow" in sys.argv:
-        from ai_edge_litert.interpreter import Interpreter
-        interpreter = Interpreter(path)  # which knows no Flex operations
-        return lambda name, inputs: interpreter.get_signature_runner(name)(**inputs)
-    import tensorflow as tf
-    signatures = tf.saved_model.load(path)
-    def call(name, inputs):
-        outputs = signatures.signatures[name](**{name: tf.constant(x) for name, x in inputs.items()})
-        return {name: y.numpy() for name, y in outputs.items()}
-    return call
-outputs = []
-for path, name, inputs in pickle.loads((folder / "calls").read_bytes()):
-    loaded[path] = loaded.get(path) or load(path)
-    outputs.append(loaded[path](name, inputs))
-(folder / "outputs").write_bytes(pickle.dumps(outputs))
-"""
-
-
-def run_alone(folder, calls):
-    """The outputs of calls (path, signature, inputs), in a process without keras, kerasllm, jax, torch."""
-    hidden = ["keras", "kerasllm", "jax", "torch", *(["tensorflow"] if calls[0][0].suffix == ".tflite" else [])]
-    (folder / "calls").write_bytes(pickle.dumps([(str(path), name, inputs) for path, name, inputs in calls]))
-    result = subprocess.run([sys.executable, "-c", RUN_ALONE, str(folder), *hidden], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return pickle.loads((folder / "outputs").read_bytes())
 
 
 def encoded(model, texts, pairs=None, **given):
@@ -314,6 +280,7 @@ def test_what_mediapipe_cannot_hold_is_refused(model, given, message, tmp_path):
     [
         (lambda: BERTClassifier(**SIZES | {"tokenizer": None}), {"strings": True}, r"tokenizer \(None\) must be set"),
         (HEADS["classify"], {"strings": True, "static": True}, r"strings \(True\)"),
+        (lambda: BERT(**SIZES), {"strings": True}, r"strings \(True\) must be False: no function of a BERT takes"),
         (HEADS["answer"], {"max_length": 16}, r"max_length \(16\) .* must be left out"),
         (HEADS["answer"], {"batch_size": 3}, r"batch_size \(3\) must be left out"),
         (HEADS["tag"], {"signatures": ("tag_text",)}, r"signatures \('tag_text'\) must be among forward, tag"),

@@ -1,11 +1,7 @@
-import json
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
+from alone import run_alone
 
 from kerasllm.export.contents import Options
 from kerasllm.export.language_models import LanguageModelContents
@@ -83,47 +79,6 @@ def make(name):
     return model
 
 
-RUN_ALONE = """
-import json, sys
-hidden = sys.argv[3:]
-sys.modules.update(dict.fromkeys(hidden))  # so that importing one of them fails
-import numpy as np
-with np.load(sys.argv[2]) as arrays:
-    calls = {}
-    for key, x in arrays.items():
-        place, signature, name = key.split("/")
-        calls.setdefault((place, signature), {})[name] = x
-if "tensorflow" in hidden:
-    from ai_edge_litert.interpreter import Interpreter
-    interpreter = Interpreter(sys.argv[1])
-    operations = [operation["op_name"] for operation in interpreter._get_ops_details()]
-    assert not [name for name in operations if "Flex" in name or "CUSTOM" in name.upper()], operations
-    run = lambda signature, inputs: interpreter.get_signature_runner(signature)(**inputs)
-else:
-    import tensorflow as tf
-    signatures = tf.saved_model.load(sys.argv[1]).signatures
-    def run(signature, inputs):
-        try:
-            outputs = signatures[signature](**{name: tf.constant(x) for name, x in inputs.items()})
-            return {name: y.numpy() for name, y in outputs.items()}
-        except tf.errors.InvalidArgumentError as error:
-            return {"error": np.array(error.message)}
-results = [run(signature, inputs) for (_, signature), inputs in sorted(calls.items(), key=str)]
-print(json.dumps([{name: y.tolist() for name, y in outputs.items()} for outputs in results], default=bytes.decode))
-"""
-
-
-def run_alone(path, calls, format, folder):
-    """The results of calls in a process that has neither keras nor, for TFLite, tensorflow."""
-    hidden = {"keras", "kerasllm", "jax", "torch", *(["tensorflow"] if format == "litert" else [])}
-    arrays = {f"{i:03}/{call[0]}/{name}": x for i, call in enumerate(calls) for name, x in call[1].items()}
-    np.savez(folder / "calls.npz", **arrays)
-    command = [sys.executable, "-c", RUN_ALONE, str(path), str(folder / "calls.npz"), *hidden]
-    result = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def inputs(count, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0, stop=(-1,), **others):
     """The inputs of a file's `generate`."""
     values = {"temperature": temperature, "top_p": top_p, "repetition_penalty": repetition_penalty}
@@ -171,19 +126,19 @@ def test_a_file_generates_what_the_model_generates(name, format, tmp_path):
         too_many[1]["token_ids"] = np.full((len(prompts), LENGTH - 1), 5, "int32")
     texts = ("generate_text", {"texts": np.array([t.encode() for t in TEXTS]), **inputs(8, num_return_sequences=2)})
     further = [too_many] + [texts] * (model.tokenizer is not None)
-    outputs = run_alone(path, [*calls, *further], format, tmp_path)
+    outputs = run_alone(tmp_path, [(path, *call) for call in [*calls, *further]])
     for rows, given in zip(expected, outputs[: len(calls)], strict=True):
-        assert given["lengths"] == [len(ids) for ids in rows]
+        assert given["lengths"].tolist() == [len(ids) for ids in rows]
         width = max(given["lengths"]) if format == "tf_saved_model" else LENGTH
-        assert given["token_ids"] == [ids + [0] * (width - len(ids)) for ids in rows]
+        assert given["token_ids"].tolist() == [ids + [0] * (width - len(ids)) for ids in rows]
     beyond = outputs[len(calls)]
     if format == "litert":  # it ends where there is no more room
-        assert beyond["lengths"] == [1] * len(prompts)
+        assert beyond["lengths"].tolist() == [1] * len(prompts)
     elif model.max_sequence_length:
         assert "exceeds max_sequence_length (24)" in beyond["error"]
     if model.tokenizer:
         written = model.generate(TEXTS, max_new_tokens=8, strip_prompt=True)
-        assert outputs[-1]["texts"] == [text for text in written for _ in range(2)]
+        assert [text.decode() for text in outputs[-1]["texts"]] == [text for text in written for _ in range(2)]
 
 
 def prompts_padded_on_either_side(model):

@@ -2,15 +2,12 @@
 
 import functools
 import json
-import os
 import pathlib
-import pickle
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from alone import run_alone
 
 from kerasllm import GenerationConfig, LSTMTranslator, Summarizer, Tokenizer, TransformerTranslator
 from kerasllm.export import core
@@ -80,41 +77,6 @@ def source_inputs(rows):
     return {"source_token_ids": token_ids, "source_padding_mask": padding_mask}
 
 
-RUN_ALONE = """
-import pickle, sys
-path, calls, outputs, *hidden = sys.argv[1:]
-sys.modules.update(dict.fromkeys(hidden))  # so that importing one of them fails
-with open(calls, "rb") as file:
-    calls = pickle.load(file)
-operations = []
-if "tensorflow" in hidden:
-    from ai_edge_litert.interpreter import Interpreter
-    interpreter = Interpreter(path)
-    results = [interpreter.get_signature_runner(name)(**inputs) for name, inputs in calls]
-    operations = [operation["op_name"] for operation in interpreter._get_ops_details()]
-else:
-    import tensorflow as tf
-    signatures = tf.saved_model.load(path).signatures
-    results = [signatures[name](**{k: tf.constant(x) for k, x in inputs.items()}) for name, inputs in calls]
-    results = [{name: y.numpy() for name, y in result.items()} for result in results]
-with open(outputs, "wb") as file:
-    pickle.dump((results, operations), file)
-"""
-
-
-def run_alone(path, calls, folder):
-    """What a file gives in a process of its own without Keras, and for TFLite without TensorFlow."""
-    hidden = ["keras", "kerasllm", "jax", "torch", *(["tensorflow"] if path.suffix == ".tflite" else [])]
-    files = folder / "calls", folder / "outputs"
-    files[0].write_bytes(pickle.dumps(calls))
-    command = [sys.executable, "-c", RUN_ALONE, str(path), *map(str, files), *hidden]
-    result = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    results, operations = pickle.loads(files[1].read_bytes())
-    assert not [name for name in operations if "Flex" in name or "CUSTOM" in name.upper()]
-    return results
-
-
 def completions(outputs):
     """The ids of each row; behind them stands 0."""
     rows = [row[:length] for row, length in zip(outputs["token_ids"], outputs["lengths"], strict=True)]
@@ -141,9 +103,9 @@ def test_a_saved_model_translates_padded_batches_and_strings(tmp_path):
 
     rows = sources(model)
     inputs = {"max_new_tokens": np.int32(9), "length_penalty": np.float32(1.7)}
-    calls = [("translate_beams", x | inputs) for x in map(source_inputs, (rows, *([row] for row in rows)))]
-    calls.append(("translate_text", {"texts": np.array(TEXTS[:3], object), "max_new_tokens": np.int32(9)}))
-    batch, *singles, translations = run_alone(path, calls, tmp_path)
+    calls = [(path, "translate_beams", x | inputs) for x in map(source_inputs, (rows, *([row] for row in rows)))]
+    calls.append((path, "translate_text", {"texts": np.array(TEXTS[:3], object), "max_new_tokens": np.int32(9)}))
+    batch, *singles, translations = run_alone(tmp_path, calls)
     beams = {"num_beams": 3, "length_penalty": 1.7}
     expected = model.generate(rows, max_new_tokens=9, return_scores=True, **beams)
     assert_as_generated(batch, expected)
@@ -176,10 +138,10 @@ def test_a_marian_in_tflite_keeps_to_its_generation_config(tmp_path):
         expected += model.generate(rows, num_beams=1, strip_prompt=True, **length)
         expected += model.generate(rows, num_beams=3, length_penalty=penalty, return_scores=True, **length)
         inputs = {"max_new_tokens": np.int32(limit)}
-        calls += [("translate", source_inputs([row]) | inputs) for row in rows]
+        calls += [(path, "translate", source_inputs([row]) | inputs) for row in rows]
         inputs["length_penalty"] = np.float32(penalty)
-        calls += [("translate_beams", source_inputs([row]) | inputs) for row in rows]
-    results = run_alone(path, calls, tmp_path)
+        calls += [(path, "translate_beams", source_inputs([row]) | inputs) for row in rows]
+    results = run_alone(tmp_path, calls)
     for outputs, row in zip(results, expected, strict=True):
         assert_as_generated(outputs, [row])
     assert len({tuple(row) for outputs in results for row in completions(outputs)}) > 4

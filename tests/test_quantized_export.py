@@ -60,6 +60,18 @@ def largest_buffers(content):
     return sorted((0 if b.data is None else b.data.nbytes for b in model.buffers), reverse=True)
 
 
+def places_of_scales(content):
+    """Where a file has the scales of its matrices: for each matrix a set of places."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    file, places = schema.Model.GetRootAs(content, 0), {}
+    for graph in map(file.Subgraphs, range(file.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            if tensor.Quantization() and tensor.Quantization().ScaleLength() > 1:
+                places.setdefault(tensor.Buffer(), set()).add(tensor.Quantization()._tab.Pos)
+    return places
+
+
 def test_a_float32_file_holds_each_weight_once(model, exported):
     assert exported.stat().st_size < 4 * model.count_params() + 50_000
     assert sum(largest_buffers(exported.read_bytes())) < 1.01 * 4 * model.count_params()
@@ -107,6 +119,8 @@ def test_quantised_files_say_how_far_they_agree(quantize, model, data, tmp_path)
     assert parity["quantize"] == quantize
     assert parity["bytes"] == path.stat().st_size
     assert sum(largest_buffers(path.read_bytes())) < 0.6 * parity["bytes of the weights"]
+    if quantize == "dynamic_int8":
+        assert {len(places) for places in places_of_scales(path.read_bytes()).values()} == {1}
     assert {"dynamic_int8": 0.95, "float16": 0.99, "int4": 0.7, "int8": 0.8}[quantize] <= parity["agreement"] <= 1
     assert agreement(model, path, data) >= parity["agreement"] - 0.2
     perplexity = parity["perplexity"]
@@ -155,6 +169,17 @@ def test_what_stands_after_the_end_does_not_count():
         "agreement": 0.5,
         "choices": 2,
     }
+
+
+@pytest.mark.parametrize("given", [[[1, 3]], [[1, 3, 4, 5, 6]]])
+def test_a_quantised_file_may_end_a_text_elsewhere(given):
+    expected = {"token_ids": [[1, 2, 3]], "lengths": [3]}
+    report = compared(expected, {"token_ids": given, "lengths": [len(given[0])]})
+    assert verification.agreement(report) == 0.5
+    with pytest.raises(RuntimeError, match="the exported file's token_ids is"):
+        verification.compare(
+            [Check([], {k: np.array(x) for k, x in expected.items()})], [{"token_ids": np.array(given)}]
+        )
 
 
 def test_what_follows_from_the_tokens_is_not_judged():

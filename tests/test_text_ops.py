@@ -2,14 +2,13 @@
 
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import keras
+import numpy as np
 import pytest
 import tokenizers
+from alone import run_alone
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from kerasllm import pretrained
@@ -128,20 +127,6 @@ def test_cut_off_characters_are_decoded_as_python_does():
     assert [text.decode() for text in texts.numpy()] == [tokenizer.decode(row) for row in broken]
 
 
-RUN_ALONE = """
-import json, sys
-sys.modules.update(dict.fromkeys(["keras", "kerasllm", "jax", "torch", "tokenizers", "tensorflow_text"]))
-import tensorflow as tf
-results = []
-for folder, texts in zip(sys.argv[1:-1], [json.loads(sys.argv[-1])] * 9):
-    module = tf.saved_model.load(folder)
-    batch = module.there_and_back(tf.constant(texts))
-    rows = zip(*(batch[name].numpy() for name in ("token_ids", "padding_mask", "texts")))
-    results.append([[ids[mask].tolist(), text.decode()] for ids, mask, text in rows])
-print(json.dumps(results))
-"""
-
-
 def saved(tokenizer, graph, folder):
     module = tf.Module()
     module.tokenizer = graph
@@ -152,24 +137,25 @@ def saved(tokenizer, graph, folder):
         return batch | {"texts": graph.decode(batch["token_ids"], batch["padding_mask"])}
 
     module.there_and_back = there_and_back
-    tf.saved_model.save(module, str(folder))
+    tf.saved_model.save(module, str(folder), signatures={"there_and_back": there_and_back})
 
 
-def run_alone(folders, texts):
-    command = [sys.executable, "-c", RUN_ALONE, *map(str, folders), json.dumps(texts)]
-    result = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+def there_and_back(folder, paths):
+    """What saved graphs make of the hard texts: for each a list of pairs (ids, text)."""
+    inputs = {"texts": np.array([text.encode() for text in HARD_TEXTS], object)}
+    for batch in run_alone(folder, [(path, "there_and_back", inputs) for path in paths]):
+        rows = zip(*(batch[name] for name in ("token_ids", "padding_mask", "texts")), strict=True)
+        yield [(ids[mask].tolist(), text.decode()) for ids, mask, text in rows]
 
 
 def test_a_saved_model_needs_tensorflow_alone(tmp_path):
     kinds = ["uncased", "bytes"]
     for kind in kinds:
         saved(*made(kind), tmp_path / kind)
-    results = run_alone([tmp_path / kind for kind in kinds], HARD_TEXTS)
+    results = there_and_back(tmp_path, [tmp_path / kind for kind in kinds])
     for kind, rows in zip(kinds, results, strict=True):
         tokenizer = made(kind)[0]
-        assert rows == [[ids, tokenizer.decode(ids)] for ids in map(tokenizer.encode, HARD_TEXTS)]
+        assert rows == [(ids, tokenizer.decode(ids)) for ids in map(tokenizer.encode, HARD_TEXTS)]
 
 
 def change(kind, **parts):
@@ -239,5 +225,5 @@ def test_minilm_and_smollm2(tmp_path):
         graph = text_ops.graph_tokenizer(tokenizer)
         text_ops.check_equal(graph, tokenizer, OTHER_TEXTS)
         saved(tokenizer, graph, tmp_path / f"saved_{name}")
-        [rows] = run_alone([tmp_path / f"saved_{name}"], HARD_TEXTS)
-        assert rows == [[ids, tokenizer.decode(ids)] for ids in map(tokenizer.encode, HARD_TEXTS)]
+        [rows] = there_and_back(tmp_path, [tmp_path / f"saved_{name}"])
+        assert rows == [(ids, tokenizer.decode(ids)) for ids in map(tokenizer.encode, HARD_TEXTS)]

@@ -4,7 +4,10 @@ The child gets a folder with the model's config, weights and tokenizers, and cal
 what the file gives for the calls. It sees no GPU.
 """
 
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import importlib
 import operator
 import os
@@ -38,7 +41,7 @@ def write_here(writer, model, path, options, calls):
         What the file's functions take and give, and for each list of calls the outputs of the last, a dict of arrays.
     """
     described = writer.write(contents_of(writer, model, options), path)
-    return described, verification.results(writer.load(path), described, calls) if calls else []
+    return described, _called(writer, path, described, calls)
 
 
 def check_class(cls):
@@ -82,6 +85,7 @@ def write_in_child(writer, model, path, options, calls):
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
         command = [sys.executable, "-m", __name__, str(folder)]
+        _free_memory()
         result = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         if result.returncode:
             failure = RuntimeError(
@@ -98,6 +102,15 @@ def main(folder):
     """Do what the request in a folder says."""
     folder = Path(folder)
     request = files.read_json(folder / REQUEST)
+    writer, options = importlib.import_module(request["writer"]), Options(**request["options"])
+    path, calls = Path(request["path"]), _read_arrays(folder / CALLS)
+    described = writer.write(contents_of(writer, _read_model(request, folder), options), path)
+    _free_memory()  # The model makes room for the file.
+    _write_arrays(folder / OUTPUTS, (described, _called(writer, path, described, calls)))
+
+
+def _read_model(request, folder):
+    """The model that a request describes, with the weights and assets in its folder."""
     cls = operator.attrgetter(request["class"])(importlib.import_module(request["module"]))
     model = cls.from_config(request["config"])
     arrays = files.read_tensors(folder)
@@ -106,11 +119,20 @@ def main(folder):
         raise ValueError(f"the model's config does not account for the variables {', '.join(differing[:12])}.")
     for variable in model.weights:
         variable.assign(arrays[variable.path])
-    del arrays
     model.load_assets(folder / ASSETS)
-    writer, options = importlib.import_module(request["writer"]), Options(**request["options"])
-    calls = _read_arrays(folder / CALLS)
-    _write_arrays(folder / OUTPUTS, write_here(writer, model, Path(request["path"]), options, calls))
+    return model
+
+
+def _called(writer, path, described, calls):
+    """What a file gives for calls."""
+    return verification.results(writer.load(path), described, calls) if calls else []
+
+
+def _free_memory():
+    """Give what is no longer used back to the system, for another process needs as much."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # Of C libraries, glibc keeps it.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _write_arrays(path, nest):

@@ -101,6 +101,9 @@ class Contents:
     def __init__(self, model, options):
         self.model, self.options = model, options
         wanted, available = options.signatures, self.available()
+        of_strings = [s for s in available.values() if "string" in {dtype for _, dtype in s.inputs.values()}]
+        if options.strings and not of_strings:
+            raise ValueError(f"strings (True) must be False: no function of a {type(model).__name__} takes strings.")
         for name in wanted or ():
             if name not in available:
                 raise ValueError(f"signatures ({name!r}) must be among {', '.join(available)}.")

@@ -13,6 +13,7 @@ from kerasllm.export import calibration, child, litert, litertlm, mediapipe, sav
 from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
 from kerasllm.export.placement import replacing
+from kerasllm.generation.programs import Programs
 from kerasllm.models.base import merged_arrays
 
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
@@ -99,7 +100,8 @@ def export_model(
 
 def _checks(contents):
     try:
-        return contents.checks()
+        with Programs.forgotten(contents.model):
+            return contents.checks()
     except FloatingPointError as error:
         raise ValueError(f"the model's logits are not finite: nothing to compare an export with. {error}") from error
 

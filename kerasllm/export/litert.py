@@ -103,5 +103,12 @@ def load(path):
     """Load a file: a function (signature, dict of arrays) -> dict of arrays."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path))
-    return lambda name, inputs: interpreter.get_signature_runner(name)(**inputs)
+    opened = {}
+
+    def call(name, inputs):
+        if name not in opened:
+            opened.clear()  # Each function that has been called holds the weights in an order of its own.
+            opened[name] = Interpreter(str(path)).get_signature_runner(name)
+        return opened[name](**inputs)
+
+    return call

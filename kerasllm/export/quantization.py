@@ -94,26 +94,23 @@ class _File:
             # Kernels keep these scales as bfloat16; the file has them as float16.
             whole, scales = _whole_numbers(rows.reshape(len(rows), -1, BLOCK), 7, ml_dtypes.bfloat16)
             buffer.data, kind = _packed(whole), self.schema.TensorType.INT4
-            scales = self.buffer(scales.astype("float16"))
+            shape, scales = scales.shape, self.buffer(scales.astype("float16"))
+            described = [self.blocks_with_scales(graph, shape, scales) for graph, *_ in users]
         else:
             whole, scales = _whole_numbers(rows, 127, "float32")
             buffer.data, kind = whole.view("uint8").ravel(), self.schema.TensorType.INT8
-        for graph, operator, tensor in users:
-            tensor.type = kind
-            tensor.quantization = (
-                self.rows_with_scales(scales)
-                if kind == self.schema.TensorType.INT8
-                else self.blocks_with_scales(graph, [len(rows), rows.shape[1] // BLOCK], scales)
-            )
+            described = [self.rows_with_scales(scales)] * len(users)
+        for (graph, operator, tensor), quantization in zip(users, described, strict=True):
+            tensor.type, tensor.quantization = kind, quantization
             if self.operation(operator) == "GATHER":
                 self.look_up(graph, operator)
             else:
                 operator.builtinOptions.asymmetricQuantizeInputs = True
 
     def rows_with_scales(self, scales):
-        """How a tensor says that each row has a scale."""
+        """How the tensors of a buffer say that each row has a scale."""
         zeros = np.zeros(len(scales), "int64")
-        return self.schema.QuantizationParametersT(scale=scales, zeroPoint=zeros, quantizedDimension=0)
+        return _Once(self.schema.QuantizationParametersT(scale=scales, zeroPoint=zeros, quantizedDimension=0))
 
     def blocks_with_scales(self, graph, shape, buffer):
         """How a tensor says that each block of a row has a scale, of float16 in a tensor of their own."""
@@ -220,6 +217,19 @@ class _File:
         self.model.buffers = [_Aligned(self.schema, buffer) for buffer in self.model.buffers]
         builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
         return builder.Output()
+
+
+class _Once:
+    """A part of the file that others share: it is written once."""
+
+    def __init__(self, part):
+        self.part, self.place = part, None
+
+    def Pack(self, builder):  # noqa: N802
+        """Write it, if it is not yet, and say where it is."""
+        if self.place is None:
+            self.place = self.part.Pack(builder)
+        return self.place
 
 
 class _Aligned:

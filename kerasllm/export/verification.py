@@ -152,6 +152,8 @@ def compare(checks, outputs, min_agreement=None):
 
 
 def _compared(name, expected, given, lengths, must_be_same):
+    if lengths is not None and name == "token_ids" and not must_be_same:
+        expected, given = _equally_long(expected, given)
     if expected.shape != given.shape:
         raise RuntimeError(
             f"the exported file's {name} is {given.shape}, the model's {expected.shape}. It is not kept."
@@ -172,6 +174,12 @@ def _compared(name, expected, given, lengths, must_be_same):
             f"largest of them, more than {TOLERANCE:.0e}. It is not kept."
         )
     return entry
+
+
+def _equally_long(*rows):
+    """Token ids (..., L), of which each array may end elsewhere, filled up with 0 as files fill them up."""
+    length = max(x.shape[-1] for x in rows)
+    return [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])]) for x in rows]
 
 
 def _same(name, expected, given, lengths=None):

@@ -1,5 +1,6 @@
 """The compiled functions of a model: how they are kept, and the steps that all ways of generating share."""
 
+import contextlib
 import functools
 import operator
 
@@ -33,6 +34,16 @@ class Programs:
             # A plain object, because Keras and TensorFlow track, and so save, lists, dicts and layers.
             programs = model._generation_programs = cls(model)
         return programs
+
+    @staticmethod
+    @contextlib.contextmanager
+    def forgotten(model):
+        """Forget, at the end, what is compiled for a model inside: its machine code, and torch's copies of weights."""
+        kept, model._generation_programs = getattr(model, "_generation_programs", None), None
+        try:
+            yield
+        finally:
+            model._generation_programs = kept
 
     def _are_for(self, variables):
         return len(variables) == len(self.variables) and all(map(operator.is_, variables, self.variables))
