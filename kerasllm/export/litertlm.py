@@ -3,9 +3,11 @@
 import functools
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -176,16 +178,18 @@ def load(path):
     """Load a file: a function (signature, dict of arrays) -> dict of arrays."""
     from litert_lm_builder import litertlm_builder
 
+    folder = Path(tempfile.mkdtemp())
+
     @functools.cache
     def functions():
-        with tempfile.TemporaryDirectory() as folder:
-            litertlm_builder.unpack(str(path), folder)
-            [model] = Path(folder).glob("*.tflite")
-            return litert.load(model)
+        litertlm_builder.unpack(str(path), str(folder))
+        [model] = folder.glob("*.tflite")
+        return litert.load(model)
 
     def call(name, inputs):
         return run(path, **inputs) if name == RUN else functions()(name, inputs)
 
+    weakref.finalize(call, shutil.rmtree, folder)
     return call
 
 
