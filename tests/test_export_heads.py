@@ -22,6 +22,8 @@ from kerasllm.text import Tokenizer, batches
 
 IN_CHILD = keras.backend.backend() != "tensorflow"
 TEXTS = ["The cat sat on the mat.", "A naïve café, isn't it?", "Who saw Élodie in the big city? No one!"]
+# Characters that vanish, become several or two; a context of one token; capitals, and Chinese without spaces.
+CONTEXTS = ["Élodie\u200b saw  the cafe\u0301 中文 in it", "No", "The\tBIG city; isn't it?"]
 TOKENIZER = Tokenizer.train_wordpiece(TEXTS * 2, 100)
 # More embeddings than symbols, as in checkpoints.
 SIZES = {"vocabulary_size": TOKENIZER.vocabulary_size + 2, "num_layers": 1, "num_heads": 2, "hidden_dim": 16}
@@ -136,7 +138,7 @@ def test_what_the_methods_return_follows_from_a_tflite_file(name, tmp_path):
 
 
 def test_a_saved_model_takes_strings(tmp_path):
-    names = ["fill_mask"] if IN_CHILD else ["fill_mask", "classify", "tag", "embed"]
+    names = ["fill_mask"] if IN_CHILD else ["fill_mask", "classify", "tag", "answer", "embed"]
     models, calls = {name: make(name) for name in names}, []
     texts = ["The [MASK] sat on the [MASK].", "No [MASK]!", TEXTS[1] + "[MASK]"]
     for name, model in models.items():
@@ -145,6 +147,9 @@ def test_a_saved_model_takes_strings(tmp_path):
         model.export(path, verbose=False, strings=True, signatures=functions, verify=name != "tag")
         inputs = {"texts": heads.strings(texts)}
         extra = {"top_k": np.array(2, "int32")} if name == "fill_mask" else {}
+        if name == "answer":
+            inputs = {"questions": heads.strings(TEXTS), "contexts": heads.strings(CONTEXTS)}
+            extra = {"top_k": np.array(3, "int32"), "max_answer_length": np.array(4, "int32")}
         calls.append((path, f"{name}_text", {**inputs, **extra}))
         if name == "classify":
             calls.append((path, "classify_pair_text", {**inputs, "pairs": heads.strings(texts[::-1])}))
@@ -170,6 +175,14 @@ def test_a_saved_model_takes_strings(tmp_path):
         tagged = list(zip(labels, found["scores"][inner], strict=True))
         expected = [(entry["entity"], pytest.approx(entry["score"])) for entry in models["tag"].tag(text, "none")]
         assert [entry for entry in tagged if entry[0] != "O"] == expected
+    expected = models["answer"].answer(TEXTS, CONTEXTS, top_k=3, max_answer_length=4)
+    for row, answers in enumerate(expected):
+        found = {name: y[row].tolist() for name, y in outputs["answer_text"].items()}
+        count = len(answers)
+        assert [answer.decode() for answer in found["answers"]] == [x["answer"] for x in answers] + [""] * (3 - count)
+        assert found["starts"] == [x["start"] for x in answers] + [-1] * (3 - count)
+        assert found["ends"] == [x["end"] for x in answers] + [-1] * (3 - count)
+        assert found["scores"][:count] == pytest.approx([x["score"] for x in answers])
     np.testing.assert_allclose(outputs["embed_text"]["embeddings"], models["embed"].embed(texts), atol=1e-6)
 
 

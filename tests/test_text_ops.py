@@ -83,6 +83,19 @@ def test_a_graph_gives_what_the_tokenizer_gives(kind):
     text_ops.check_equal(graph, tokenizer, HARD_TEXTS + OTHER_TEXTS + text_ops.special_texts(tokenizer))
 
 
+@pytest.mark.parametrize("kind", ["uncased", "cased", "words"])
+def test_a_graph_knows_where_tokens_stand(kind):
+    tokenizer, graph = made(kind)
+    text_ops.check_places(graph, tokenizer, HARD_TEXTS + OTHER_TEXTS + text_ops.special_texts(tokenizer))
+
+
+@pytest.mark.parametrize("kind, reason", [("bytes", "its model is BPE"), ("uncased", "would stand at")])
+def test_places_that_a_graph_does_not_know_are_refused(kind, reason, monkeypatch):
+    monkeypatch.setattr(GraphTokenizer, "_num_read", lambda self, texts: tf.strings.length(texts))
+    with pytest.raises(ValueError, match=reason):
+        text_ops.graph_tokenizer(made(kind)[0], with_places=True)
+
+
 def test_a_graph_is_compared_with_the_tokenizer_before_it_is_used(monkeypatch):
     compared = []
     monkeypatch.setattr(text_ops, "check_equal", lambda graph, tokenizer, texts: compared.extend(texts))

@@ -23,10 +23,14 @@ classify_pair_text `texts`, `pairs`    the same, of pairs of texts
 fill_mask_text     `texts`, `top_k`    `masked_positions` (B, P), -1 where a text has fewer masks; `token_ids`, `tokens`
                                        (strings) and `probabilities`, (B, P, K) each, best first
 tag_text           `texts`             `tokens` (B, T) strings, "" where padded; `labels` and `scores` of the best one
+answer_text        `questions`,        `answers` (B, K) strings, best first, "" where there are fewer; `starts`, `ends`
+                   `contexts`,         (B, K), between which characters of the context they stand, or -1; `scores`
+                   `top_k`,            (B, K); `no_answer_scores` (B,)
+                   `max_answer_length`
 embed_text         `texts`             `embeddings` (B, D)
 ================== =================== ================================================================================
 
-There is no `answer_text`: an answer is a part of the context, and the tokenizers of a graph keep no places in the text.
+`answer_text` is for tokenizers by words and by WordPiece, whose tokens have their places in the text.
 """
 
 import functools
@@ -127,16 +131,16 @@ class HeadContents(Contents):
 
         return graph_tokenizer(self.model.tokenizer)
 
-    def encoded(self, texts, pairs=None):
-        """The model's inputs from strings (B,). Texts that are too long are errors."""
+    def encoded(self, texts, pairs=None, **options):
+        """The model's inputs from strings (B,), and the places if wanted. Texts that are too long are errors."""
         import tensorflow as tf
 
-        encoded = self.tokenizer.encode(texts, pairs)
+        encoded = self.tokenizer.encode(texts, pairs, **options)
         limit = self.model.arguments["max_sequence_length"]
         length = tf.shape(encoded["token_ids"])[1]
         message = f"texts must have at most {limit} tokens."
         with tf.control_dependencies([tf.debugging.assert_less_equal(length, limit, message)]):
-            return {name: tf.identity(encoded[name]) for name in self.model.input if name in encoded}
+            return {name: tf.identity(encoded[name]) for name in (*self.model.input, "places") if name in encoded}
 
     def checks(self):
         """Random inputs for the functions of ids, sentences for those of strings."""
@@ -332,9 +336,34 @@ class QuestionAnswererContents(HeadContents):
         shape = self.forward_inputs()["token_ids"][0]
         return {"context_mask": (shape, "bool"), "max_answer_length": ((), "int32"), "top_k": ((), "int32")}
 
+    @functools.cached_property
+    def tokenizer(self):
+        """The tokenizer as a part of the graph, with the places of tokens."""
+        from kerasllm.export.text_ops import graph_tokenizer
+
+        return graph_tokenizer(self.model.tokenizer, with_places=True)
+
     def from_strings(self):
-        """None: see above."""
-        return {}
+        """Questions with the contexts that answer them."""
+        inputs = {name: ((None,), "string") for name in ("questions", "contexts")}
+        inputs |= {name: ((), "int32") for name in ("max_answer_length", "top_k")}
+        return {"answer_text": Signature(inputs, self.call_text)}
+
+    def call_text(self, questions, contexts, max_answer_length, top_k):
+        """The parts of contexts that answer questions, best first."""
+        import tensorflow as tf
+
+        encoded = self.encoded(questions, contexts, with_places=True)
+        starts, ends = tf.unstack(encoded.pop("places"), axis=-1)
+        spans = self.call(**encoded, context_mask=ends > 0, max_answer_length=max_answer_length, top_k=top_k)
+        found = spans["starts"] >= 0
+        starts, ends = (
+            tf.where(found, tf.gather(places, tf.maximum(spans[name], 0), batch_dims=1), -1)
+            for name, places in (("starts", starts), ("ends", ends))
+        )
+        contexts = tf.where(found, contexts[:, None], "")
+        answers = tf.strings.substr(contexts, tf.maximum(starts, 0), ends - starts, unit="UTF8_CHAR")
+        return {**spans, "answers": answers, "starts": starts, "ends": ends}
 
     def results(self, outputs, context_mask, max_answer_length, top_k, **inputs):
         """The best spans, and the score of [CLS], which stands for no answer."""
@@ -362,15 +391,36 @@ class QuestionAnswererContents(HeadContents):
 
     def expected(self, inputs, outputs):
         """The spans that the model's method finds, taken for each token's place in its text its number."""
-        top_k, longest = self.num_compared, 4
         context_mask = inputs["padding_mask"] & (np.arange(inputs["padding_mask"].shape[1]) > 0)
-        expected = {"starts": [], "ends": [], "scores": [], "no_answer_scores": []}
-        count, clear = min(top_k, context_mask.shape[1] ** 2), True
-        for row, mask in enumerate(context_mask):
-            encoding = types.SimpleNamespace(
+        encodings = [
+            types.SimpleNamespace(
                 sequence_ids=[1 if is_context else None for is_context in mask],
                 offsets=[(i, i) for i in range(len(mask))],
             )
+            for mask in context_mask
+        ]
+        given, expected = self._spans(encodings, outputs)
+        return {"context_mask": context_mask, **given}, expected
+
+    def expected_text(self, texts):
+        """The spans that the model's method finds, and what stands there."""
+        questions, contexts = pairs_of(texts).values()
+        encodings = encode_texts(self.model, questions, contexts)
+        [outputs] = verification.model_outputs(self.model, [model_inputs(self.model, encodings)])
+        given, expected = self._spans(encodings, outputs)
+        if "starts" in expected:
+            places = zip(contexts, expected["starts"], expected["ends"], strict=True)
+            answers = [[text[a:b] for a, b in zip(starts, ends, strict=True)] for text, starts, ends in places]
+            expected["answers"] = strings(answers)
+        inputs = {"questions": strings(questions), "contexts": strings(contexts)}
+        return [Check([("answer_text", {**inputs, **given})], expected)]
+
+    def _spans(self, encodings, outputs):
+        """How many spans a check asks for, and which the model's method finds: two dicts of arrays."""
+        longest, width = 4, outputs["start_logits"].shape[1]
+        count = min(self.num_compared, width**2)
+        expected, clear = {"starts": [], "ends": [], "scores": [], "no_answer_scores": []}, True
+        for row, encoding in enumerate(encodings):
             logits = {name: y[row] for name, y in outputs.items()}
             spans, no_answer = best_spans(encoding, logits, longest, count + 1)
             clear &= is_clear(np.log([score for _, score in spans]), max(np.abs(y).max() for y in logits.values()))
@@ -383,8 +433,7 @@ class QuestionAnswererContents(HeadContents):
         expected = {name: np.array(rows, dtypes.get(name, "float64")) for name, rows in expected.items()}
         if not clear:
             del expected["starts"], expected["ends"]
-        given = {"max_answer_length": np.array(longest, "int32"), "top_k": np.array(top_k, "int32")}
-        return {"context_mask": context_mask, **given}, expected
+        return {"max_answer_length": np.array(longest, "int32"), "top_k": np.array(count, "int32")}, expected
 
 
 class EmbedderContents(HeadContents):

@@ -8,7 +8,7 @@ import numpy as np
 from kerasllm.export.text_graph.hard_texts import HARD_TEXTS
 
 
-def graph_tokenizer(tokenizer):
+def graph_tokenizer(tokenizer, with_places=False):
     """A tokenizer as TensorFlow operations, which a SavedModel holds.
 
         module = tf.Module()
@@ -18,10 +18,11 @@ def graph_tokenizer(tokenizer):
 
     Args:
         tokenizer: a `kerasllm.Tokenizer`.
+        with_places: whether `encode` is to tell where tokens stand in a text.
 
     Returns:
-        A `GraphTokenizer`, a `tf.Module` with `encode(texts, pairs=None, add_special_tokens=True)` and
-        `decode(token_ids, padding_mask)`.
+        A `GraphTokenizer`, a `tf.Module` with `encode(texts, pairs=None, add_special_tokens=True, with_places=False)`
+        and `decode(token_ids, padding_mask)`.
 
     Raises:
         ValueError: there are no operations for a part of the tokenizer, or they gave something else for one of
@@ -32,6 +33,8 @@ def graph_tokenizer(tokenizer):
     try:
         graph = GraphTokenizer(tokenizer)
         check_equal(graph, tokenizer, HARD_TEXTS + special_texts(tokenizer))
+        if with_places:
+            check_places(graph, tokenizer, HARD_TEXTS + special_texts(tokenizer))
     except (KeyError, ValueError) as error:
         reason = f"its vocabulary lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{tokenizer} cannot become a part of a graph: {reason}.") from error
@@ -75,3 +78,19 @@ def check_equal(graph, tokenizer, texts):
             text = text.decode(errors="replace")
             if text != tokenizer.decode(row):
                 raise ValueError(f"{row} would be decoded as {text!r}, not {tokenizer.decode(row)!r}")
+
+
+def check_places(graph, tokenizer, texts):
+    """Compare where a graph sees tokens with where the tokenizer does; arguments and errors as `check_equal`."""
+    import tensorflow as tf
+
+    if not hasattr(graph.model, "sizes"):
+        raise ValueError(f"its model is {type(graph.model).__name__}, of whose tokens a graph does not know the places")
+    questions = texts[1:] + texts[:1]
+    places = tf.function(graph.encode, autograph=False)(tf.constant(questions), tf.constant(texts), with_places=True)
+    encodings = tokenizer.encodings(questions, texts)
+    for text, encoding, found in zip(texts, encodings, places["places"].numpy().tolist(), strict=True):
+        parts = zip(encoding.offsets, encoding.sequence_ids, strict=True)
+        expected = [list(place) if part == 1 else [0, 0] for place, part in parts]
+        if found[: len(expected)] != expected:
+            raise ValueError(f"the tokens of {text!r} would stand at {found[: len(expected)]}, not {expected}")

@@ -23,6 +23,10 @@ class WordLevel(tf.Module):
         ids = tf.where(ids < 0, tf.constant(self.unk_id, tf.int64), ids)
         return Rows(ids, tf.range(tf.size(ids, tf.int64)))
 
+    def sizes(self, ids, words):
+        """How many characters each of the tokens has, `ids` as they were found for `words`: (N,)."""
+        return tf.strings.length(words, unit="UTF8_CHAR")
+
 
 class WordPiece(tf.Module):
     """From the left the longest piece that fits, again and again; a word with a rest is one unknown token.
@@ -39,6 +43,13 @@ class WordPiece(tf.Module):
         self.table = id_table(list(vocabulary), list(vocabulary.values()))
         self.unk_id, self.prefix, self.max_length = unk_id, prefix, max_length
         self.longest = max(map(len, vocabulary))
+        sizes = {i: len(piece) - len(prefix) * piece.startswith(prefix) for piece, i in vocabulary.items()}
+        self.piece_sizes = tf.constant([sizes.get(i, 0) for i in range(max(sizes) + 1)])
+
+    def sizes(self, ids, words):
+        """How many characters each of the tokens has, `ids` as they were found for `words`: (N,)."""
+        whole = tf.gather(tf.strings.length(words, unit="UTF8_CHAR"), ids.rows)
+        return tf.where(ids.values == self.unk_id, whole, tf.gather(self.piece_sizes, ids.values))
 
     def __call__(self, words):
         letters = characters(words)

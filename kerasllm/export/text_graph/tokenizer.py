@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kerasllm.export.text_graph import decoding, normalization, pairs, pieces, words
 from kerasllm.export.text_graph.normalization import flattened, id_table
-from kerasllm.export.text_graph.rows import CUT, Rows, cut, from_table, merged
+from kerasllm.export.text_graph.rows import CUT, Rows, characters, cut, from_table, merged
 
 TOKEN = b"\xfe"  # no byte of UTF-8; stands before a token that was found in a text
 
@@ -42,33 +42,38 @@ class GraphTokenizer(tf.Module):
         self.pad_id = tokenizer.pad_id or 0
         self.templates = [[_template(tokenizer, is_pair, special) for special in (0, 1)] for is_pair in (0, 1)]
 
-    def encode(self, texts, pairs=None, add_special_tokens=True):
+    def encode(self, texts, pairs=None, add_special_tokens=True, with_places=False):
         """Token ids of texts, or of pairs of texts, with the special tokens that the tokenizer adds.
 
         Args:
             texts: (B,) strings in UTF-8.
             pairs: (B,) strings, or None.
             add_special_tokens: whether the special tokens of the tokenizer's template are added.
+            with_places: whether it is wanted where the tokens of the pairs stand.
 
         Returns:
             A dict of `token_ids` (B, T), int32; `padding_mask` (B, T), bool, True where a token is real; and
-            `segment_ids` (B, T), int32. They are padded on the right.
+            `segment_ids` (B, T), int32. They are padded on the right. With places also `places` (B, T, 2), int32:
+            between which characters of its pair a token stands, (0, 0) where it is of no pair.
         """
         count = tf.size(texts, tf.int64)
-        ids = self._ids(texts if pairs is None else tf.concat([texts, pairs], axis=0))
+        ids, _ = self._tokens(texts if pairs is None else tf.concat([texts, pairs], axis=0))
         ids = {"A": ids.kept(ids.rows < count), "B": ids._replace(rows=ids.rows - count).kept(ids.rows >= count)}
         every = tf.range(count)
-        token_ids, segments = [], []
+        places = {"B": self._places(pairs)} if with_places else {}
+        token_ids, segments, placed = [], [], []
         for item, segment in self.templates[pairs is not None][add_special_tokens]:
             part = ids[item] if item in ids else Rows(tf.fill([count], tf.constant(item, tf.int64)), every)
             token_ids.append(part)
             segments.append(Rows(tf.fill(tf.shape(part.rows), segment), part.rows))
+            placed.append(places.get(item, Rows(tf.zeros([tf.size(part.rows), 2], tf.int32), part.rows)))
         token_ids, segments = merged(*token_ids), merged(*segments)
         lengths = tf.math.unsorted_segment_sum(tf.ones_like(token_ids.rows), token_ids.rows, count)
         return {
             "token_ids": tf.cast(token_ids.table(count, self.pad_id), tf.int32),
             "padding_mask": tf.sequence_mask(lengths),
             "segment_ids": segments.table(count, 0),
+            **({"places": merged(*placed).table(count, 0)} if with_places else {}),
         }
 
     def decode(self, token_ids, padding_mask):
@@ -84,16 +89,50 @@ class GraphTokenizer(tf.Module):
         kept = tf.cast(padding_mask, tf.bool) & ~tf.gather(self.is_silent, token_ids)
         return self.decoder(from_table(token_ids, kept), tf.shape(token_ids)[0])
 
-    def _ids(self, texts):
-        """The ids of texts (B,) without the tokens of the template, as `Rows`."""
+    def _tokens(self, texts, with_sizes=False):
+        """The ids of texts (B,) without the tokens of the template, and the characters that each is made of."""
         stretches = self.added.cut(texts)
         token_ids, between = self.added.lookup(stretches.values)
         for step in self.normalization:
             between = step(between)
         found = words.cut_into_words(self.words, between, stretches.starts())
-        ids = self.model(found.values).within(found)
-        token_ids = Rows(token_ids, tf.range(tf.size(token_ids, tf.int64))).kept(token_ids >= 0)
-        return merged(token_ids, ids).within(stretches)
+        ids = self.model(found.values)
+        every = tf.range(tf.size(token_ids, tf.int64))
+
+        def in_order(of_added, of_words):
+            added = Rows(of_added, every).kept(token_ids >= 0)
+            return merged(added, ids._replace(values=of_words).within(found)).within(stretches)
+
+        if not with_sizes:
+            return in_order(token_ids, ids.values), None
+        texts = tf.where(token_ids < 0, "", tf.strings.regex_replace(stretches.values, rb"^\C", b""))
+        sizes = in_order(self._num_read(texts), self.model.sizes(ids, found.values))
+        return in_order(token_ids, ids.values), sizes
+
+    def _num_read(self, texts):
+        """How many characters of each of the texts (N,) get into words, once they are normalised."""
+        letters = characters(texts)
+        images = letters.values
+        for step in self.normalization:
+            images = step(images)
+        found = words.cut_into_words(self.words, images, tf.zeros_like(letters.rows, tf.bool)).within(letters)
+        return tf.math.unsorted_segment_sum(_lengths(found.values), found.rows, tf.size(texts))
+
+    def _places(self, texts):
+        """Between which characters of its text each token stands: (N, 2), as `Rows`.
+
+        A token holds so many of the characters that get into words as it is long, and tokens leave none out.
+        """
+        _, sizes = self._tokens(texts, with_sizes=True)
+        letters = characters(texts)
+        read = tf.cumsum(self._num_read(letters.values))
+        ends = tf.cumsum(sizes.values)
+        places = [tf.searchsorted(read, ends - sizes.values, "right"), tf.searchsorted(read, ends, "left") + 1]
+        return Rows(tf.stack(places, axis=1) - tf.searchsorted(letters.rows, sizes.rows)[:, None], sizes.rows)
+
+
+def _lengths(texts):
+    return tf.strings.length(texts, unit="UTF8_CHAR")
 
 
 class AddedTokens(tf.Module):
