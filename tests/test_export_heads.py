@@ -8,7 +8,7 @@ import pytest
 from alone import run_alone
 from flatbuffers.table import Table
 
-from kerasllm.export import heads, mediapipe
+from kerasllm.export import head_contents, mediapipe
 from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
 from kerasllm.models.bert import BERT
@@ -53,7 +53,7 @@ def options(**given):
 
 def encoded(model, texts, pairs=None, **given):
     encodings = TOKENIZER.encodings(texts, pairs, **given)
-    return encodings, heads.model_inputs(model, encodings)
+    return encodings, head_contents.model_inputs(model, encodings)
 
 
 # What a program makes of a file's outputs: for each head a function (model, call) -> what the model's method must give,
@@ -145,14 +145,14 @@ def test_a_saved_model_takes_strings(tmp_path):
         path = tmp_path / name
         functions = [f"{name}_text", "classify_pair_text"] if name == "classify" else [f"{name}_text"]
         model.export(path, verbose=False, strings=True, signatures=functions, verify=name != "tag")
-        inputs = {"texts": heads.strings(texts)}
+        inputs = {"texts": head_contents.strings(texts)}
         extra = {"top_k": np.array(2, "int32")} if name == "fill_mask" else {}
         if name == "answer":
-            inputs = {"questions": heads.strings(TEXTS), "contexts": heads.strings(CONTEXTS)}
+            inputs = {"questions": head_contents.strings(TEXTS), "contexts": head_contents.strings(CONTEXTS)}
             extra = {"top_k": np.array(3, "int32"), "max_answer_length": np.array(4, "int32")}
         calls.append((path, f"{name}_text", {**inputs, **extra}))
         if name == "classify":
-            calls.append((path, "classify_pair_text", {**inputs, "pairs": heads.strings(texts[::-1])}))
+            calls.append((path, "classify_pair_text", {**inputs, "pairs": head_contents.strings(texts[::-1])}))
     outputs = {name: y for (_, name, _), y in zip(calls, run_alone(tmp_path, calls), strict=True)}
     expected = [p if isinstance(p[0], list) else [p] for p in models["fill_mask"].fill_mask(texts, top_k=2)]
     found = outputs["fill_mask_text"]
@@ -311,7 +311,7 @@ def test_options_that_do_not_suit_a_head_are_refused(model, given, message):
 
 def test_choices_that_lie_closer_than_files_differ_are_not_compared():
     logits = np.array([[[5.0, 3.0, 1.0, -10.0]]])
-    assert heads.best(logits, 2)[1]
+    assert head_contents.best(logits, 2)[1]
     close = np.array([[[5.0, 3.0, 3.0 - 1e-5, -10.0]]])
-    assert not heads.best(close, 2)[1]
-    assert heads.best(close, 1)[1]
+    assert not head_contents.best(close, 2)[1]
+    assert head_contents.best(close, 1)[1]
