@@ -204,7 +204,10 @@ def compiled(path, prompts, new):
     from ai_edge_litert.hardware_accelerator import HardwareAccelerator
     from ai_edge_litert.options import CpuOptions, Options
 
-    options = Options(HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=THREADS))
+    from kerasllm.export.steps import WEIGHT_CACHE
+
+    cpu = CpuOptions(num_threads=THREADS, xnnpack_weight_cache_path=WEIGHT_CACHE)
+    options = Options(HardwareAccelerator.CPU, cpu_options=cpu)
     model = CompiledModel.from_file(path, options=options)
     details = model.get_output_tensor_details("decode")
     caches = [name for name in details if name != "logits"]

@@ -1,6 +1,12 @@
 """Decoding step by step with an exported TFLite file, whose state stays where LiteRT has it."""
 
+import os
+
 import numpy as np
+
+# One copy of the weights in the order that kernels want serves all functions, instead of a copy for each: a path that
+# stands for memory. https://github.com/google-ai-edge/LiteRT/blob/main/tflite/delegates/xnnpack/xnnpack_delegate.h
+WEIGHT_CACHE = ":memory" if hasattr(os, "memfd_create") else ""
 
 
 class Steps:
@@ -26,7 +32,8 @@ class Steps:
         rows = inputs["tokens"]["shape"][0]
         if rows != 1:
             raise ValueError(f"batch_size ({rows}) of {path.name} must be 1 for text to be generated.")
-        options = Options(HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=num_threads))
+        cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=WEIGHT_CACHE)
+        options = Options(HardwareAccelerator.CPU, cpu_options=cpu)
         self.model, self.max_length = CompiledModel.from_file(str(path), options=options), max_length
         self.shapes = {name: tuple(x["shape"]) for name, x in inputs.items() if name not in ("tokens", "input_pos")}
         # Old slots of caches are not looked at before they are written anew; a recurrent state has no slots.
