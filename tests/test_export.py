@@ -114,6 +114,17 @@ def test_files_run_without_keras(name, format, tmp_path, monkeypatch):
     assert_same([expected] * len(names), run_alone(tmp_path, [(path, name, inputs) for name in names]))
 
 
+@pytest.mark.skipif(IN_CHILD, reason="the TensorFlow process writes the same")
+def test_a_saved_model_holds_each_weight_once(tmp_path):
+    import tensorflow as tf
+
+    model = make("gpt")
+    path = export(model, tmp_path, "tf_saved_model", verify=False)
+    variables = dict(tf.train.list_variables(str(path / "variables" / "variables")))
+    del variables["_CHECKPOINTABLE_OBJECT_GRAPH"]
+    assert sum(map(np.prod, variables.values())) == model.count_params()
+
+
 def test_the_model_predicts_and_trains_on(tmp_path, monkeypatch):
     model = make("mixed llama")
     (inputs,) = examples(model, ((4, 6),), monkeypatch)

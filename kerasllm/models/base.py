@@ -172,7 +172,7 @@ class Model(keras.Model):
             prefill_lengths: numbers of tokens that the functions `prefill_N` of a TFLite file read in one call.
             batch_size: rows of each call in a file whose sizes are fixed.
             num_beams: the number of beams of a translator's `translate_beams`.
-            strings: whether to add functions that take and give strings, by tensorflow-text's operations.
+            strings: whether to add functions that take and give strings, which need TensorFlow alone; for a SavedModel.
             verify: whether to run the file and compare it with the model.
 
         Raises:
