@@ -1,6 +1,7 @@
 """Ask the functions of strings of an exported SavedModel, with TensorFlow alone: no Keras model, no kerasllm.
 
 python examples/serve_saved_model.py SAVED_MODEL "The city of" "In 1969 , the band"
+python examples/serve_saved_model.py OF_A_BERTQuestionAnswerer "Who wrote it?" "When?" "Ada wrote the notes in 1843."
 """
 
 import json
@@ -24,6 +25,7 @@ OPTIONS = {
     "translate_text": {"max_new_tokens": 40},
     "translate_beams_text": {"max_new_tokens": 40, "length_penalty": 1.0},
     "fill_mask_text": {"top_k": 5},
+    "answer_text": {"top_k": 1, "max_answer_length": 30},
     "classify_text": {},
     "tag_text": {},
     "embed_text": {},
@@ -36,10 +38,17 @@ def main(path, texts):
     for name, options in OPTIONS.items():
         if name in signatures:
             specs = signatures[name].structured_input_signature[1]
-            inputs = {"texts": texts, **options}
+            inputs = {**given(name, texts), **options}
             outputs = signatures[name](**{key: tf.constant(value, specs[key].dtype) for key, value in inputs.items()})
             results[name] = {key: readable(y.numpy()) for key, y in outputs.items()}
     return results
+
+
+def given(name, texts):
+    """Texts as a function takes them: for `answer_text` the last one is what the others ask about."""
+    if name == "answer_text":
+        return {"questions": texts[:-1], "contexts": texts[-1:] * (len(texts) - 1)}
+    return {"texts": texts}
 
 
 def readable(array):
