@@ -90,7 +90,7 @@ class GraphTokenizer(tf.Module):
         return self.decoder(from_table(token_ids, kept), tf.shape(token_ids)[0])
 
     def _tokens(self, texts, with_sizes=False):
-        """The ids of texts (B,) without the tokens of the template, and the characters that each is made of."""
+        """The ids of texts (B,) without the tokens of the template, and of how many characters each is, if wanted."""
         stretches = self.added.cut(texts)
         token_ids, between = self.added.lookup(stretches.values)
         for step in self.normalization:
@@ -116,7 +116,8 @@ class GraphTokenizer(tf.Module):
         for step in self.normalization:
             images = step(images)
         found = words.cut_into_words(self.words, images, tf.zeros_like(letters.rows, tf.bool)).within(letters)
-        return tf.math.unsorted_segment_sum(_lengths(found.values), found.rows, tf.size(texts))
+        sizes = tf.strings.length(found.values, unit="UTF8_CHAR")
+        return tf.math.unsorted_segment_sum(sizes, found.rows, tf.size(texts))
 
     def _places(self, texts):
         """Between which characters of its text each token stands: (N, 2), as `Rows`.
@@ -129,10 +130,6 @@ class GraphTokenizer(tf.Module):
         ends = tf.cumsum(sizes.values)
         places = [tf.searchsorted(read, ends - sizes.values, "right"), tf.searchsorted(read, ends, "left") + 1]
         return Rows(tf.stack(places, axis=1) - tf.searchsorted(letters.rows, sizes.rows)[:, None], sizes.rows)
-
-
-def _lengths(texts):
-    return tf.strings.length(texts, unit="UTF8_CHAR")
 
 
 class AddedTokens(tf.Module):
