@@ -290,6 +290,16 @@ def test_half_a_config_is_refused(preset):
     refused(lambda: GPT.from_preset(preset), "config.json")
 
 
+def test_a_preset_whose_tokenizer_is_larger_than_the_model_opens_without_it(gpt, preset):
+    larger = Tokenizer.train_bpe(["a b c d e f g h"], 300)
+    for file in preset.glob("*token*"):
+        file.unlink()
+    larger.save(preset)
+    refused(lambda: GPT.from_preset(preset), str(larger.vocabulary_size), "from_preset(..., tokenizer=None) opens it")
+    assert GPT.from_preset(preset, tokenizer=None).tokenizer is None
+    assert GPT.from_preset(preset, tokenizer=gpt.tokenizer).tokenizer is gpt.tokenizer
+
+
 def test_an_unknown_config_field_is_refused(preset):
     config = preset / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_flux_capacitor": True}))

@@ -283,3 +283,50 @@ def test_a_model_with_rotary_positions_can_be_quantised():
     model.quantize("int8")
     difference = np.abs(keras.ops.convert_to_numpy(model(x)) - before).max()
     assert 0 < difference < 0.1 * np.abs(before).max()
+
+
+def home_trained(folder, **config):
+    """A preset of a model of 11 symbols without a tokenizer, with this generation_config.json."""
+    GPT(11, **SIZES).save_to_preset(folder)
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_ids_that_a_model_does_not_have_are_left_out(tmp_path):
+    folder = home_trained(tmp_path, bos_token_id=50256, eos_token_id=50256, suppress_tokens=[3, 90], max_length=4096)
+    with pytest.warns(UserWarning, match=r"eos_token_id \(50256\).*outside the model's 11 symbols"):
+        model = GPT.from_preset(folder)
+    assert model.end_token_ids == () and model.generation_defaults.suppress_tokens == (3,)
+    assert model.generation_defaults.max_length == SIZES["max_sequence_length"]
+    assert len(model.generate([[1, 2]], max_new_tokens=3)[0]) == 5
+
+
+def test_what_a_preset_asks_for_and_we_do_not_do_is_an_error_until_it_is_left_out(tmp_path):
+    model = GPT.from_preset(home_trained(tmp_path, guidance_scale=1.5, num_beams=2, do_sample=True))
+    model.save_to_preset(tmp_path / "copy")
+    for opened in (model, GPT.from_preset(tmp_path / "copy")):
+        for options in ({}, {"num_beams": 1}, {"num_beams": 2}):
+            with pytest.raises(ValueError, match=r"guidance_scale \(1.5\)"):
+                opened.generate([[1]], max_new_tokens=2, **options)
+    with pytest.raises(ValueError, match=r"do_sample \(True\)"):
+        model.generate([[1]], max_new_tokens=2)
+    assert len(model.generate([[1]], max_new_tokens=2, unsupported=None)[0]) == 3
+
+
+def test_a_preset_that_samples_takes_the_fifty_most_probable_tokens(tmp_path):
+    folder = home_trained(tmp_path, do_sample=True)
+    model = GPT.from_preset(folder)
+    assert model.generation_defaults == GenerationConfig(top_k=50)
+    model.generation_defaults = GenerationConfig(top_k=2, suppress_tokens=[4])
+    model.end_token_ids = [4]  # it may be drawn, if it were not suppressed
+    rows = model.generate([[1]], max_new_tokens=1, num_return_sequences=200, seed=0)[0]
+    assert len({row[1] for row in rows}) == 2
+
+
+def test_transformers_finds_the_end_in_the_file_that_says_how_to_generate(tmp_path):
+    model = gpt()
+    model.generation_defaults = GenerationConfig(repetition_penalty=1.5)
+    model.save_to_preset(tmp_path)
+    fields = json.loads((tmp_path / "generation_config.json").read_text())
+    ids = {"eos_token_id": [tokenizer().eos_id], "bos_token_id": tokenizer().bos_id, "pad_token_id": tokenizer().pad_id}
+    assert ids.items() <= fields.items()

@@ -90,6 +90,13 @@ from kerasllm.generation.config import GenerationConfig
         {"seed": 0.5},
         {"strip_prompt": None},
         {"strip_prompt": 1},
+        {"typical_p": 1.0},
+        {"eta_cutoff": 0},
+        {"suppress_tokens": [-1]},
+        {"begin_suppress_tokens": 3},
+        {"exponential_decay_length_penalty": (1, 0)},
+        {"exponential_decay_length_penalty": [1.5, 2.0]},
+        {"unsupported": ["top_h"]},
     ],
 )
 def test_a_bad_value_is_named_with_what_is_accepted(options):
@@ -139,7 +146,7 @@ def test_several_sequences_of_a_greedy_choice_are_refused():
         GenerationConfig(num_return_sequences=2, temperature=0)
 
 
-@pytest.mark.parametrize("name, value", [("temperature", 0), ("top_k", 5), ("top_p", 0.5), ("min_p", 0.1)])
+@pytest.mark.parametrize("name, value", [("temperature", 0), ("top_k", 5), ("typical_p", 0.5)])
 def test_beams_exclude_each_filter_of_sampling(name, value):
     with pytest.raises(ValueError, match=rf"num_beams \(2\) excludes sampling: leave {name} \({value}\) out"):
         GenerationConfig(num_beams=2, **{name: value})
@@ -278,6 +285,9 @@ def test_merged_refuses_what_is_no_config():
         GenerationConfig.merged(defaults={"top_k": 3})
 
 
+BEAM_SAMPLING = {"do_sample": True, "top_k": 7}
+
+
 @pytest.mark.parametrize(
     "defaults, config, overrides, merged",
     [
@@ -317,6 +327,16 @@ def test_merged_refuses_what_is_no_config():
         ({"num_beams": 4, "length_penalty": 2.0, "early_stopping": True}, {}, {"num_beams": 1}, {}),
         ({"num_beams": 4, "length_penalty": 2.0}, {}, {"length_penalty": 3.0}, {"num_beams": 4, "length_penalty": 3.0}),
         ({"num_beams": 4, "length_penalty": 2.0}, {}, {"length_penalty": 1.0}, {"num_beams": 4}),
+        ({"min_length": 4}, {}, {"min_new_tokens": 2}, {"min_new_tokens": 2}),
+        ({"min_new_tokens": 4}, {"min_length": 2}, {}, {"min_length": 2}),
+        # What is said is no more unsupported.
+        ({"unsupported": {"top_h": 0.1}}, {"seed": 1}, {}, {"seed": 1, "unsupported": {"top_h": 0.1}}),
+        ({"unsupported": {"top_h": 0.1}, "seed": 1}, {}, {"unsupported": None}, {"seed": 1}),
+        ({"num_beams": 2, "unsupported": BEAM_SAMPLING}, {"temperature": 0.5}, {}, {"temperature": 0.5}),
+        ({"num_beams": 2, "unsupported": BEAM_SAMPLING}, {}, {"num_beams": 3}, {"num_beams": 3}),
+        ({"num_beams": 2, "unsupported": BEAM_SAMPLING}, {}, {"num_beams": 1}, {"unsupported": BEAM_SAMPLING}),
+        ({"num_beams": 2, "unsupported": {"stop_strings": ["x"]}}, {}, {"stop": 3}, {"num_beams": 2, "stop": 3}),
+        ({"unsupported": {"num_return_sequences": 2}}, {}, {"num_return_sequences": 1}, {}),
     ],
 )
 def test_overrides_beat_the_config_and_the_config_beats_the_defaults(defaults, config, overrides, merged):

@@ -221,6 +221,17 @@ def test_the_first_token_after_a_start_token_is_forced():
     assert allowed(np.zeros((2, 4)), contexts=[[1], [1, 1]], num_new=0, forced_bos_token_id=2) == [[2], [0, 1, 2, 3]]
 
 
+def test_a_completion_does_not_begin_with_what_is_suppressed_there():
+    options = {"contexts": [[1, 2, 3], [4]], "begin_suppress_tokens": [7, 8]}
+    rest = [i for i in range(V) if i not in (7, 8)]
+    assert allowed(ROWS[:2], **options) == [rest, rest]
+    assert allowed(ROWS[:2], num_new=1, **options) == [list(range(V))] * 2
+    # After a start token alone the forced one comes first, as in transformers.
+    assert allowed(ROWS[:2], forced_bos_token_id=9, **options) == [rest, [9]]
+    options["contexts"] = [[1, 2, 9], [4, 9]]
+    assert allowed(ROWS[:2], num_new=1, forced_bos_token_id=9, **options) == [list(range(V)), rest]
+
+
 @pytest.mark.parametrize("limit", [{"max_length": 3}, {"max_new_tokens": 2}])
 def test_the_last_token_is_forced(limit):
     found = allowed(np.zeros((2, 4)), contexts=[[1, 1], [1]], num_new=1, forced_eos_token_id=2, **limit)
@@ -246,13 +257,17 @@ def test_each_constraint_is_known_by_its_name():
         min_length=2,
         forced_bos_token_id=0,
         forced_eos_token_id=0,
+        exponential_decay_length_penalty=(1, 1.5),
+        suppress_tokens=[1],
+        begin_suppress_tokens=[2],
     )
     assert set(processors.constraint_tensors(config)) == set(processors.CONSTRAINTS)
 
 
 @pytest.mark.parametrize("name", processors.CONSTRAINTS)
-def test_only_bias_and_least_length_need_no_history(name):
-    assert processors.needs_history({name: 0}) is (name not in ("logit_bias", "min_new_tokens"))
+def test_what_counts_tokens_only_needs_no_history(name):
+    blind = ("logit_bias", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens")
+    assert processors.needs_history({name: 0}) is (name not in (*blind, "exponential_decay_length_penalty"))
     assert not processors.needs_history({})
 
 
@@ -263,7 +278,7 @@ def test_changed_values_are_not_compiled_again():
 
     def run(slots, num_new, end_ids, filters, **options):
         values = processors.constraint_tensors(GenerationConfig(**options))
-        filters = {name: np.float32(value) for name, value in zip(SAMPLING, filters, strict=True)}
+        filters = {name: np.float32(value) for name, value in zip(SAMPLING, filters, strict=False)}
         where = (np.int32(slots - 1), np.int32(slots - num_new), np.array(end_ids, "int32"))
         return counting(ROWS, in_slots(fixture_contexts(), slots, 32), *where, values, filters)
 
@@ -425,7 +440,15 @@ def test_neighbouring_floats_are_told_apart():
 
 def test_every_filter_leaves_the_most_probable_token():
     spread = [[-1e30, -1e4, 1e4, 0.0], [0.0, 1e-8, 2e-8, 1e-7]]
-    for options in ({"top_k": 1}, {"top_p": 1e-7}, {"min_p": 1.0}, {"top_k": 1, "top_p": 1e-7, "temperature": 1e-6}):
+    cold = {"top_k": 1, "top_p": 1e-7, "temperature": 1e-6}
+    for options in (
+        {"top_k": 1},
+        {"top_p": 1e-7},
+        {"min_p": 1.0},
+        cold,
+        {"epsilon_cutoff": 0.99},
+        {"eta_cutoff": 0.99},
+    ):
         for row, left in zip(spread, kept(spread, **options), strict=True):
             assert int(np.argmax(row)) in left
 

@@ -38,6 +38,7 @@ def _is_size(value):
 
 size = Kind("a positive whole number", _is_size)
 optional_size = Kind("null or a positive whole number", lambda value: value is None or _is_size(value))
+number = Kind("a number", _is_number)
 positive = Kind("a positive number", lambda value: _is_number(value) and value > 0)
 boolean = Kind("true or false", lambda value: isinstance(value, bool))
 # Others have several rates, we have one: the largest. It matters to further training only.

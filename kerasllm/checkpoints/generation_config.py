@@ -1,122 +1,190 @@
-"""generation_config.json as Hugging Face transformers has it: what a model's authors advise for generation."""
+"""generation_config.json as Hugging Face transformers has it: what a model's authors advise for generation.
+
+A preset's text is that of transformers' `generate` on the same folder. Each field of transformers 5 is one of
+
+    FIELDS         an argument of `GenerationConfig`, by the same name or one that is RENAMED
+    UNSUPPORTED    what changes the text and is not done here: kept by `GenerationConfig.unsupported`
+    IRRELEVANT     what changes no text: caches, outputs, speculation, the padding
+"""
 
 import warnings
 from pathlib import Path
 
 import numpy as np
 
+from kerasllm.checkpoints.config_map import Kind, boolean, number, positive, size
 from kerasllm.checkpoints.json_files import read_json, write_json
 
 FILE = "generation_config.json"
-SAME = (
-    "max_length",
-    "max_new_tokens",
-    "min_length",
-    "min_new_tokens",
-    "num_return_sequences",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "renormalize_logits",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
-RENAMED = {"bad_words": "bad_words_ids", "stop": "stop_strings"}
+
+
+def _is_id(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_ids(value):
+    return isinstance(value, list) and all(map(_is_id, value))
+
+
+def _are_words(value):
+    return isinstance(value, list) and all(_are_ids(word) and word for word in value)
+
+
+def _are_biases(value):
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and _are_words(pair[:1]) and number.accepts(pair[1]) for pair in value
+    )
+
+
+def _are_strings(value):
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(s, str) and s for s in value))
+
+
+def _is_decay(value):
+    return isinstance(value, list) and len(value) == 2 and count.accepts(value[0]) and positive.accepts(value[1])
+
+
+count = Kind("a whole number >= 0", lambda value: value == 0 and _is_id(value) or size.accepts(value))
+share = Kind("a number in [0, 1]", lambda value: number.accepts(value) and 0 <= value <= 1)
+one_id = Kind("a token id", _is_id)
+some_ids = Kind("a list of token ids", _are_ids)
+ids = Kind("a token id or a list of token ids", lambda value: _is_id(value) or _are_ids(value))
+# In effect when do_sample is true; else they must be numbers.
+FILTERS = {
+    "temperature": Kind("a number >= 0", lambda value: number.accepts(value) and value >= 0),
+    "top_k": count,
+    "top_p": Kind("a number in (0, 1]", lambda value: share.accepts(value) and value > 0),
+    "min_p": share,
+    "typical_p": positive,
+    "epsilon_cutoff": share,
+    "eta_cutoff": share,
+}
+BEAMS = {
+    "length_penalty": number,
+    "early_stopping": Kind("true, false or 'never'", lambda value: isinstance(value, bool) or value == "never"),
+}
+FIELDS = {
+    "max_length": size,
+    "max_new_tokens": size,
+    "min_length": count,
+    "min_new_tokens": count,
+    "num_return_sequences": size,
+    **FILTERS,
+    "repetition_penalty": positive,
+    # Ours and others', unknown to transformers.
+    "presence_penalty": number,
+    "frequency_penalty": number,
+    "no_repeat_ngram_size": count,
+    "num_beams": size,
+    **BEAMS,
+    "renormalize_logits": boolean,
+    "forced_bos_token_id": one_id,
+    "forced_eos_token_id": ids,
+    "suppress_tokens": some_ids,
+    "begin_suppress_tokens": some_ids,
+    "exponential_decay_length_penalty": Kind("a list of a whole number >= 0 and a number > 0", _is_decay),
+}
+RENAMED = {"bad_words": "bad_words_ids", "stop": "stop_strings", "logit_bias": "sequence_bias"}
+OTHERS = {
+    "bad_words_ids": Kind("a list of non-empty lists of token ids", _are_words),
+    "stop_strings": Kind("a string or a list of non-empty strings", _are_strings),
+    "sequence_bias": Kind("a list of [[id, ...], number]", _are_biases),
+    "do_sample": boolean,
+    "bos_token_id": one_id,
+    "pad_token_id": one_id,
+    "eos_token_id": ids,
+    "decoder_start_token_id": ids,
+}
+TOP_K = 50  # what transformers takes where a file that samples is silent
 # Values with which transformers leaves something out.
 OFF = {
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "renormalize_logits": False,
+    "top_k": (0,),
+    "top_p": (1,),
+    "min_p": (0,),
+    "epsilon_cutoff": (0, 1),
+    "eta_cutoff": (0, 1),
+    "repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "renormalize_logits": (False,),
 }
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-BEAMS = ("length_penalty", "early_stopping")
-# Values of fields we do not have with which transformers does nothing.
-NEUTRAL = {
-    "diversity_penalty": 0.0,
+# What we do not do, each with the value with which transformers does nothing.
+UNSUPPORTED = {
+    "constraints": None,
+    "dola_layers": None,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
+    "force_words_ids": None,
+    "guidance_scale": 1.0,
+    "is_assistant": False,
+    "max_time": None,
     "num_beam_groups": 1,
-    "typical_p": 1.0,
+    "penalty_alpha": 0,
+    "token_healing": False,
+    "top_h": None,
+    "watermarking_config": None,
 }
-IRRELEVANT = {
-    "_from_model_config",
-    "transformers_version",
-    "do_sample",  # read below
-    "eos_token_id",
-    "sequence_bias",
-    # The prompt and the padding are ours to make.
-    "bos_token_id",
-    "decoder_start_token_id",
-    "pad_token_id",
-    # Of the implementation.
-    "cache_implementation",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "return_dict_in_generate",
-    "use_cache",
-}
+IRRELEVANT = frozenset(
+    """
+    assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind cache_config
+    cache_implementation _commit_hash compile_config continuous_batching_config disable_compile diversity_penalty
+    _from_model_config low_memory max_cache_len max_matching_ngram_size num_assistant_tokens
+    num_assistant_tokens_schedule output_attentions output_hidden_states output_logits output_scores prefill_chunk_size
+    prompt_lookup_num_tokens remove_invalid_values return_dict_in_generate speculation_type target_lookbehind
+    transformers_version use_cache use_mtp
+    """.split()
+)
+OURS = {theirs: ours for ours, theirs in RENAMED.items()}
 
 
-def read_generation_config(folder):
+def read_generation_config(folder, vocabulary_size=None):
     """What a folder's generation_config.json says about generation; without it config.json, as in older folders.
 
-    Without `do_sample`, temperature and the filters are left out, as transformers does.
+    Without `do_sample`, temperature and the filters are left out, with it a silent `top_k` is 50, as in transformers.
+    Its 20 new tokens where no length is given are none of this: the length is the caller's or the model's.
+
+    Args:
+        folder: its path.
+        vocabulary_size: of the text that is generated. Default: any id is believed.
 
     Returns:
         A dict of `GenerationConfig` arguments, and the tuple of end ids or None.
 
     Raises:
-        ValueError: the file is malformed.
+        ValueError: the file is malformed, or a field has a value that it cannot have.
 
     Warns:
-        UserWarning: it holds fields that kerasllm does not know; they are named.
+        UserWarning: ids outside the vocabulary, which are left out; fields unknown to transformers and to us.
     """
-    path, config = _read(folder)
-    values = {name: config[name] for name in SAME if config.get(name) not in (None, OFF.get(name))}
-    values |= {ours: config[theirs] for ours, theirs in RENAMED.items() if config.get(theirs)}
-    if "max_new_tokens" in values:
-        values.pop("max_length", None)  # As in transformers, max_new_tokens goes first.
-    if config.get("sequence_bias"):
-        values["logit_bias"] = _bias(path, config["sequence_bias"])
-    if not config.get("do_sample"):
-        values = {name: value for name, value in values.items() if name not in SAMPLING}
-    elif not any(name in values for name in SAMPLING):
-        values["temperature"] = 1.0
-    if values.get("num_beams", 1) == 1:
-        values = {name: value for name, value in values.items() if name not in BEAMS}
-    else:
-        values = {name: value for name, value in values.items() if name not in SAMPLING}
-    unknown = {name for name, value in config.items() if value not in (None, False, NEUTRAL.get(name))}
-    unknown -= {*SAME, *RENAMED.values(), *IRRELEVANT}
-    if values.get("num_beams", 1) > 1 and config.get("do_sample"):
-        unknown.add("do_sample with num_beams")
+    path, config = _read(folder, vocabulary_size)
+    unknown = set(config) - {*FIELDS, *OTHERS, *UNSUPPORTED} - IRRELEVANT
+    unknown = sorted(name for name in unknown if config[name] not in (None, False))
     if unknown:
-        warnings.warn(f"{path}: {', '.join(sorted(unknown))} is unknown and does nothing.", stacklevel=2)
+        warnings.warn(f"{path}: {', '.join(unknown)} is unknown and does nothing.", stacklevel=2)
     ends = config.get("eos_token_id")
-    return values, None if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+    ends = None if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+    values = {name: config[name] for name in FIELDS if config.get(name) is not None}
+    values |= {ours: config[theirs] for ours, theirs in RENAMED.items() if config.get(theirs)}
+    unsupported = _take_unsupported(config, values)
+    # transformers rules a word out unless it is an end token; suppress_tokens is for those.
+    values["bad_words"] = [word for word in values.get("bad_words", ()) if word not in [[i] for i in ends or ()]]
+    values["logit_bias"] = {word[0]: bias for word, bias in values.get("logit_bias", ())}
+    _settle_lengths(values)
+    values = {name: value for name, value in values.items() if not _is_off(name, value)}
+    return values | ({"unsupported": unsupported} if unsupported else {}), ends
 
 
-def read_start_token_id(folder):
-    """The id that targets begin with, from the same files; None where they do not say."""
-    return _read(folder)[1].get("decoder_start_token_id")
+def read_start_token_id(folder, vocabulary_size=None):
+    """The id that targets begin with, from the same files: else their bos_token_id; None where they say neither."""
+    config = _read(folder, vocabulary_size, silent=True)[1]
+    start = config.get("decoder_start_token_id")
+    if isinstance(start, list):  # one for each target
+        start = start[0] if len(set(start)) == 1 else None
+    return config.get("bos_token_id") if start is None else start
 
 
-def write_generation_config(folder, values, end_ids, start_id=None):
+def write_generation_config(folder, values, end_ids, start_id=None, special_token_ids=None):
     """Write generation_config.json.
 
     Args:
@@ -124,46 +192,145 @@ def write_generation_config(folder, values, end_ids, start_id=None):
         values: dict of `GenerationConfig` arguments.
         end_ids: tuple of ids, or None.
         start_id: the id that targets begin with, or None.
+        special_token_ids: dict with "bos_token_id" and "pad_token_id", as far as known.
     """
-    config = {name: _plain(values[name]) for name in SAME if values.get(name) is not None}
-    drawn = any(values.get(name) is not None for name in SAMPLING)
+    others = dict(values.get("unsupported") or {})
+    config = {name: _plain(values[name]) for name in FIELDS if values.get(name) is not None}
+    drawn = any(values.get(name) is not None for name in FILTERS)
     drawn = drawn or (values.get("num_return_sequences", 1) > 1 and values.get("num_beams", 1) == 1)
     config["do_sample"] = drawn and config.get("temperature") != 0
     if config["do_sample"]:
         config.setdefault("top_k", 0)  # Without it, transformers takes 50.
+    config |= special_token_ids or {}
     config |= {} if start_id is None else {"decoder_start_token_id": int(start_id)}
     stop, biases = values.get("stop", ()), values.get("logit_bias") or {}
     ends = [*(end_ids or ()), *(i for i in stop if not isinstance(i, str))]
     config |= {"eos_token_id": [int(i) for i in ends]} if ends or end_ids is not None else {}
     config |= {"stop_strings": strings} if (strings := [s for s in stop if isinstance(s, str)]) else {}
     # JSON has no infinity; what a bias of minus infinity does, a bad word of one token does too.
-    words = [list(ids) for ids in values.get("bad_words", ())]
+    words = [list(map(int, word)) for word in values.get("bad_words", ())]
     words += [[int(i)] for i, bias in biases.items() if bias == -float("inf")]
+    # transformers takes no end token for a bad word.
+    suppressed = [i for word in words for i in word if len(word) == 1 and i in ends]
+    words = [word for word in words if word[0] not in suppressed or len(word) > 1]
     config |= {"bad_words_ids": words} if words else {}
+    config |= {"suppress_tokens": [*config.get("suppress_tokens", ()), *suppressed]} if suppressed else {}
     biases = [[[int(i)], float(bias)] for i, bias in biases.items() if bias > -float("inf")]
+    biases += others.pop("sequence_bias", [])
     config |= {"sequence_bias": biases} if biases else {}
-    write_json(Path(folder) / FILE, config)
+    write_json(Path(folder) / FILE, config | others)
 
 
-def _read(folder):
-    """The path of the file, and what it says about generation."""
+def _read(folder, vocabulary_size, silent=False):
+    """The path of the file, and what it says about generation, checked."""
     path = Path(folder) / FILE
     if path.exists():
-        return path, read_json(path)
-    path = Path(folder) / "config.json"
-    config = read_json(path) if path.exists() else {}
-    names = {*SAME, *RENAMED.values(), "do_sample", "sequence_bias", "eos_token_id", "decoder_start_token_id"}
-    return path, {name: config[name] for name in names & set(config)}
+        config = read_json(path)
+    else:
+        path = Path(folder) / "config.json"
+        config = read_json(path) if path.exists() else {}
+        if config.get("force_bos_token_to_be_generated"):
+            config["forced_bos_token_id"] = config.get("bos_token_id")
+        config = {name: value for name, value in config.items() if name in {*FIELDS, *OTHERS, *UNSUPPORTED}}
+    kinds = FIELDS | OTHERS
+    if not config.get("do_sample"):
+        kinds |= dict.fromkeys(FILTERS, number)
+    for name, value in config.items():
+        if value is not None and name in kinds and not kinds[name].accepts(value):
+            raise ValueError(f"{path}: {name} ({value!r:.80}) must be {kinds[name].accepted}, or null.")
+    return path, config if vocabulary_size is None else _within(path, config, vocabulary_size, silent)
 
 
-def _bias(path, biases):
-    def is_pair(entry):
-        return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list) and len(entry[0]) == 1
+def _within(path, config, vocabulary_size, silent):
+    """The config without ids that the model does not have."""
 
-    if not isinstance(biases, list) or not all(map(is_pair, biases)):
-        raise ValueError(f"{path}: sequence_bias ({biases!r}) must be a list of [[id], number].")
-    return {ids[0]: bias for ids, bias in biases}
+    def is_known(entry):  # an id, a word, or a word with its bias
+        word = entry[0] if isinstance(entry, list) and entry and isinstance(entry[0], list) else entry
+        return all(0 <= i < vocabulary_size for i in (word if isinstance(word, list) else [word]))
+
+    names = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
+    kept, outside = dict(config), []
+    for name in (*names, *(name for name in config if name.endswith("_token_id") and name in FIELDS | OTHERS)):
+        value = config.get(name)
+        entries = value if isinstance(value, list) else [] if value is None else [value]
+        wrong = [entry for entry in entries if not is_known(entry)]
+        if wrong:
+            rest = [entry for entry in entries if is_known(entry)]
+            kept[name] = (rest or None) if isinstance(value, list) else None
+            outside.append(f"{name} ({value!r:.80})")
+    if outside and not silent:
+        warnings.warn(
+            f"{path}: {', '.join(outside)} is outside the model's {vocabulary_size} symbols and is left out.",
+            stacklevel=4,
+        )
+    return kept
 
 
-def _plain(number):
-    return number.item() if isinstance(number, np.generic) else number
+def _take_unsupported(config, values):
+    """What changes the text and is not done, by its name in transformers; `values` keep what is done."""
+    unsupported = {}
+
+    def leave(*names):
+        unsupported.update({name: config[name] for name in names if config.get(name) not in (None, [], "")})
+        for name in names:
+            values.pop(OURS.get(name, name), None)
+
+    def leave_if_set(*names):
+        leave(*(name for name in names if config.get(name) not in (None, UNSUPPORTED[name])))
+
+    has_beams, sampling = config.get("num_beams") not in (None, 1), bool(config.get("do_sample"))
+    leave_if_set(*set(UNSUPPORTED) - {"penalty_alpha", "top_h"})
+    if "num_beam_groups" in unsupported:
+        leave("diversity_penalty")
+    if sampling and not has_beams:
+        values.setdefault("top_k", TOP_K)
+        if all(_is_off(name, values.get(name)) for name in FILTERS):
+            values["temperature"] = 1.0
+        leave_if_set("top_h")
+    else:
+        for name in FILTERS:
+            values.pop(name, None)
+    if not sampling and not has_beams and config.get("top_k") not in (0, 1):
+        leave_if_set("penalty_alpha")
+    if has_beams:
+        leave(*(["do_sample", *FILTERS] if sampling else []), "stop_strings")
+    else:
+        for name in BEAMS:
+            values.pop(name, None)
+    most = values.get("num_beams", 1) if has_beams or not sampling else np.inf
+    if values.get("num_return_sequences", 1) > most:
+        leave("num_return_sequences")
+    forced = values.get("forced_eos_token_id")
+    if isinstance(forced, list):
+        if len(forced) > 1:
+            leave("forced_eos_token_id")
+        else:
+            values["forced_eos_token_id"] = forced[0] if forced else None
+    longer = [pair for pair in values.get("logit_bias", ()) if len(pair[0]) > 1]
+    if longer:
+        unsupported["sequence_bias"] = longer
+        values["logit_bias"] = [pair for pair in values["logit_bias"] if len(pair[0]) == 1]
+    return unsupported
+
+
+def _settle_lengths(values):
+    """As in transformers, numbers of new tokens go first, and what has its length ends however short it should be."""
+    for new, whole in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+        if new in values:
+            values.pop(whole, None)
+    for least in ("min_new_tokens", "min_length"):
+        for most in ("max_new_tokens", "max_length"):
+            if least in values and most in values and (least, most) != ("min_length", "max_new_tokens"):
+                values[least] = min(values[least], values[most])
+
+
+def _is_off(name, value):
+    if value is None or value in ([], {}):
+        return True
+    return value >= 1 if name == "typical_p" else value in OFF.get(name, ())
+
+
+def _plain(value):
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value

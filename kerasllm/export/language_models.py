@@ -9,6 +9,7 @@ from kerasllm import backend
 from kerasllm.export import states
 from kerasllm.export.contents import Contents, Signature
 from kerasllm.export.language_model_checks import LanguageModelChecks
+from kerasllm.generation.config import SAMPLING as FILTERS
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.generator import advance, chooser
 from kerasllm.generation.processors import constrain, constraint_tensors
@@ -170,7 +171,8 @@ class LanguageModelContents(Contents):
     def _check_defaults(self, name):
         defaults = self.model.generation_defaults
         strings = [stop for stop in defaults.stop if isinstance(stop, str)]
-        for field, value in [("num_beams", defaults.num_beams if defaults.num_beams > 1 else None), ("stop", strings)]:
+        beams = defaults.num_beams if defaults.num_beams > 1 else None
+        for field, value in [("num_beams", beams), ("stop", strings), ("unsupported", defaults.unsupported)]:
             if value:
                 raise ValueError(
                     f"signatures: {name} cannot hold generation_defaults.{field} ({value!r}); change it, or leave "
@@ -288,7 +290,8 @@ class LanguageModelContents(Contents):
         return np.array(self._defaults[1] or [-1], "int32")
 
     def _chooser(self, temperature, top_k, top_p):
-        return chooser(temperature, top_k, top_p, self._defaults[0].min_p)
+        built_in = {name: getattr(self._defaults[0], name) for name in FILTERS if name not in SAMPLING}
+        return chooser(temperature, top_k, top_p, **built_in)
 
     def score(self, token_ids, padding_mask):
         """Log-probabilities of tokens after those before them, 0 where padded; padding stands on the right."""

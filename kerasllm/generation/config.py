@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("num_beams", "length_penalty", "early_stopping")
 
 
@@ -12,8 +12,8 @@ BEAMS = ("num_beams", "length_penalty", "early_stopping")
 class GenerationConfig:
     """How long to generate, how many sequences, how to choose each token and where to stop.
 
-    Any of `temperature`, `top_k`, `top_p`, `min_p`, or `num_return_sequences > 1` without beams, means sampling;
-    otherwise, and with `temperature=0`, the most probable token is taken. `seed` alone does not change that.
+    Any of `temperature`, the filters (`top_k` to `eta_cutoff`), or `num_return_sequences > 1` without beams, means
+    sampling; otherwise, and with `temperature=0`, the most probable token is taken. `seed` alone does not change that.
     `num_beams > 1` searches for the most probable sequence instead.
 
     Example:
@@ -30,6 +30,10 @@ class GenerationConfig:
         top_k: keep the k most probable tokens, and those equal to the k-th.
         top_p: keep the smallest set of most probable tokens whose probability reaches p (Holtzman et al. 2019).
         min_p: keep the tokens at least p times as probable as the most probable one (Nguyen et al. 2024).
+        typical_p: keep the tokens whose surprise is nearest to the expected one until their probability reaches p, below 1
+            (Meister et al. 2022).
+        epsilon_cutoff: keep the tokens at least so probable, below 1 (this and the next: Hewitt et al. 2022).
+        eta_cutoff: keep the tokens at least as probable as the smaller of it and sqrt(it) * exp(-entropy), below 1.
         repetition_penalty: divides positive logits of tokens that stand in prompt or completion, multiplies negative
             ones (Keskar et al. 2019). Above 1 discourages repetition.
         presence_penalty: is subtracted from the logits of tokens that stand in the completion.
@@ -38,6 +42,10 @@ class GenerationConfig:
         logit_bias: dict token id -> number that is added to its logit; minus infinity rules the token out.
         bad_words: strings or lists of ids that are not generated. A string is ruled out with and without a space
             before it, as the tokenizer writes it at once.
+        suppress_tokens: ids that are not generated, end tokens among them.
+        begin_suppress_tokens: ids that a completion does not begin with.
+        exponential_decay_length_penalty: (n, factor): after n tokens of a completion each further one adds to the logit
+            of an end token, |logit| * (factor ** (how many further ones) - 1).
         stop: a token id or a string, or a list of such. A completion ends with the first; the text ends before it.
         forced_bos_token_id: what follows a prompt of one token, the start token of a translator (BART).
         forced_eos_token_id: the last token of a sequence that reaches its length.
@@ -50,6 +58,8 @@ class GenerationConfig:
         seed: integer in [0, 2**32). The same seed gives the same tokens on every backend. `None` draws one
             from numpy's global generator, which `keras.utils.set_random_seed` sets.
         strip_prompt: whether to return the completion without the prompt.
+        unsupported: dict, what a preset's generation_config.json asks for by transformers' names and kerasllm does not
+            do. Generating with any of it is an error; `unsupported=None` leaves it out.
 
     Raises:
         ValueError: if a value is out of its range, or two contradict each other.
@@ -64,12 +74,18 @@ class GenerationConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     logit_bias: dict | None = None
     bad_words: tuple = ()
+    suppress_tokens: tuple | None = None
+    begin_suppress_tokens: tuple | None = None
+    exponential_decay_length_penalty: tuple | None = None
     stop: tuple = ()
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
@@ -79,6 +95,7 @@ class GenerationConfig:
     renormalize_logits: bool = False
     seed: int | None = None
     strip_prompt: bool = False
+    unsupported: dict | None = None
 
     def __post_init__(self):
         self._check_integer("max_length", 1)
@@ -95,6 +112,8 @@ class GenerationConfig:
         self._check_real("temperature", lambda t: 0 <= t < math.inf, "a finite number >= 0")
         self._check_real("top_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
         self._check_real("min_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
+        for name in ("typical_p", "epsilon_cutoff", "eta_cutoff"):
+            self._check_real(name, lambda p: 0 < p < 1, "a number in (0, 1)")
         self._check_real("repetition_penalty", lambda x: 0 < x < math.inf, "a finite number > 0")
         self._check_real("presence_penalty", math.isfinite, "a finite number")
         self._check_real("frequency_penalty", math.isfinite, "a finite number")
@@ -104,6 +123,13 @@ class GenerationConfig:
             self._check(name, lambda value: isinstance(value, bool), "True or False")
         self._check("logit_bias", _is_bias, "a dict of token ids >= 0 and numbers below infinity", optional=True)
         self._freeze("bad_words", _is_word, "a list of non-empty strings or non-empty lists of token ids")
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if getattr(self, name) is not None:
+                self._freeze(name, _is_id, "a list of token ids")
+        self._check("exponential_decay_length_penalty", _is_decay, "a pair of an integer >= 0 and a number > 0", True)
+        if self.exponential_decay_length_penalty is not None:
+            object.__setattr__(self, "exponential_decay_length_penalty", tuple(self.exponential_decay_length_penalty))
+        self._check("unsupported", lambda value: isinstance(value, dict), "a dict", optional=True)
         single = isinstance(self.stop, str) or _is_id(self.stop)
         self._freeze("stop", _is_stop, "a token id, a non-empty string, or a list of such", single)
         self._check_contradictions()
@@ -119,8 +145,8 @@ class GenerationConfig:
     def merged(cls, config=None, /, *, defaults=None, **overrides):
         """Return `defaults`, with the values of `config` in place of its own, and `overrides` in place of both.
 
-        One length replaces whichever length was there; beams given replace sampling in `defaults`, and sampling
-        given replaces beams.
+        One length replaces whichever length was there, one least length the other; beams given replace sampling in
+        `defaults`, and sampling given replaces beams. What is given is no more `unsupported`.
 
         Args:
             config: a `GenerationConfig`. Its values that are those of `GenerationConfig()` leave the choice to
@@ -138,8 +164,8 @@ class GenerationConfig:
         unknown = sorted(set(overrides) - set(accepted))
         if unknown:
             raise ValueError(f"Unknown generation arguments: {', '.join(unknown)}. Accepted: {', '.join(accepted)}.")
-        given = _replace_length(config.given() if config else {}, overrides)
-        values = _replace_length(defaults.given() if defaults else {}, given)
+        given = _replaced(config.given() if config else {}, overrides)
+        values = _replaced(defaults.given() if defaults else {}, given)
         beams = given.get("num_beams", 1)
         if _is_integer(beams) and beams > 1:
             dropped = SAMPLING
@@ -234,12 +260,20 @@ class GenerationConfig:
         object.__setattr__(self, name, items)
 
 
-def _replace_length(values, replacements):
-    """`values` with `replacements` in place; one length replaces the other."""
+def _replaced(values, replacements):
+    """`values` with `replacements` in place; one length replaces the other, and what is given what is unsupported."""
+    left = values.get("unsupported")
     values = {**values, **replacements}
-    for given, replaced in [("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")]:
-        if replacements.get(given) is not None and replacements.get(replaced) is None:
-            values[replaced] = None
+    for pair in [("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")]:
+        for given, replaced in (pair, pair[::-1]):
+            if replacements.get(given) is not None and replacements.get(replaced) is None:
+                values[replaced] = None
+    if left and "unsupported" not in replacements:
+        answered = set(replacements) | ({"stop_strings"} if "stop" in replacements else set())
+        beams = replacements.get("num_beams", 1)
+        if any(replacements.get(name) is not None for name in SAMPLING) or (_is_integer(beams) and beams > 1):
+            answered |= {"do_sample", *SAMPLING}
+        values["unsupported"] = {name: value for name, value in left.items() if name not in answered} or None
     return values
 
 
@@ -263,6 +297,12 @@ def _is_word(value):
 
 def _is_stop(value):
     return _is_id(value) or (isinstance(value, str) and value != "")
+
+
+def _is_decay(value):
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return _is_id(value[0]) and _is_real(value[1]) and 0 < value[1] < math.inf
 
 
 def _is_bias(value):

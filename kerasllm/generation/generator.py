@@ -25,6 +25,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.generation import beam
+from kerasllm.generation.config import SAMPLING
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors, warp
 from kerasllm.generation.programs import Programs, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.samplers import sample, uniform, wrap_seed
@@ -201,14 +202,14 @@ def _choose(model, logits, constrained, uniforms, filters, scores):
     return ops.where(ops.any(ops.isnan(logits), axis=-1), -1, token), log_probs
 
 
-def chooser(temperature, top_k, top_p, min_p=None):
+def chooser(temperature, top_k, top_p, **filters):
     """A function (logits (R, V), uniforms (R,)) -> tokens (R,) whose options are tensors, for a graph.
 
     Args:
         temperature: scalar float32; 0 takes the most probable token.
         top_k: scalar int32; 0 keeps all.
         top_p: scalar float32; 1 keeps all.
-        min_p: None or a number.
+        **filters: further ones of `warp`, None or a number.
     """
 
     def choose(logits, uniforms):
@@ -216,7 +217,7 @@ def chooser(temperature, top_k, top_p, min_p=None):
             kept = warp(logits, temperature=ops.maximum(temperature, MIN_TEMPERATURE))
             kept = ops.cond(top_k > 0, lambda: warp(kept, top_k=ops.cast(top_k, "float32")), lambda: kept)
             kept = ops.cond(top_p < 1, lambda: warp(kept, top_p=top_p), lambda: kept)
-            return sample(warp(kept, min_p=min_p), uniforms)
+            return sample(warp(kept, **filters), uniforms)
 
         return ops.cond(temperature > 0, draw, lambda: backend.argmax(logits))
 
@@ -227,7 +228,7 @@ def _filters(config):
     """The arguments of `warp`, () for greedy decoding."""
     if not config.sampling:
         return ()
-    values = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    values = {name: getattr(config, name) for name in SAMPLING}
     values["temperature"] = 1.0 if config.temperature is None else max(config.temperature, MIN_TEMPERATURE)
     return {name: np.float32(value) for name, value in values.items() if value is not None}
 

@@ -21,11 +21,14 @@ CONSTRAINTS = (
     "min_length",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
 )
 
 
 def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
-    """Apply logit bias, penalties, n-gram ban, bad words, least lengths and forced tokens.
+    """Apply logit bias, penalties, n-gram ban, bad words, least lengths, forced, hastened and suppressed tokens.
 
     Args:
         logits: (R, V), or log-probabilities.
@@ -72,15 +75,33 @@ def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
             token_id, max_length, max_new_tokens = p["forced_eos_token_id"]
             is_last = ops.logical_or(length + 1 == max_length, slot + 2 - prompt_slots == max_new_tokens)
             logits = _forced(logits, token_id, is_last)
+    count = slot + 1 - prompt_slots
+    if "exponential_decay_length_penalty" in p:
+        start, factor = p["exponential_decay_length_penalty"]
+        further = ops.cast(ops.maximum(count - start, 0), "float32")
+        is_end = ops.any(ops.arange(size, dtype="int32")[None] == end_ids[:, None], axis=0)[None]  # (1, V)
+        is_hastened = ops.logical_and(is_end, logits > -float("inf"))
+        logits = ops.where(is_hastened, logits + ops.abs(logits) * (factor**further - 1), logits)
+    if "suppress_tokens" in p:
+        logits = _ban(logits, p["suppress_tokens"][None], (p["suppress_tokens"] >= 0)[None])
+    if "begin_suppress_tokens" in p:
+        begins = count == 0
+        if "forced_bos_token_id" in p:  # after a prompt of one token the forced one stands first
+            begins = ops.where(length - count == 1, count == 1, begins)  # (R, 1)
+        ids = p["begin_suppress_tokens"][None]
+        is_banned = ops.logical_and(ids >= 0, begins)  # (R or 1, C)
+        logits = _ban(logits, ops.broadcast_to(ids, ops.shape(is_banned)), is_banned)
     return logits
 
 
-def warp(logits, temperature=None, top_k=None, top_p=None, min_p=None):
-    """Apply temperature, then top-k, top-p and min-p.
+def warp(
+    logits, temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None, epsilon_cutoff=None, eta_cutoff=None
+):
+    """Apply temperature, then top-k, top-p, min-p, the typical, the epsilon and the eta filter.
 
     Args:
         logits: (R, V).
-        temperature, top_k, top_p, min_p: scalar float32 tensors; None leaves one out.
+        temperature, ...: scalar float32 tensors; None leaves one out.
 
     Returns:
         (R, V) float32.
@@ -94,6 +115,13 @@ def warp(logits, temperature=None, top_k=None, top_p=None, min_p=None):
         logits = keep_top_p(logits, top_p)
     if min_p is not None:
         logits = keep_min_p(logits, min_p)
+    if typical_p is not None:
+        logits = keep_typical(logits, typical_p)
+    if epsilon_cutoff is not None:
+        logits = keep_probable(logits, epsilon_cutoff)
+    if eta_cutoff is not None:
+        entropy = _entropy(*_probabilities(logits))
+        logits = keep_probable(logits, ops.minimum(eta_cutoff, ops.sqrt(eta_cutoff) * ops.exp(-entropy)))
     return logits
 
 
@@ -140,6 +168,14 @@ def constraint_tensors(config):
         values["bad_words"] = (np.array(prefixes, "int32").reshape(len(ends), longest), np.array(ends, "int32"))
     if config.min_new_tokens:
         values["min_new_tokens"] = np.int32(config.min_new_tokens)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if getattr(config, name):
+            ids = getattr(config, name)
+            padding = (1 << (len(ids) - 1).bit_length()) - len(ids)  # few compilations for many numbers
+            values[name] = np.array([*ids, *[-1] * padding], "int32")
+    if config.exponential_decay_length_penalty:
+        start, factor = config.exponential_decay_length_penalty
+        values["exponential_decay_length_penalty"] = (np.int32(start), np.float32(factor))
     if config.min_length:
         values["min_length"] = np.int32(config.min_length)
     if config.forced_bos_token_id is not None:
@@ -152,7 +188,13 @@ def constraint_tensors(config):
 
 def needs_history(parameters):
     """Whether these parameters of `constrain` look at the tokens so far."""
-    return not set(parameters) <= {"logit_bias", "min_new_tokens"}
+    return not set(parameters) <= {
+        "logit_bias",
+        "min_new_tokens",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+    }
 
 
 def apply_temperature(logits, temperature):
@@ -180,6 +222,36 @@ def keep_min_p(logits, p):
     Nguyen et al., "Turning up the heat: min-p sampling", 2024, arXiv:2407.01082.
     """
     return ops.where(logits < ops.max(logits, axis=-1, keepdims=True) + ops.log(p), -float("inf"), logits)
+
+
+def keep_typical(logits, p):
+    """Keep the tokens whose surprise is nearest to the expected one until their probability reaches p.
+
+    Meister et al., "Locally typical sampling", 2022, arXiv:2202.00666.
+    """
+    log_probs, probabilities = _probabilities(logits)
+    nearness = -ops.abs(log_probs + _entropy(log_probs, probabilities))
+    return _keep_largest(logits, probabilities, p, by=nearness)
+
+
+def keep_probable(logits, least):
+    """Keep the most probable token, and those whose probability is `least`, a scalar or (R, 1).
+
+    Hewitt et al., "Truncation sampling as language model desmoothing", 2022, arXiv:2210.15191.
+    """
+    _, probabilities = _probabilities(logits)
+    is_largest = logits >= ops.max(logits, axis=-1, keepdims=True)
+    return ops.where(ops.logical_or(probabilities >= least, is_largest), logits, -float("inf"))
+
+
+def _probabilities(logits):
+    log_probs = logits - ops.logsumexp(logits, axis=-1, keepdims=True)
+    return log_probs, ops.exp(log_probs)
+
+
+def _entropy(log_probs, probabilities):
+    terms = ops.where(probabilities > 0, probabilities * ops.maximum(log_probs, -1e9), 0.0)
+    return -ops.sum(terms, axis=-1, keepdims=True)
 
 
 def sums_by_id(ids, values, size):
@@ -242,7 +314,7 @@ def _at(token_ids, slot):
     return ops.where(slot < 0, -1, taken)
 
 
-def _keep_largest(logits, weights, target):
+def _keep_largest(logits, weights, target, by=None):
     """Keep the largest logits until their weights sum to `target`, and those equal to the last of them.
 
     The last one is found without a sort, bit by bit: 32 sums over the row cost a third of sorting 50,000
@@ -252,8 +324,9 @@ def _keep_largest(logits, weights, target):
         logits: (R, V) float32.
         weights: (R, V) float32, not negative.
         target: scalar or (R, 1) float32; where it is not reached, all logits are kept.
+        by: (R, V) float32, what is large. Default: the logits.
     """
-    keys = _ordered_integers(logits)
+    keys = _ordered_integers(logits if by is None else by)
     bits = ops.convert_to_tensor(np.array([-(2**31)] + [2**bit for bit in range(30, -1, -1)], dtype="int32"))
 
     def set_bit(i, lowest):

@@ -81,19 +81,28 @@ class Model(keras.Model):
                 its cache; "kaggle://owner/model/framework/variation" one on Kaggle. An older `pytorch_model.bin` is
                 read where there is no safetensors file, without running code of its own; it needs torch.
             **arguments: of the constructor, in place of the preset's own, for instance `dropout`, or `dtype`:
-                "bfloat16" reads straight into half the memory, "mixed_bfloat16" keeps float32 weights.
+                "bfloat16" reads straight into half the memory, "mixed_bfloat16" keeps float32 weights. And
+                `tokenizer`, or each of the model's by its name: a `Tokenizer` in place of the preset's, or None to
+                open the model without.
 
         Raises:
             ImportError: a package that the source needs is not installed.
             ValueError: the folder or a file is missing or malformed; it holds another family; its config says
                 something that this class does not know; a tensor is missing, left over or misshaped.
         """
+        given = dict.fromkeys(cls.tokenizer_prefixes, arguments.pop("tokenizer")) if "tokenizer" in arguments else {}
+        given |= {name: arguments.pop(name) for name in cls.tokenizer_prefixes if name in arguments}
         preset = checkpoints.read_preset(source, cls)
         with preset.folder() as folder:
             arguments = {**cls.read_arguments(folder), **arguments}
         model = built_with(lambda: cls(**{**preset.arguments, **arguments}), preset.read_weights)
         with preset.folder() as folder:
-            model.load_assets(folder)
+            try:
+                model.load_tokenizers(folder, given)
+            except ValueError as error:
+                hint = f"{cls.__name__}.from_preset(..., tokenizer=None) opens it without."
+                raise ValueError(f"preset ({str(source)!r}): {error} {hint}") from error
+            model.load_defaults(folder)
         return model
 
     @classmethod
@@ -199,8 +208,19 @@ class Model(keras.Model):
             tokenizer.save(folder, self.tokenizer_prefixes[name])
 
     def load_assets(self, folder):
-        """Read the tokenizers that a folder holds; Keras calls this for a `.keras` file."""
+        """Read the tokenizers and the generation defaults of a `.keras` file; Keras calls this."""
+        self.load_tokenizers(folder)
+        self.load_defaults(folder)
+
+    def load_defaults(self, folder):
+        """Read what else a folder says about the model's use."""
+
+    def load_tokenizers(self, folder, given=None):
+        """Read the tokenizers that a folder holds, but those that are `given`: dict name -> `Tokenizer` or None."""
         for name, prefix in self.tokenizer_prefixes.items():
+            if name in (given or {}):
+                setattr(self, name, given[name])
+                continue
             # Files without the prefix serve all of the model's tokenizers.
             names = {start + file for start in (prefix, "") for file in TOKENIZER_FILES}
             if any((pathlib.Path(folder) / file).exists() for file in names):

@@ -99,18 +99,21 @@ class GeneratingModel(Model):
     def save_assets(self, folder):
         """Write the tokenizers and the generation defaults; Keras calls this for a `.keras` file."""
         super().save_assets(folder)
-        values, end_ids = self.generation_defaults.given(), self._end_token_ids
+        values = self.generation_defaults.given()
         if "bad_words" in values:
             values["bad_words"] = [ids for word in values["bad_words"] for ids in self._word_ids(word)]
-        if any(not isinstance(stop, str) for stop in values.get("stop", ())):
-            end_ids = self.end_token_ids  # the file has one list for both
-        if values or end_ids is not None or self._start_token_id is not None:
-            checkpoints.write_generation_config(folder, values, end_ids, self._start_token_id)
+        if values or self._end_token_ids is not None or self._start_token_id is not None:
+            # Where there is this file, transformers looks for ids nowhere else.
+            end_ids = self._end_token_ids if self._end_token_ids is not None else self.end_token_ids or None
+            ids = {name: i for name, i in self.special_token_ids().items() if name in ("bos_token_id", "pad_token_id")}
+            checkpoints.write_generation_config(folder, values, end_ids, self._start_token_id, ids)
 
-    def load_assets(self, folder):
-        """Read the tokenizers and the generation defaults that a folder holds; Keras calls this for a `.keras` file."""
-        super().load_assets(folder)
-        values, end_ids = checkpoints.read_generation_config(folder)
+    def load_defaults(self, folder):
+        """Read the generation defaults that a folder holds."""
+        values, end_ids = checkpoints.read_generation_config(folder, self.output_vocabulary_size)
+        if self.max_sequence_length:  # a file may ask for more than the model can hold
+            for name in {"max_length", "min_length"} & set(values):
+                values[name] = min(values[name], self.max_sequence_length)
         self.generation_defaults = GenerationConfig(**values)
         self.end_token_ids = end_ids
 
@@ -214,6 +217,12 @@ class GeneratingModel(Model):
 
     def request(self, config, prompts):
         """`config` with a length, the `CompletionWriter` or None, and further arguments of a `Task`."""
+        if config.unsupported:
+            fields = ", ".join(f"{name} ({value!r:.80})" for name, value in config.unsupported.items())
+            raise ValueError(
+                f"generation_config.json asks for {fields}, which changes the text and which kerasllm does not do: say "
+                "otherwise in the call, or leave it out with unsupported=None."
+            )
         longest = max(map(len, prompts))
         config = config.limited(longest, self.max_sequence_length, max(self.default_max_length, 2 * longest))
         size = self.output_vocabulary_size

@@ -54,10 +54,10 @@ class Translator(GeneratingModel):
         ids = super().special_token_ids()
         return ids if self.start_token_id is None else {**ids, "decoder_start_token_id": self.start_token_id}
 
-    def load_assets(self, folder):
-        """Read tokenizers, generation defaults and start token; Keras calls this for a `.keras` file."""
-        super().load_assets(folder)
-        self.start_token_id = checkpoints.read_start_token_id(folder)
+    def load_defaults(self, folder):
+        """Read the generation defaults and the start token that a folder holds."""
+        super().load_defaults(folder)
+        self.start_token_id = checkpoints.read_start_token_id(folder, self.output_vocabulary_size)
 
     def save_tokenizers(self, folder):
         """Write the tokenizers into a folder; one that serves both sides is written once, without a prefix."""

@@ -37,20 +37,35 @@ CASES = {
     "logit_bias": {"logit_bias": BIAS},
     "min_new_tokens": {"min_new_tokens": NUM_NEW + 1},
     "min_new_tokens_reached": {"min_new_tokens": NUM_NEW},
+    "exponential_decay": {"exponential_decay_length_penalty": (1, 1.4)},
+    "exponential_decay_later": {"exponential_decay_length_penalty": (NUM_NEW, 1.4)},
+    "suppress_tokens": {"suppress_tokens": [3, 5, 17]},
+    "begin_suppress_tokens": {"begin_suppress_tokens": [4, 39]},
     "temperature": {"temperature": 0.7},
     "top_k": {"top_k": 6},
     "top_p": {"top_p": 0.8},
     "min_p": {"min_p": 0.1},
+    "typical_p": {"typical_p": 0.4},
+    "typical_p_wide": {"typical_p": 0.9},
+    "epsilon_cutoff": {"epsilon_cutoff": 0.04},
+    "eta_cutoff": {"eta_cutoff": 0.3},
+    "eta_cutoff_small": {"eta_cutoff": 0.002},
     "chain": {
         "logit_bias": BIAS,
         "repetition_penalty": 1.3,
         "no_repeat_ngram_size": 2,
         "bad_words": SINGLES + MULTIPLES,
         "min_new_tokens": NUM_NEW + 1,
+        "exponential_decay_length_penalty": (0, 1.2),
+        "suppress_tokens": [3],
+        "begin_suppress_tokens": [4],
         "temperature": 0.7,
         "top_k": 25,
         "top_p": 0.97,
         "min_p": 0.02,
+        "typical_p": 0.95,
+        "epsilon_cutoff": 0.01,
+        "eta_cutoff": 0.05,
     },
 }
 
@@ -82,10 +97,20 @@ def answer(context, scores, options):
         "min_new_tokens": lambda least: transformers.MinNewTokensLengthLogitsProcessor(
             context.shape[1] - NUM_NEW, least, END_IDS
         ),
+        "exponential_decay_length_penalty": lambda penalty: transformers.ExponentialDecayLengthPenalty(
+            penalty, END_IDS, context.shape[1] - NUM_NEW
+        ),
+        "suppress_tokens": transformers.SuppressTokensLogitsProcessor,
+        "begin_suppress_tokens": lambda ids: transformers.SuppressTokensAtBeginLogitsProcessor(
+            ids, context.shape[1] - NUM_NEW
+        ),
         "temperature": transformers.TemperatureLogitsWarper,
         "top_k": transformers.TopKLogitsWarper,
         "top_p": transformers.TopPLogitsWarper,
         "min_p": transformers.MinPLogitsWarper,
+        "typical_p": transformers.TypicalLogitsWarper,
+        "epsilon_cutoff": transformers.EpsilonLogitsWarper,
+        "eta_cutoff": transformers.EtaLogitsWarper,
     }
     for name, make in makers.items():
         if name in options:
