@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kerasllm.checkpoints import bart, files, gpt2, llama, marian, ours, t5
 from kerasllm.checkpoints import bert as bert_families
-from kerasllm.checkpoints import files, gpt2, llama, ours
 from kerasllm.checkpoints.presets import read_preset, write_preset
 
 DATA = Path(__file__).parent / "data"
@@ -337,6 +337,8 @@ def test_a_gpt_that_is_no_gpt2_is_written_in_our_layout(other, tmp_path):
 
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"original_max_position_embeddings": 40}
 
 
 @pytest.mark.parametrize(
@@ -348,6 +350,20 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 10000.0, LINEAR),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
         ({"rope_parameters": {"rope_theta": 5e5, **LINEAR}}, 5e5, LINEAR),
+        # Of two that differ rope_scaling counts, and nothing of rope_parameters.
+        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3, **LONG}, "rope_scaling": LINEAR}, 1e4, LINEAR),
+        ({"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": LINEAR, "rope_theta": 9.0}, 9.0, LINEAR),
+        ({"rope_scaling": {"rope_theta": 7.0, **LINEAR}, "rope_theta": 9.0}, 7.0, LINEAR),
+        ({"rope_scaling": {}, "rope_parameters": LINEAR, "rope_theta": 9.0}, 9.0, LINEAR),
+        ({"rope_scaling": {"type": "llama3", **LINEAR}}, 1e4, LINEAR),
+        # What a type does not read says nothing.
+        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, 1e4, None),
+        ({"rope_scaling": {"factor": 2.0}, "rope_theta": 9.0}, 9.0, None),
+        ({"rope_scaling": {**LINEAR, **LONG, "attention_factor": 0.5, "partial_rotary_factor": 1.0}}, 1e4, LINEAR),
+        ({"rope_scaling": LINEAR, **LONG, "partial_rotary_factor": 1.0}, 1e4, LINEAR),
+        ({"rope_scaling": {**LLAMA3, "beta_fast": 3}, "max_position_embeddings": 40}, 1e4, LLAMA3 | LONG),
+        ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 9}, **LONG}, 1e4, LLAMA3 | LONG),
+        ({"rope_scaling": LLAMA3}, 1e4, LLAMA3 | {"original_max_position_embeddings": 2048}),
     ],
 )
 def test_rotary_positions_are_read_as_transformers_of_any_age_writes_them(fields, base, scaling):
@@ -362,6 +378,13 @@ def test_rotary_positions_are_read_as_transformers_of_any_age_writes_them(fields
     [
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling .*yarn.* must be .*'llama3'"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling .*dynamic"),
+        ({"rope_scaling": LINEAR | {"partial_rotary_factor": 0.5}}, "rope_scaling .*partial_rotary_factor"),
+        ({"rope_scaling": LINEAR | {"factor": "2"}}, "rope_scaling .*'2'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling .*linear"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "rope_scaling .*linear"),
+        ({"rope_parameters": {"full_attention": LINEAR}}, "rope_scaling .*full_attention"),
+        ({"rope_scaling": "linear"}, "rope_scaling .'linear'."),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor .0.5. must be 1.0"),
         ({"rope_theta": math.nan}, "rope_theta"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
@@ -371,6 +394,58 @@ def test_rotary_positions_are_read_as_transformers_of_any_age_writes_them(fields
 def test_a_llama_that_we_would_compute_differently_is_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         llama.LLAMA.read_config(fields, "GPT", [])
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 3}, None),
+        ({"use_sliding_window": True, "sliding_window": None}, None),
+        ({"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["full_attention"] * 2}, None),
+        ({"use_sliding_window": False, "max_window_layers": 0, "layer_types": None}, None),
+        ({"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window .True., max_window_layers .1."),
+        ({"use_sliding_window": True, "max_window_layers": "2"}, "max_window_layers .'2'."),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types .*sliding_attention"),
+    ],
+)
+def test_a_qwen_may_say_of_windows_that_no_block_has_one(fields, words):
+    qwen2 = next(family for family in llama.FAMILIES if family.MODEL_TYPE == "qwen2")
+    if words is None:
+        assert qwen2.read_config({"num_hidden_layers": 2} | fields, "GPT", [])["sliding_window"] is None
+        return
+    with pytest.raises(ValueError, match=words):
+        qwen2.read_config({"num_hidden_layers": 2} | fields, "GPT", [])
+
+
+@pytest.mark.parametrize(
+    "family, fields, arguments",
+    [
+        (gpt2, {"n_embd": 4, "hidden_size": 8, "num_hidden_layers": 3}, {"hidden_dim": 8, "num_layers": 3}),
+        (gpt2, {"n_head": 4, "num_attention_heads": 2}, {"num_heads": 2}),
+        (gpt2, {"n_positions": 4, "max_position_embeddings": 9}, {"max_sequence_length": 9}),
+        (bart, {"encoder_layers": 1, "num_hidden_layers": 2}, {"num_layers": 2, "num_decoder_layers": 12}),
+        (marian, {"d_model": 4, "hidden_size": 8, "num_attention_heads": 2}, {"hidden_dim": 8, "num_heads": 2}),
+        (t5, {"num_layers": 2, "num_hidden_layers": 3}, {"num_layers": 3, "num_decoder_layers": 2}),
+        (t5, {"d_kv": 4, "head_dim": 5, "d_model": 4, "hidden_size": 8}, {"head_dim": 5, "hidden_dim": 8}),
+        (t5, {"feed_forward_proj": "relu", "dense_act_fn": "gelu"}, {"activation": "gelu", "gated": False}),
+        (t5, {"feed_forward_proj": "gated-relu", "is_gated_act": False}, {"activation": "relu", "gated": False}),
+        (bert_families.DISTILBERT, {"dim": 4, "hidden_size": 8}, {"hidden_dim": 8}),
+    ],
+)
+def test_the_second_name_of_a_field_goes_first(family, fields, arguments):
+    assert arguments.items() <= family.read_config(fields, next(iter(family.ARCHITECTURES)), []).items()
+
+
+@pytest.mark.parametrize("fields", [{"dense_act_fn": None}, {"is_gated_act": 1}, {"num_hidden_layers": None}])
+def test_a_second_name_has_the_values_of_the_first(fields):
+    with pytest.raises(ValueError, match=rf"{'num_layers' if 'num_hidden_layers' in fields else next(iter(fields))}"):
+        t5.read_config(fields, "TransformerTranslator", [])
+
+
+def test_rates_that_a_bart_does_not_say_are_those_of_transformers():
+    assert bart.read_config({"dropout": 0.0}, "TransformerTranslator", [])["dropout"] == 0.0
+    assert bart.read_config({"dropout": 0.0, "attention_dropout": 0.3}, "TransformerTranslator", [])["dropout"] == 0.3
+    assert bart.read_config({}, "TransformerTranslator", [])["dropout"] == 0.1
 
 
 def test_our_layout_keeps_arguments_and_arrays(tmp_path):
@@ -489,6 +564,13 @@ def test_labels_are_named_or_numbered():
     assert read({"id2label": {"1": "b", "0": "a"}}, "BERTClassifier", [])["labels"] == ["a", "b"]
     assert read({"num_labels": 3}, "BERTTokenClassifier", [])["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert read({}, "BERTClassifier", [])["labels"] == ["LABEL_0", "LABEL_1"]
+    two = {"id2label": {"0": "a", "1": "b"}}
+    assert read(two | {"num_labels": 2}, "BERTClassifier", [])["labels"] == ["a", "b"]
+    assert read(two | {"num_labels": 3}, "BERTClassifier", [])["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    for number in (None, "3", 0, 2**30):
+        with pytest.raises(ValueError, match="num_labels"):
+            read({"num_labels": number}, "BERTClassifier", [])
+    assert family_of("roberta").read_config({}, "BERT", [])["vocabulary_size"] == 50265
 
 
 def test_positions_of_roberta_begin_after_those_of_its_padding_token():

@@ -318,6 +318,8 @@ def test_a_preset_that_samples_takes_the_fifty_most_probable_tokens(tmp_path):
     model = GPT.from_preset(folder)
     assert model.generation_defaults == GenerationConfig(top_k=50)
     model.generation_defaults = GenerationConfig(top_k=2, suppress_tokens=[4])
+    model.end_token_ids = []
+    assert model.end_token_ids == ()
     model.end_token_ids = [4]  # it may be drawn, if it were not suppressed
     rows = model.generate([[1]], max_new_tokens=1, num_return_sequences=200, seed=0)[0]
     assert len({row[1] for row in rows}) == 2

@@ -18,12 +18,17 @@ SIZES = [
     ("encoder_ffn_dim", "intermediate_dim", size, 4096),
     ("decoder_ffn_dim", "decoder_intermediate_dim", size, 4096),
     ("max_position_embeddings", "max_sequence_length", size, 1024),
-    (("dropout", "attention_dropout", "activation_dropout"), "dropout", rate, 0.1),
+    (("dropout", "attention_dropout", "activation_dropout"), "dropout", rate, (0.1, 0.0, 0.0)),
     ("activation_function", "activation", activation, "gelu"),
     ("scale_embedding", "scale_embeddings", boolean, False),
     ("init_std", "initializer_range", positive, 0.02),
 ]
 FIELDS = [("vocab_size", "source_vocabulary_size", size, 50265), *SIZES]
+SECOND_NAMES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+}
 BLOCKS = {
     "norm_first": False,
     "head_dim": None,
@@ -44,14 +49,15 @@ SUPPORTED = {
 }
 LEARNED = {"normalize_embedding": (True,), "static_position_embeddings": (False,), "tie_word_embeddings": (True,)}
 IRRELEVANT = (
+    *SECOND_NAMES,
     # Of training, and of heads of other tasks.
     "classif_dropout",
     "classifier_dropout",
     "decoder_layerdrop",
     "encoder_layerdrop",
     "save_step",
-    # transformers reads them no more: the rows after which BART's positions begin, and a rule of generation.
-    "extra_pos_embeddings",
+    "extra_pos_embeddings",  # the rows after which BART's positions begin, which transformers reads no more
+    # Of generation.
     "force_bos_token_to_be_generated",
 )
 
@@ -103,7 +109,8 @@ IGNORED = ("model.encoder.version", "model.decoder.version")
 
 def read_config(config, class_name, tensor_names):
     """The arguments of a `TransformerTranslator` from config.json."""
-    arguments = config_map.read(FIELDS, config, SUPPORTED | LEARNED | one_depth(config), IRRELEVANT)
+    config = config_map.renamed(config, SECOND_NAMES)
+    arguments = config_map.read(FIELDS, config, SUPPORTED | LEARNED, IRRELEVANT)
     return arguments | {"target_vocabulary_size": arguments["source_vocabulary_size"]} | FIXED
 
 
@@ -148,11 +155,6 @@ def expand_blocks(arguments, encoder, decoder):
     """The rows of all blocks."""
     num_decoder_layers = arguments["num_decoder_layers"] or arguments["num_layers"]
     return weight_map.expand(encoder, arguments["num_layers"]) + weight_map.expand(decoder, num_decoder_layers)
-
-
-def one_depth(config):
-    """Older files have the encoder's depth by a second name."""
-    return {"num_hidden_layers": (config.get("encoder_layers", 12),)}
 
 
 def no_buckets(arguments):

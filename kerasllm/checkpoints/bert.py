@@ -55,6 +55,7 @@ optional_problem_type = Kind(
     lambda values: None if values[0] is None else problem_type.to_ours(values),
     lambda value: None if value is None else problem_type.to_foreign(value),
 )
+MOST_LABELS = 10**6
 DEFAULT_LABELS = {"0": "LABEL_0", "1": "LABEL_1"}
 LABELS = [("id2label", "labels", labels, DEFAULT_LABELS)]
 HEAD_FIELDS = {
@@ -206,6 +207,7 @@ class BERTFamily:
         tied: dict of foreign names of its masked LM, duplicate -> original.
         pooler: whether its encoder may have one. pooler_activation: of its classifier's.
         gelu_head: whether its masked LM's head has a gelu, whatever the encoder's activation.
+        second_names: dict second name of a field of its config -> first.
     """
 
     def __init__(
@@ -223,13 +225,15 @@ class BERTFamily:
         pooler=True,
         pooler_activation="tanh",
         gelu_head=False,
+        second_names=None,
     ):
         self.MODEL_TYPE, self.prefix = model_type, prefix
         self.ARCHITECTURES = {name: architecture + suffix for name, suffix in SUFFIXES.items()}
         self.rows, self.heads, self.tied = rows, TOKEN_HEADS | heads, tied
         self.fields, self.fixed = fields, {"family": model_type, **(fixed or {})}
         self.supported = {"position_embedding_type": ("absolute",), **(supported or {})}
-        self.irrelevant = (*IRRELEVANT, *irrelevant)
+        self.second_names = second_names or {}
+        self.irrelevant = (*IRRELEVANT, *irrelevant, *self.second_names)
         self.pooler, self.pooler_activation, self.gelu_head = pooler, pooler_activation, gelu_head
 
     def read_config(self, config, class_name, tensor_names):
@@ -237,9 +241,9 @@ class BERTFamily:
         names = set(map(self._short, tensor_names))
         if tensor_names:
             self._check_head(config, class_name, names)
-        if config.get("id2label") is None:
-            number = config.get("num_labels", config.get("_num_labels", 2))
-            config = {**config, "id2label": {str(i): f"LABEL_{i}" for i in range(number)}}
+        config = config_map.renamed(config, self.second_names)
+        if class_name in HEAD_FIELDS:
+            config = _with_labels(config)
         # An encoder alone has no output embedding to tie.
         tied = (True,) if class_name == "BERTMaskedLM" else (True, False)
         supported = {**self.supported, "tie_word_embeddings": tied, "tie_weights_": tied}
@@ -331,6 +335,21 @@ class BERTFamily:
         return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
+def _with_labels(config):
+    """The config with `id2label`; in transformers another `num_labels` goes first, and its labels have numbers."""
+    found = config.get("id2label")
+    number = config.get("num_labels", config.get("_num_labels", 2) if found is None else None)
+    if number is None and found is not None:
+        return config
+    if not size.accepts(number) or number > MOST_LABELS:
+        raise ValueError(
+            f"config.json: num_labels ({number!r:.80}) must be a positive whole number up to {MOST_LABELS}."
+        )
+    if isinstance(found, dict) and len(found) == number:
+        return config
+    return {**config, "id2label": {str(i): f"LABEL_{i}" for i in range(number)}}
+
+
 def _part(name):
     return name.partition(".")[0]
 
@@ -350,8 +369,8 @@ BERT = BERTFamily(
 )
 
 
-def roberta(model_type, architecture):
-    """A family with RoBERTa's layout (Liu et al. 2019, arXiv:1907.11692)."""
+def roberta(model_type, architecture, vocabulary_size=30522):
+    """A family with RoBERTa's layout (Liu et al. 2019, arXiv:1907.11692), and so many symbols where no file says."""
     return BERTFamily(
         model_type,
         "roberta",
@@ -363,7 +382,7 @@ def roberta(model_type, architecture):
             "BERTClassifier": POOLING_CLASSIFIER,
         },
         {"lm_head.decoder.weight": WORDS, "lm_head.decoder.bias": "lm_head.bias"},
-        fields=ROBERTA_FIELDS,
+        fields=[(*row[:3], vocabulary_size if row[0] == "vocab_size" else row[3]) for row in ROBERTA_FIELDS],
         supported={"pad_token_id": (1,)},
         gelu_head=True,
     )
@@ -381,6 +400,7 @@ DISTILBERT = BERTFamily(  # Sanh et al. 2019, arXiv:1910.01108
     {"vocab_projector.weight": WORDS},
     fields=DISTILBERT_FIELDS,
     fixed={"num_segments": 0, "norm_epsilon": 1e-12},
+    second_names={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     irrelevant=DISTILBERT_IRRELEVANT,
     pooler=False,
     pooler_activation="relu",
@@ -405,7 +425,7 @@ ELECTRA = BERTFamily(  # Clark et al. 2020, arXiv:2003.10555
 )
 FAMILIES = (
     BERT,
-    roberta("roberta", "Roberta"),
+    roberta("roberta", "Roberta", 50265),
     roberta("xlm-roberta", "XLMRoberta"),
     roberta("camembert", "Camembert"),
     DISTILBERT,

@@ -1,7 +1,7 @@
 """Tables of reversible rows between the fields of a Hugging Face config.json and our constructors' arguments.
 
 A table is a list of rows `(field or fields, our argument, kind, default)`. The default is what transformers
-takes when the field is absent. The same table reads and writes:
+takes when the field is absent, a tuple where it differs from field to field. The same table reads and writes:
 
     ("n_layer", "num_layers", size, 12)
 """
@@ -68,19 +68,21 @@ activation = choice(
     }
 )
 
-# Fields of any config that change nothing we compute: records, token ids, defaults for generation.
+# Fields of any config that change nothing we compute: records, token ids, and generation (see `generation_config`).
 IRRELEVANT = frozenset(
     """
-    architectures attn_implementation _attn_implementation_autoset bad_words_ids begin_suppress_tokens
-    bos_token_id chunk_size_feed_forward cls_token_id _commit_hash decoder_start_token_id
-    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label label2id length_penalty mask_token_id max_length min_length
-    model_type _name_or_path no_repeat_ngram_size num_beam_groups num_beams _num_labels num_labels
-    num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id
-    prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k
-    top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
+    architectures attn_implementation _attn_implementation_autoset bad_words_ids begin_suppress_tokens bos_token_id
+    cache_implementation chunk_size_feed_forward cls_token_id _commit_hash constraints decoder_start_token_id
+    diversity_penalty do_sample dola_layers dtype early_stopping encoder_no_repeat_ngram_size
+    encoder_repetition_penalty eos_token_id epsilon_cutoff eta_cutoff exponential_decay_length_penalty finetuning_task
+    force_words_ids forced_bos_token_id forced_decoder_ids forced_eos_token_id gradient_checkpointing guidance_scale
+    id2label label2id length_penalty low_memory mask_token_id max_length max_new_tokens max_time min_length
+    min_new_tokens min_p model_type _name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
+    _num_labels num_return_sequences output_attentions output_hidden_states output_logits output_past output_scores
+    pad_token_id penalty_alpha prefix problem_type prompt_lookup_num_tokens remove_invalid_values renormalize_logits
+    repetition_penalty return_dict return_dict_in_generate sep_token_id sequence_bias stop_strings suppress_tokens
+    task_specific_params temperature tf_legacy_loss token_healing tokenizer_class top_h top_k top_p torch_dtype
+    torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache watermarking_config
     """.split()
 )
 # Fields of any config that are understood with these values only.
@@ -116,7 +118,8 @@ def read(table, config, supported=None, irrelevant=()):
     for fields, argument, kind, default in table:
         fields = _fields(fields)
         known |= set(fields)
-        values = [config.get(field, default) for field in fields]
+        defaults = default if isinstance(default, tuple) else (default,) * len(fields)
+        values = [config.get(field, value) for field, value in zip(fields, defaults, strict=True)]
         refused = [f for f, value in zip(fields, values, strict=True) if not kind.accepts(value)]
         problems += [f"{field} ({config[field]!r}) must be {kind.accepted}" for field in refused]
         if not refused:
@@ -128,6 +131,11 @@ def read(table, config, supported=None, irrelevant=()):
     if problems:
         raise ValueError("config.json: " + "; ".join(problems) + ".")
     return arguments
+
+
+def renamed(config, names):
+    """The config by the first names of fields, dict second name -> first; as in transformers the second goes before."""
+    return config | {first: config[second] for second, first in names.items() if second in config}
 
 
 def write(table, arguments, fixed):

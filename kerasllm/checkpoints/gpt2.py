@@ -20,6 +20,12 @@ FIELDS = [
     ("initializer_range", "initializer_range", positive, 0.02),
     ("tie_word_embeddings", "tie_embeddings", boolean, True),
 ]
+SECOND_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 SUPPORTED = {
     "reorder_and_upcast_attn": (False,),
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -69,7 +75,8 @@ IGNORED = ("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias")
 
 def read_config(config, class_name, tensor_names):
     """The arguments of a `GPT` from config.json."""
-    return config_map.read(FIELDS, config, SUPPORTED, IRRELEVANT)
+    config = config_map.renamed(config, SECOND_NAMES)
+    return config_map.read(FIELDS, config, SUPPORTED, (*IRRELEVANT, *SECOND_NAMES))
 
 
 def write_config(class_name, arguments):

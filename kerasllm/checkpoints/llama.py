@@ -4,10 +4,29 @@ from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import Kind, activation, boolean, optional_size, positive, rate, size
 from kerasllm.checkpoints.weight_map import same, transposed
 
-ROPE_TYPES = ("linear", "llama3")
+ROPE_BASE = 10000.0
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# What the types that we know read. The other names that transformers knows say nothing about them.
+ROPE_TYPES = {"default": ("rope_type",), "linear": ("rope_type", "factor"), "llama3": ("rope_type", *LLAMA3)}
+ROPE_NAMES = frozenset(
+    """
+    rope_type factor original_max_position_embeddings attention_factor beta_fast beta_slow short_factor long_factor
+    low_freq_factor high_freq_factor mscale mscale_all_dim truncate mrope_section
+    """.split()
+)
+
+
+def _is_scaling(value):
+    if not isinstance(value, dict) or value.get("rope_type") not in ("linear", "llama3"):
+        return value is None
+    return set(value) == set(ROPE_TYPES[value["rope_type"]]) and all(
+        positive.accepts(number) for name, number in value.items() if name != "rope_type"
+    )
+
+
 rope_scaling = Kind(
-    f"null or an object whose rope_type is 'default' or {' or '.join(map(repr, ROPE_TYPES))}",
-    lambda value: value is None or (isinstance(value, dict) and value.get("rope_type") in ROPE_TYPES),
+    "null or an object of rope_type 'default', 'linear' with its factor, or 'llama3' with " + ", ".join(LLAMA3),
+    _is_scaling,
 )
 FIELDS = [
     ("vocab_size", "vocabulary_size", size, 32000),
@@ -20,12 +39,13 @@ FIELDS = [
     ("head_dim", "head_dim", optional_size, None),
     ("hidden_act", "activation", activation, "silu"),
     ("rms_norm_eps", "norm_epsilon", positive, 1e-6),
-    ("rope_theta", "rope_base", positive, 10000.0),
+    ("rope_theta", "rope_base", positive, ROPE_BASE),
     ("rope_scaling", "rope_scaling", rope_scaling, None),
     ("attention_dropout", "dropout", rate, 0.0),
     ("initializer_range", "initializer_range", positive, 0.02),
     ("tie_word_embeddings", "tie_embeddings", boolean, False),
 ]
+WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 WINDOW = ("sliding_window", "sliding_window", optional_size, 4096)
 # What a `GPT` of these families has always, but where a family says otherwise.
 FIXED = {
@@ -37,7 +57,12 @@ FIXED = {
     "query_key_norm": False,
     "sliding_window": None,
 }
-SUPPORTED = {"attention_bias": (False,), "mlp_bias": (False,), "rope_interleaved": (False,)}
+SUPPORTED = {
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "partial_rotary_factor": (1.0,),
+    "rope_interleaved": (False,),
+}
 IRRELEVANT = (
     "is_llama_config",
     "pretraining_tp",  # how the products were parted among machines
@@ -79,6 +104,7 @@ class LlamaFamily:
         defaults: dict field -> what transformers takes when it is absent, where that is not what it is for Llama.
         fixed: dict argument -> what all its models have, where that is not what Llamas have.
         fields, supported, irrelevant, rows: what its config and its tensors have beyond Llama's.
+        windows_by_block: whether its config says of each block whether it has a window.
     """
 
     def __init__(
@@ -91,6 +117,7 @@ class LlamaFamily:
         supported=None,
         irrelevant=(),
         rows=(),
+        windows_by_block=False,
     ):
         defaults = defaults or {}
         self.MODEL_TYPE, self.ARCHITECTURES = model_type, {"GPT": architecture}
@@ -98,11 +125,12 @@ class LlamaFamily:
         read = {row[1] for row in self.fields}
         self.fixed = {name: value for name, value in (FIXED | (fixed or {})).items() if name not in read}
         self.supported, self.irrelevant = SUPPORTED | (supported or {}), (*IRRELEVANT, *irrelevant)
-        self.rows = [*TABLE, *rows]
+        self.rows, self.windows_by_block = [*TABLE, *rows], windows_by_block
 
     def read_config(self, config, class_name, tensor_names):
         """The arguments of a `GPT` from config.json."""
-        plain = _with_plain_rope(config)
+        [length] = [row[3] for row in self.fields if row[0] == "max_position_embeddings"]
+        plain = _with_plain_rope(_without_windows(config) if self.windows_by_block else config, length)
         return config_map.read(self.fields, plain, self.supported, self.irrelevant) | self.fixed
 
     def write_config(self, class_name, arguments):
@@ -144,13 +172,16 @@ QWEN_DEFAULTS = {
     "max_position_embeddings": 32768,
     "num_key_value_heads": 32,
 }
-QWEN = {
-    "supported": {"use_sliding_window": (False,)},
-    "irrelevant": ("layer_types", "max_window_layers", "sliding_window"),  # of use where windows are used
-}
-QWEN2 = LlamaFamily("qwen2", "Qwen2ForCausalLM", QWEN_DEFAULTS, {"use_qkv_bias": True}, rows=BIASES, **QWEN)
+QWEN2 = LlamaFamily(
+    "qwen2", "Qwen2ForCausalLM", QWEN_DEFAULTS, {"use_qkv_bias": True}, rows=BIASES, windows_by_block=True
+)
 QWEN3 = LlamaFamily(
-    "qwen3", "Qwen3ForCausalLM", QWEN_DEFAULTS | {"head_dim": 128}, {"query_key_norm": True}, rows=NORMS, **QWEN
+    "qwen3",
+    "Qwen3ForCausalLM",
+    QWEN_DEFAULTS | {"head_dim": 128},
+    {"query_key_norm": True},
+    rows=NORMS,
+    windows_by_block=True,
 )
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
 
@@ -160,17 +191,47 @@ def _with_prefix(name):
     return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
-def _with_plain_rope(config):
-    """The config with `rope_theta` and `rope_scaling`: transformers 5 puts both into `rope_parameters`."""
+def _with_plain_rope(config, length):
+    """The config with `rope_theta` and `rope_scaling`, whatever the age of what says them.
+
+    As in transformers 5, `rope_scaling` replaces all of `rope_parameters`; in either of them `rope_type` goes before
+    the older `type`, and `rope_theta` before that of the config. `length` is the default of max_position_embeddings.
+    """
     config = dict(config)
-    scaling = config.pop("rope_parameters", None) or config.get("rope_scaling")
+    parameters, first_length = config.pop("rope_parameters", None), config.pop("original_max_position_embeddings", None)
+    scaling = config.get("rope_scaling") or parameters or None
     if isinstance(scaling, dict):
-        scaling = dict(scaling)
-        if "type" in scaling:  # the oldest name
-            scaling.setdefault("rope_type", scaling.pop("type"))
-        if "rope_theta" in scaling:
-            config["rope_theta"] = scaling.pop("rope_theta")
-        if scaling in ({}, {"rope_type": "default"}):
+        scaling = {"type": "default"} | scaling
+        kind = scaling.setdefault("rope_type", scaling.pop("type"))
+        config["rope_theta"] = scaling.pop("rope_theta", config.get("rope_theta", ROPE_BASE))
+        if scaling.get("partial_rotary_factor") == 1:
+            del scaling["partial_rotary_factor"]
+        names = ROPE_TYPES.get(kind if isinstance(kind, str) else None, ROPE_NAMES)
+        scaling = {name: value for name, value in scaling.items() if name in names or name not in ROPE_NAMES}
+        if kind == "llama3":
+            length = scaling.get("original_max_position_embeddings", config.get("max_position_embeddings", length))
+            scaling["original_max_position_embeddings"] = length if first_length is None else first_length
+        if scaling == {"rope_type": "default"}:
             scaling = None
     config["rope_scaling"] = scaling
+    return config
+
+
+def _without_windows(config):
+    """The config of Qwens without what it says about windows, or a `ValueError` where a block has one."""
+    config, said = dict(config), {name: config[name] for name in WINDOWS if name in config}
+    for name in WINDOWS:
+        config.pop(name, None)
+    layers, after = config.get("num_hidden_layers", 32), said.get("max_window_layers", 28)
+    types = said.get("layer_types")
+    if types is not None:
+        slides = not isinstance(types, list) or any(kind != "full_attention" for kind in types)
+    else:
+        slides = said.get("sliding_window", 4096) is not None and not (
+            size.accepts(layers) and size.accepts(after) and after >= layers
+        )
+        slides = slides and said.get("use_sliding_window", False) is not False
+    if slides:
+        fields = ", ".join(f"{name} ({value!r:.80})" for name, value in said.items())
+        raise ValueError(f"config.json: {fields}: a block with a sliding window is not known in this family.")
     return config

@@ -1,7 +1,7 @@
 """T5 (Raffel et al. 2019), T5 1.1 and Flan-T5 as Hugging Face lays them out: `T5ForConditionalGeneration`."""
 
 from kerasllm.checkpoints import bart, config_map, weight_map
-from kerasllm.checkpoints.config_map import choice, positive, rate, size
+from kerasllm.checkpoints.config_map import activation, boolean, choice, positive, rate, size
 from kerasllm.checkpoints.weight_map import same, transposed
 
 MODEL_TYPE = "t5"
@@ -35,6 +35,14 @@ FIELDS = [
         "relu",
     ),
 ]
+SECOND_NAMES = {
+    "head_dim": "d_kv",
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+}
+# What follows from feed_forward_proj; where a file says it too, that goes before.
+ACTIVATION = [("dense_act_fn", "activation", activation, None), ("is_gated_act", "gated", boolean, None)]
 FIXED = {
     "max_sequence_length": None,
     "norm_first": True,
@@ -54,10 +62,8 @@ SUPPORTED = {
     "tie_word_embeddings": (True, False),
 }
 IRRELEVANT = (
+    *SECOND_NAMES,
     "classifier_dropout",
-    # What follows from feed_forward_proj.
-    "dense_act_fn",
-    "is_gated_act",
     "initializer_factor",
     # The lengths trained on; nothing ends there.
     "n_positions",
@@ -105,17 +111,18 @@ def read_config(config, class_name, tensor_names):
     config = {"num_decoder_layers": None} | config
     if config["num_decoder_layers"] is None:
         config["num_decoder_layers"] = config.get("num_layers", 6)
-    arguments = config_map.read(FIELDS, config, SUPPORTED, IRRELEVANT)
-    activation, gated = arguments.pop("feed_forward")
+    config = config_map.renamed(config, SECOND_NAMES)
+    said = [row for row in ACTIVATION if row[0] in config]
+    arguments = config_map.read([*FIELDS, *said], config, SUPPORTED, IRRELEVANT)
+    word, gated = arguments.pop("feed_forward")
     # Up to version 4 transformers said by tie_word_embeddings whether the head is scaled; now it says so.
     scale_head = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     return (
-        arguments
+        {"activation": word, "gated": gated}
+        | arguments
         | FIXED
         | {
             "target_vocabulary_size": arguments["source_vocabulary_size"],
-            "activation": activation,
-            "gated": gated,
             "scale_head": scale_head,
             "tie_embeddings": scale_head or HEAD[0] not in tensor_names,
         }

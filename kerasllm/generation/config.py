@@ -30,8 +30,8 @@ class GenerationConfig:
         top_k: keep the k most probable tokens, and those equal to the k-th.
         top_p: keep the smallest set of most probable tokens whose probability reaches p (Holtzman et al. 2019).
         min_p: keep the tokens at least p times as probable as the most probable one (Nguyen et al. 2024).
-        typical_p: keep the tokens whose surprise is nearest to the expected one until their probability reaches p, below 1
-            (Meister et al. 2022).
+        typical_p: keep the tokens whose surprise is nearest to the expected one until their probability reaches p,
+            below 1 (Meister et al. 2022).
         epsilon_cutoff: keep the tokens at least so probable, below 1 (this and the next: Hewitt et al. 2022).
         eta_cutoff: keep the tokens at least as probable as the smaller of it and sqrt(it) * exp(-entropy), below 1.
         repetition_penalty: divides positive logits of tokens that stand in prompt or completion, multiplies negative

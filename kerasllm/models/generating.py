@@ -56,8 +56,8 @@ class GeneratingModel(Model):
 
     @end_token_ids.setter
     def end_token_ids(self, ids):
-        if ids is not None:
-            ids = tuple(read_token_ids("end_token_ids", [list(ids)], self.output_vocabulary_size)[0])
+        if ids is not None:  # () is no end
+            ids = tuple(read_token_ids("end_token_ids", [list(ids)], self.output_vocabulary_size)[0]) if ids else ()
         object.__setattr__(self, "_end_token_ids", ids)
 
     @property
