@@ -119,7 +119,6 @@ def test_the_kinds_of_t5_differ_in_gate_and_head():
         ("marian", "normalize_before", True),
         ("marian", "static_position_embeddings", False),
         ("marian", "activation_function", "mish"),
-        ("marian", "num_hidden_layers", 3),
         ("marian", "tie_word_embeddings", False),
         ("bart", "tie_word_embeddings", False),
         ("bart", "normalize_embedding", False),
