@@ -9,6 +9,7 @@ import pytest
 from kerasllm import (
     BERT,
     GPT,
+    BERTClassifier,
     BERTMaskedLM,
     GenerationConfig,
     LSTMTranslator,
@@ -298,6 +299,13 @@ def test_a_preset_whose_tokenizer_is_larger_than_the_model_opens_without_it(gpt,
     refused(lambda: GPT.from_preset(preset), str(larger.vocabulary_size), "from_preset(..., tokenizer=None) opens it")
     assert GPT.from_preset(preset, tokenizer=None).tokenizer is None
     assert GPT.from_preset(preset, tokenizer=gpt.tokenizer).tokenizer is gpt.tokenizer
+
+
+def test_a_fresh_head_takes_no_tokenizer_or_another_one(bert, tmp_path):
+    bert.save_to_preset(tmp_path)
+    for tokenizer in (None, bert.tokenizer):
+        model = BERTClassifier.from_preset(tmp_path, fresh_head=True, labels=2, tokenizer=tokenizer)
+        assert model.tokenizer is tokenizer
 
 
 def test_an_unknown_config_field_is_refused(preset):

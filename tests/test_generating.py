@@ -293,12 +293,14 @@ def home_trained(folder, **config):
 
 
 def test_ids_that_a_model_does_not_have_are_left_out(tmp_path):
-    folder = home_trained(tmp_path, bos_token_id=50256, eos_token_id=50256, suppress_tokens=[3, 90], max_length=4096)
+    folder = home_trained(
+        tmp_path, bos_token_id=50256, eos_token_id=50256, suppress_tokens=[3, 90], max_length=4096, min_new_tokens=99
+    )
     with pytest.warns(UserWarning, match=r"eos_token_id \(50256\).*outside the model's 11 symbols"):
         model = GPT.from_preset(folder)
     assert model.end_token_ids == () and model.generation_defaults.suppress_tokens == (3,)
     assert model.generation_defaults.max_length == SIZES["max_sequence_length"]
-    assert len(model.generate([[1, 2]], max_new_tokens=3)[0]) == 5
+    assert len(model.generate([[1, 2]], max_new_tokens=3, min_new_tokens=1)[0]) == 5
 
 
 def test_what_a_preset_asks_for_and_we_do_not_do_is_an_error_until_it_is_left_out(tmp_path):

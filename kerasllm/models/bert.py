@@ -72,15 +72,16 @@ class BERTModel(Model):
         """
         if not fresh_head:
             return super().from_preset(source, **arguments)
-        given = {name: arguments[name] for name in ENCODER_ARGUMENTS if name in arguments}
+        given = {name: arguments[name] for name in (*ENCODER_ARGUMENTS, "tokenizer") if name in arguments}
         encoder = BERT.from_preset(source, **given)
+        arguments.pop("tokenizer", None)
         shared = {name: encoder.arguments[name] for name in (*ENCODER_ARGUMENTS, "family")}
         model = cls(**{**shared, **arguments})
         values = {variable.path: variable.value for variable in encoder.weights}
         for variable in model.weights:
             if variable.path in values:
                 variable.assign(values[variable.path])
-        model.tokenizer = arguments.get("tokenizer") or encoder.tokenizer
+        model.tokenizer = encoder.tokenizer
         return model
 
     def progress_bar(self, num_batches):

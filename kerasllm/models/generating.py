@@ -112,7 +112,7 @@ class GeneratingModel(Model):
         """Read the generation defaults that a folder holds."""
         values, end_ids = checkpoints.read_generation_config(folder, self.output_vocabulary_size)
         if self.max_sequence_length:  # a file may ask for more than the model can hold
-            for name in {"max_length", "min_length"} & set(values):
+            for name in {"max_length", "min_length", "min_new_tokens"} & set(values):
                 values[name] = min(values[name], self.max_sequence_length)
         self.generation_defaults = GenerationConfig(**values)
         self.end_token_ids = end_ids

@@ -107,7 +107,7 @@ class Summarizer(EncoderDecoder):
         Raises:
             ValueError: as `BERT.from_preset`; or the BERT's embeddings are narrower than its layers (ELECTRA).
         """
-        bert = BERT.from_preset(source)
+        bert = BERT.from_preset(source, **{name: arguments.pop(name) for name in ("tokenizer",) if name in arguments})
         shared = {name: value for name, value in bert.arguments.items() if name not in ("pooler", "family")}
         if shared.pop("embedding_dim") not in (None, shared["hidden_dim"]):
             raise ValueError(f"source ({str(source)!r}) has embeddings narrower than its layers, which cannot write.")
