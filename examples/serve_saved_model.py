@@ -10,22 +10,13 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-# What the functions take beside texts. For `generate_text` 0, 1 and -1 switch something off.
+# What the functions are told beside texts; the rest of their options has defaults.
 OPTIONS = {
-    "generate_text": {
-        "max_new_tokens": 40,
-        "temperature": 0.8,
-        "top_k": 0,
-        "top_p": 0.95,
-        "repetition_penalty": 1.0,
-        "seed": 1,
-        "num_return_sequences": 1,
-        "stop_token_ids": [-1],
-    },
+    "generate_text": {"max_new_tokens": 40, "temperature": 0.8, "top_p": 0.95, "seed": 1},
     "translate_text": {"max_new_tokens": 40},
-    "translate_beams_text": {"max_new_tokens": 40, "length_penalty": 1.0},
-    "fill_mask_text": {"top_k": 5},
-    "answer_text": {"top_k": 1, "max_answer_length": 30},
+    "translate_beams_text": {"max_new_tokens": 40},
+    "fill_mask_text": {},
+    "answer_text": {},
     "classify_text": {},
     "tag_text": {},
     "embed_text": {},
@@ -34,12 +25,10 @@ OPTIONS = {
 
 def main(path, texts):
     """What each of a model's functions says of texts: dict function -> dict output -> list."""
-    signatures, results = tf.saved_model.load(path).signatures, {}
+    model, results = tf.saved_model.load(path), {}
     for name, options in OPTIONS.items():
-        if name in signatures:
-            specs = signatures[name].structured_input_signature[1]
-            inputs = {**given(name, texts), **options}
-            outputs = signatures[name](**{key: tf.constant(value, specs[key].dtype) for key, value in inputs.items()})
+        if name in model.signatures:
+            outputs = getattr(model, name)(**given(name, texts), **options)
             results[name] = {key: readable(y.numpy()) for key, y in outputs.items()}
     return results
 

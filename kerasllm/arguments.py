@@ -33,19 +33,33 @@ def check_choice(name, value, choices):
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}.")
 
 
+def check_text(name, text):
+    """Raise `ValueError` unless `text` is a string of whole characters: Python's may hold halves, lone surrogates."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} ({text!r:.80}) must be a string.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"a lone surrogate, {text[error.start]!r}, at {error.start}"
+        raise ValueError(f"{name} ({text!r:.80}) holds {half}; it must be text that UTF-8 can hold.") from error
+
+
 def read_texts(name, texts):
     """A string or a list of strings as a checked list, and the function that undoes it on the results.
 
     Raises:
-        ValueError: `texts` is no string and no non-empty list of strings, or a text is empty.
+        ValueError: `texts` is no string and no non-empty list of strings, or a text is empty or no text of UTF-8.
     """
     if isinstance(texts, str):
         if not texts.strip():
             raise ValueError(f"{name} ({texts!r}) must not be empty.")
+        check_text(name, texts)
         return [texts], lambda results: results[0]
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
         raise ValueError(f"{name} ({texts!r}) must be a string or a non-empty list of strings.")
     blank = next((i for i, t in enumerate(texts) if not t.strip()), None)
     if blank is not None:
         raise ValueError(f"{name}[{blank}] ({texts[blank]!r}) must not be empty.")
+    for i, text in enumerate(texts):
+        check_text(f"{name}[{i}]", text)
     return list(texts), lambda results: results

@@ -17,8 +17,8 @@ import typing
 
 from kerasllm.generation.config import GenerationConfig
 
-EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe")
-FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm"}
+EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
+FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm", ".onnx": "onnx", ".xml": "openvino"}
 SOURCE = "a preset's folder, a .gguf file or hf://organisation/name"
 
 
@@ -248,8 +248,20 @@ def _convert(arguments):
     _load(None, arguments.source, **options).save_to_preset(arguments.folder)
 
 
+def _format_of(path):
+    """The format that a path's ending says; a SavedModel is a folder without one, or with a number such as "v1.2"."""
+    ending = os.path.splitext(path)[1]
+    if ending[1:].isalpha() and ending not in FORMAT_OF:
+        endings = ", ".join(f"{key} ({value})" for key, value in FORMAT_OF.items())
+        raise ValueError(
+            f"OUT ({path!r}) has an ending of no format: {endings}, or none (tf_saved_model). "
+            f"--format names one of {', '.join(EXPORT_FORMATS)}."
+        )
+    return FORMAT_OF.get(ending, "tf_saved_model")
+
+
 def _export(arguments):
-    format = arguments.format or FORMAT_OF.get(os.path.splitext(arguments.path)[1], "tf_saved_model")
+    format = arguments.format or _format_of(arguments.path)
     given = {name: getattr(arguments, name) for name in ("quantize", "max_length", "signatures", "strings")}
     options = {name: value for name, value in given.items() if value}
     _load(None, arguments.source).export(arguments.path, format=format, **options)

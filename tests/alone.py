@@ -27,10 +27,30 @@ def open_saved_model(path):
     module = tf.saved_model.load(path)
     def call(name, inputs, state):
         try:
-            outputs = module.signatures[name](**{name: tf.constant(x) for name, x in inputs.items()})
+            if name == "POST":
+                return post(inputs)
+            function = getattr(module, name[1:]) if name.startswith(".") else module.signatures[name]
+            outputs = function(**{name: tf.constant(x) for name, x in inputs.items()})
         except tf.errors.InvalidArgumentError as error:
             return {"error": error.message}
         return {name: y.numpy() for name, y in outputs.items()}
+    def post(request):  # as TensorFlow Serving reads it: tensorflow.org/tfx/serving/api_rest
+        function = module.signatures[request.get("signature_name", "serving_default")]
+        specs = function.structured_input_signature[1]
+        if "instances" in request:
+            rows = request["instances"]
+            rows = [row if isinstance(row, dict) else {name: row for name in specs} for row in rows]
+            assert len(specs) == 1 or all(set(row) == set(specs) for row in rows)
+            columns = {name: [row[name] for row in rows] for name in specs}
+        else:
+            columns = request["inputs"]
+            columns = columns if isinstance(columns, dict) else {name: columns for name in specs}
+        outputs = function(**{name: tf.constant(columns[name], spec.dtype) for name, spec in specs.items()})
+        outputs = {name: y.numpy() for name, y in outputs.items()}
+        if "inputs" in request:
+            return outputs
+        assert len({len(y) for y in outputs.values()}) == 1  # what it makes rows of
+        return {"predictions": [dict(zip(outputs, row)) for row in zip(*outputs.values())]}
     return call
 
 opened, outputs = {}, [{}]
@@ -49,7 +69,8 @@ def run_alone(folder, calls):
     Args:
         folder: for the inputs and the outputs.
         calls: list of (path, signature, dict of arrays), of SavedModels or of TFLite files, whose operations must be
-            builtin. What a TFLite file is not given is the output of the same name of the call before.
+            builtin. What a TFLite file is not given is the output of the same name of the call before. Of a SavedModel
+            ".name" is the attribute instead of the signature, and "POST" a request in JSON to TensorFlow Serving.
 
     Returns:
         A dict of arrays for each call, {"error": message} where a SavedModel refuses its inputs.

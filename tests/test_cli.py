@@ -73,6 +73,7 @@ def test_info_and_convert_tell_and_write_what_a_source_holds(gpt, capsys, tmp_pa
     "flags, expected",
     [
         (["out"], {"format": "tf_saved_model"}),
+        (["out.2"], {"format": "tf_saved_model"}),
         (["out.litertlm", "--max-length", 32], {"format": "litertlm", "max_length": 32}),
         (["out.tflite", "--format", "mediapipe"], {"format": "mediapipe"}),
         (
@@ -86,6 +87,12 @@ def test_export_hands_its_options_to_the_model(flags, expected, gpt, capsys, mon
     monkeypatch.setattr(kerasllm.GPT, "export", lambda model, path, **options: calls.append((path, options)))
     assert run(capsys, "export", gpt[1], *flags) == (0, "", "")
     assert calls == [(flags[0], expected)]
+
+
+def test_an_ending_of_no_format_is_refused(capsys):
+    code, _, error = run(capsys, "export", "missing", "out.tflight")
+    assert code == 1 and "OUT ('out.tflight')" in error
+    assert ".tflite (litert), .litertlm (litertlm)" in error and "mediapipe, onnx" in error
 
 
 def test_errors_are_one_line_and_an_exit_code(gpt, capsys):

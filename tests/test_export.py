@@ -84,7 +84,6 @@ def examples(model, sizes, monkeypatch):
     return verification.example_inputs(model, Contents(model, Options()).forward_inputs())
 
 
-@pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1")
 @pytest.mark.parametrize("name, format", CASES)
 def test_a_file_computes_what_the_model_computes_at_any_size(name, format, tmp_path, monkeypatch):
     model = make(name)
@@ -302,7 +301,11 @@ def test_examples_keep_to_what_the_model_takes():
         ("file", "tf_saved_model", "is no SavedModel"),
         ("full", "tf_saved_model", "is no SavedModel"),
         ("full.tflite", "litert", "is a folder"),
-        ("model", "tflite", "Supported formats are: .*'litert'"),
+        (
+            "model",
+            "tflite",
+            "Do you mean 'litert'. Supported formats are: .*'litertlm', 'mediapipe', 'onnx', 'openvino'",
+        ),
     ],
 )
 def test_bad_targets_are_refused_before_anything_is_written(path, format, message, tmp_path):
@@ -314,6 +317,36 @@ def test_bad_targets_are_refused_before_anything_is_written(path, format, messag
     with pytest.raises(ValueError, match=message):
         make("simple rnn").export(tmp_path / path, format)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "format, options, message",
+    [
+        ("tf_saved_model", {"string": True}, r"string \(True\) is no option of the format 'tf_saved_model', which has"),
+        ("onnx", {"quantize": "int8"}, r"quantize \('int8'\) is no option of the format 'onnx', which has opset_v"),
+        (
+            "litert",
+            {"default_signature": "forward"},
+            r"default_signature \('forward'\) must be None for the format 'lit",
+        ),
+        (
+            "tf_saved_model",
+            {"truncate": True},
+            r"truncate \(True\) must be False: .* not of a RNNLanguageModel without",
+        ),
+    ],
+)
+def test_options_that_a_format_does_not_have_are_named(format, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make("simple rnn").export(tmp_path / ("model.tflite" if format == "litert" else "model"), format, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_format_of_keras_needs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for format in ("onnx", "openvino"):
+        with pytest.raises(ImportError, match=rf"'{format}' needs \w+ on the backend {BACKEND}: `pip install \w+`"):
+            make("simple rnn").export(tmp_path / "model.xml", format)
 
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch):

@@ -141,19 +141,28 @@ def test_a_saved_model_takes_strings(tmp_path):
     names = ["fill_mask"] if IN_CHILD else ["fill_mask", "classify", "tag", "answer", "embed"]
     models, calls = {name: make(name) for name in names}, []
     texts = ["The [MASK] sat on the [MASK].", "No [MASK]!", TEXTS[1] + "[MASK]"]
+    long = [*texts, "The cat " * 40]  # of more tokens than the model takes
     for name, model in models.items():
         path = tmp_path / name
         functions = [f"{name}_text", "classify_pair_text"] if name == "classify" else [f"{name}_text"]
-        model.export(path, verbose=False, strings=True, signatures=functions, verify=name != "tag")
-        inputs = {"texts": head_contents.strings(texts)}
+        cuts = {"truncate": True} if name == "classify" else {}
+        model.export(path, verbose=False, strings=True, signatures=functions, verify=name != "tag", **cuts)
+        inputs = {"texts": head_contents.strings(long if cuts else texts)}
         extra = {"top_k": np.array(2, "int32")} if name == "fill_mask" else {}
         if name == "answer":
             inputs = {"questions": head_contents.strings(TEXTS), "contexts": head_contents.strings(CONTEXTS)}
             extra = {"top_k": np.array(3, "int32"), "max_answer_length": np.array(4, "int32")}
         calls.append((path, f"{name}_text", {**inputs, **extra}))
         if name == "classify":
-            calls.append((path, "classify_pair_text", {**inputs, "pairs": head_contents.strings(texts[::-1])}))
-    outputs = {name: y for (_, name, _), y in zip(calls, run_alone(tmp_path, calls), strict=True)}
+            calls.append((path, "classify_pair_text", {**inputs, "pairs": head_contents.strings(long[::-1])}))
+    calls += [
+        (tmp_path / "fill_mask", "serving_default", {"texts": head_contents.strings(x)})
+        for x in (texts, ["[MASK]" + long[-1]])
+    ]
+    *found, default, refused = run_alone(tmp_path, calls)
+    outputs = {name: y for (_, name, _), y in zip(calls, found, strict=False)}
+    assert default["tokens"].shape == (3, 2, 5)  # the best five, as `fill_mask` gives them
+    assert "texts must have at most 32 tokens" in refused["error"]
     expected = [p if isinstance(p[0], list) else [p] for p in models["fill_mask"].fill_mask(texts, top_k=2)]
     found = outputs["fill_mask_text"]
     assert (found["masked_positions"] >= 0).sum(axis=1).tolist() == [2, 1, 1]
@@ -164,8 +173,8 @@ def test_a_saved_model_takes_strings(tmp_path):
             assert found["probabilities"][i, j] == pytest.approx([entry["score"] for entry in row])
     if IN_CHILD:
         return
-    for name, pairs in (("classify_text", None), ("classify_pair_text", texts[::-1])):
-        for row, answer in enumerate(models["classify"].classify(texts, pairs, top_k=None)):
+    for name, pairs in (("classify_text", None), ("classify_pair_text", long[::-1])):
+        for row, answer in enumerate(models["classify"].classify(long, pairs, top_k=None, truncate=True)):
             assert [label.decode() for label in outputs[name]["labels"][row]] == [entry["label"] for entry in answer]
             assert outputs[name]["scores"][row] == pytest.approx([entry["score"] for entry in answer])
     for row, text in enumerate(texts):

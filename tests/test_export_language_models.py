@@ -1,8 +1,11 @@
+import json
+
 import keras
 import numpy as np
 import pytest
 from alone import run_alone
 
+from kerasllm.export import verification
 from kerasllm.export.contents import Options
 from kerasllm.export.language_models import LanguageModelContents
 from kerasllm.generation.config import GenerationConfig
@@ -52,6 +55,7 @@ DEFAULTS = {
     },
     "lstm": {"no_repeat_ngram_size": 3, "frequency_penalty": 0.2},
 }
+WITH_STRINGS = pytest.param("gpt with strings", "tf_saved_model", marks=pytest.mark.slow)
 CASES = {  # A process started for each takes seconds.
     "tensorflow": [
         ("gpt with strings", "tf_saved_model"),
@@ -59,8 +63,8 @@ CASES = {  # A process started for each takes seconds.
         ("mistral", "litert"),
         ("gru with attention", "litert"),
     ],
-    "jax": [("gru with attention", "tf_saved_model")],
-    "torch": [("mistral", "litert")],
+    "jax": [("gru with attention", "tf_saved_model"), WITH_STRINGS],
+    "torch": [("mistral", "litert"), WITH_STRINGS],
 }[BACKEND]
 TEXTS = ["the cat", "", "Köln"]
 PROMPTS = [[5, 6, 7, 8], [9, 10]]
@@ -107,7 +111,6 @@ def generated(model, prompts, **options):
     return [[generation.completion.tolist() for generation in row] for row in rows]
 
 
-@pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1")
 @pytest.mark.parametrize("name, format", CASES)
 def test_a_file_generates_what_the_model_generates(name, format, tmp_path):
     model, path = make(name), tmp_path / FILES[format]
@@ -139,6 +142,7 @@ def test_a_file_generates_what_the_model_generates(name, format, tmp_path):
     if model.tokenizer:
         written = model.generate(TEXTS, max_new_tokens=8, strip_prompt=True)
         assert [text.decode() for text in outputs[-1]["texts"]] == [text for text in written for _ in range(2)]
+        check_how_it_is_served(model, path, tmp_path)
 
 
 def prompts_padded_on_either_side(model):
@@ -159,6 +163,66 @@ def prompts_of_one_length(model, prompts):
         for row in range(2):
             call = ("generate", {"token_ids": np.array(prompts, "int32"), **inputs(8, row=row, **options)})
             yield call, [rows[row] for rows in completions]
+
+
+def check_how_it_is_served(model, path, folder):
+    """A SavedModel with strings is asked in rows and columns, with few inputs, with other dtypes, and wrongly."""
+    description = json.loads((path / "assets.extra" / "signatures.json").read_text())
+    assert description["default_signature"] == "generate_text"
+    options = description["signatures"]["generate_text"]["inputs"]
+    assert options["temperature"] == {"shape": [], "dtype": "float32", "default": 0.0}
+    assert options["max_new_tokens"]["default"] == -1 and "default" not in options["seed"]
+
+    texts, ids = ["the cat", "Köln"], np.array([[5, 6, 7], [9, 10, 0]])
+    mask = np.array([[1, 1, 1], [1, 1, 0]])
+    drawn = {"temperature": 0.8, "max_new_tokens": 4, "seed": 7}
+    full = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "stop_token_ids": [-1], "num_return_sequences": 1}
+    rows = [{"texts": text, **full, **drawn} for text in texts]
+    long = np.ones((1, LENGTH + 1), int)
+    asked = [
+        ("POST", {"instances": texts}),
+        ("POST", {"inputs": texts}),
+        ("POST", {"signature_name": "generate_text", "instances": rows}),
+        ("POST", {"signature_name": "generate_text", "inputs": {"texts": texts, **full, **drawn}}),
+        (".serve", {"texts": texts, **drawn}),
+        (".generate", {"token_ids": ids, "padding_mask": mask}),
+        (".generate", {"token_ids": ids.astype("int32"), "padding_mask": mask > 0, "stop_token_ids": [11, 12]}),
+        (".forward", {"token_ids": ids, "padding_mask": mask.astype("int32")}),
+    ]
+    refused = [
+        (("POST", {"inputs": []}), "texts must not be empty"),
+        ((".serve", {"texts": texts, "max_new_tokens": 0}), "max_new_tokens must be at least 1"),
+        (
+            ("serving_default", {"texts": ["the cat " * 20]}),
+            "a prompt is as long as max_sequence_length (24) or longer",
+        ),
+        ((".generate", {"token_ids": ids[:, :0], "padding_mask": mask[:, :0]}), "must not be empty"),
+        ((".forward", {"token_ids": ids[:1], "padding_mask": mask}), "must have as many rows as"),
+        (
+            (".forward", {"token_ids": long, "padding_mask": long}),
+            "a row has more tokens than max_sequence_length (24)",
+        ),
+        (
+            ("POST", {"signature_name": "generate_text", "instances": [rows[0], {**rows[1], "seed": 8}]}),
+            "seed must be the same in all rows",
+        ),
+    ]
+    found = run_alone(folder, [(path, *call) for call in [*asked, *(call for call, _ in refused)]])
+    for (_, message), outputs in zip(refused, found[len(asked) :], strict=True):
+        assert message in outputs["error"]
+
+    written = [text.encode() for text in model.generate(texts, strip_prompt=True)]
+    assert [row["texts"] for row in found[0]["predictions"]] == found[1]["texts"].tolist() == written
+    written = [text.encode() for text in model.generate(texts, strip_prompt=True, **drawn)]
+    assert [row["texts"] for row in found[2]["predictions"]] == written
+    assert found[3]["texts"].tolist() == found[4]["texts"].tolist() == written
+    prompts = [[5, 6, 7], [9, 10]]
+    for outputs, stop in ((found[5], ()), (found[6], (11, 12))):
+        expected = model.generate(prompts, strip_prompt=True, stop=stop)
+        assert outputs["lengths"].tolist() == [len(row) for row in expected]
+        assert outputs["token_ids"].tolist() == pad(expected)[0].tolist()
+    [expected] = verification.model_outputs(model, [{"token_ids": ids.astype("int32"), "padding_mask": mask > 0}])
+    np.testing.assert_allclose(found[7]["logits"][:1], expected["logits"][:1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", FILES)
@@ -184,6 +248,7 @@ def test_defaults_that_no_file_can_hold_are_named(defaults, message, format):
         ({"static": True, "max_length": LENGTH + 1}, r"max_length \(25\) must be at most .* \(24\)"),
         ({"static": True, "strings": True}, r"strings \(True\) are for a SavedModel"),
         ({"strings": True}, r"tokenizer \(None\) must be set"),
+        ({"default_signature": "generate_text"}, r"default_signature \('generate_text'\) must be among forward, gen"),
         (
             {"static": True, "signatures": ("prefill_64",)},
             r"'prefill_64'\) must be among forward, generate, prefill_16, d",

@@ -113,7 +113,6 @@ def make(name):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1")
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_holds_what_its_model_does(name, format, tmp_path, monkeypatch, record_property):

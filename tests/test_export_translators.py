@@ -98,6 +98,7 @@ def test_a_saved_model_translates_padded_batches_and_strings(tmp_path):
     model, names = make("lstm"), ["translate_beams", "translate_text"]
     if not IN_CHILD:
         names += ["translate", "translate_beams_text"]
+    model.generation_defaults = GenerationConfig(max_new_tokens=9)
     path = export(model, tmp_path, "tf_saved_model", strings=True, signatures=names, num_beams=3)
     assert compared(path) == names
 
@@ -105,7 +106,9 @@ def test_a_saved_model_translates_padded_batches_and_strings(tmp_path):
     inputs = {"max_new_tokens": np.int32(9), "length_penalty": np.float32(1.7)}
     calls = [(path, "translate_beams", x | inputs) for x in map(source_inputs, (rows, *([row] for row in rows)))]
     calls.append((path, "translate_text", {"texts": np.array(TEXTS[:3], object), "max_new_tokens": np.int32(9)}))
-    batch, *singles, translations = run_alone(tmp_path, calls)
+    calls.append((path, "POST", {"instances": TEXTS[:3]}))
+    calls.append((path, ".translate_text", {"texts": TEXTS[:1], "max_new_tokens": -1}))
+    batch, *singles, translations, served, refused = run_alone(tmp_path, calls)
     beams = {"num_beams": 3, "length_penalty": 1.7}
     expected = model.generate(rows, max_new_tokens=9, return_scores=True, **beams)
     assert_as_generated(batch, expected)
@@ -114,6 +117,8 @@ def test_a_saved_model_translates_padded_batches_and_strings(tmp_path):
     expected = model.translate(TEXTS[:3], max_new_tokens=9, num_beams=1)
     assert [text.decode() for text in translations["texts"]] == expected
     assert len(set(expected)) == 3  # or nothing would be proved
+    assert [row["texts"].decode() for row in served["predictions"]] == expected
+    assert "max_new_tokens must be at least 0" in refused["error"]
 
 
 def compared(path):

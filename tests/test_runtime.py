@@ -269,9 +269,15 @@ def test_an_application_needs_neither_keras_nor_tensorflow(gpt, runner):
     command = [sys.executable, "-c", RUN, str(runner.path), TEXTS[3], json.dumps(SAMPLING)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # what LiteRT notes of itself does not reach a user's terminal
     seconds, text = json.loads(result.stdout.splitlines()[-1])
     assert text == gpt.generate(TEXTS[3], **SAMPLING)
     assert seconds <= 0.5
+
+
+def ids_of(runner, token_ids):
+    """Inputs of `generate`, of which `token_ids` alone may be wrong."""
+    return {**dict.fromkeys(runner.signatures["generate"]["inputs"], 1), "stop_token_ids": [], "token_ids": token_ids}
 
 
 @pytest.mark.parametrize(
@@ -291,6 +297,12 @@ def test_an_application_needs_neither_keras_nor_tensorflow(gpt, runner):
         (lambda r: r.stream("a", num_return_sequences=2), r"num_return_sequences \(2\) must be 1"),
         (lambda r: r.run("fly"), r"function \('fly'\) must be one of the file's: generate, "),
         (lambda r: r.run("decode", tokens=1), r"inputs \(tokens\) of decode must be"),
+        (lambda r: r.generate(["a", "\ud800"]), r"prompts\[1\] \('.ud800'\) holds a lone surrogate"),
+        (lambda r: r.run("generate", **ids_of(r, np.ones((1, 0), int))), r"token_ids \(1, 0\) must not be empty"),
+        (
+            lambda r: r.run("generate", **ids_of(r, np.ones((2, 3), int))),
+            r"token_ids \(2, 3\) must have the shape \(1, N",
+        ),
         (lambda r: Runner(r.path.with_name("none.tflite")), "none.tflite'\\) must be a file"),
         (lambda r: Runner(__file__), "does not exist"),
     ],

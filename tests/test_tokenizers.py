@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -371,6 +372,31 @@ def test_bad_training_input(kind, texts, vocabulary_size, arguments, message):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(trained("words"))
+
+
+HALF = "a\ud800"
+CALLS_WITH_HALVES = {
+    "text": lambda t: t.encode(HALF),
+    "pair": lambda t: t.encode("a", HALF),
+    "texts[1]": lambda t: t.encode_batch(["a", HALF]),
+    "pairs[0]": lambda t: t.encodings(["a"], [HALF]),
+    "token": lambda t: t.token_to_id(HALF),
+    "texts[12]": lambda t: train("bpe", [*TEXTS, HALF]),
+    "mask": lambda t: Tokenizer(t.backend, mask=HALF),
+    "bos": lambda t: train("words", bos=HALF),
+    "messages": lambda t: chatting(t).apply_chat_template([{"role": "user", "content": HALF}]),
+}
+
+
+def chatting(tokenizer):
+    return Tokenizer(tokenizer.backend, config={"chat_template": "{{ messages[0].content }}"})
+
+
+@pytest.mark.parametrize("name", CALLS_WITH_HALVES)
+def test_half_a_character_is_named(name):
+    """Python's strings may hold lone surrogates, which no UTF-8 has."""
+    with pytest.raises(ValueError, match=re.escape(f"{name} ('a\\ud800') holds a lone surrogate, '\\ud800', at 1")):
+        CALLS_WITH_HALVES[name](trained("bpe"))
 
 
 def test_required_and_missing_roles():

@@ -27,6 +27,8 @@ class Options:
         batch_size: rows of each call, where it is fixed.
         num_beams: the number of beams of `translate_beams`.
         strings: whether functions that take and give strings are wanted.
+        truncate: whether functions of strings cut texts that are too long; otherwise they refuse them.
+        default_signature: the name of the function that `serving_default` is. Default: `Contents.default_signature`.
         quantize: how weights are kept: None (float32), or one of the format's QUANTIZATIONS.
         calibration_data: inputs of `forward`, dicts of nested lists (see `calibration.read`).
     """
@@ -39,6 +41,8 @@ class Options:
     batch_size: int = 1
     num_beams: int = 4
     strings: bool = False
+    truncate: bool = False
+    default_signature: str | None = None
     quantize: str | None = None
     calibration_data: tuple = ()
 
@@ -64,10 +68,15 @@ class Signature:
     Attributes:
         inputs: dict name -> (shape, dtype); None is any size.
         function: takes tensors by these names and returns a dict of tensors by name. It is traced by TensorFlow.
+        defaults: the options among the inputs, which have one value for all rows: dict name -> the value that stands
+            where a caller of a SavedModel gives none; None is an integer drawn at random.
+        limit: the most tokens of a row, None where any number will do.
     """
 
     inputs: dict
     function: Callable
+    defaults: dict = dataclasses.field(default_factory=dict)
+    limit: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,20 +107,48 @@ class Contents:
         ValueError: an option does not suit the model.
     """
 
+    truncates = False
+    """Whether the model's own method cuts texts that are too long, where it is told to."""
+
     def __init__(self, model, options):
         self.model, self.options = model, options
+        if options.truncate and not (self.truncates and options.strings):
+            raise ValueError(
+                f"truncate (True) must be False: it is for functions of strings of classifiers and embedders, not of a "
+                f"{type(model).__name__}{'' if options.strings else ' without strings=True'}."
+            )
         wanted, available = options.signatures, self.available()
         of_strings = [s for s in available.values() if "string" in {dtype for _, dtype in s.inputs.values()}]
         if options.strings and not of_strings:
             raise ValueError(f"strings (True) must be False: no function of a {type(model).__name__} takes strings.")
+        if wanted == ():
+            raise ValueError(f"signatures ([]) must be among {', '.join(available)}.")
         for name in wanted or ():
             if name not in available:
                 raise ValueError(f"signatures ({name!r}) must be among {', '.join(available)}.")
         self.signatures = {name: available[name] for name in (available if wanted is None else wanted)}
+        if options.default_signature not in (None, *self.signatures):
+            raise ValueError(
+                f"default_signature ({options.default_signature!r}) must be among {', '.join(self.signatures)}."
+            )
 
     def available(self):
         """All functions that a file of this model may hold, a dict name -> `Signature`."""
-        return {"forward": Signature(self.forward_inputs(), self.forward)}
+        arguments = self.model.arguments
+        is_table = arguments.get("positions", "learned") == "learned"
+        limit = arguments.get("max_sequence_length") if is_table else None
+        return {"forward": Signature(self.forward_inputs(), self.forward, limit=limit)}
+
+    @property
+    def default_signature(self):
+        """The name of the function that a SavedModel is asked for where none is named, as `serving_default`."""
+        names = [self.options.default_signature, self.text_signature, "forward", *self.signatures]
+        return next(name for name in names if name in self.signatures)
+
+    @property
+    def text_signature(self):
+        """The name of the function that does from strings what the model is for, or None."""
+        return None
 
     def checks(self):
         """The calls that prove the wanted functions: a list of `Check`."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import keras
 from kerasllm.arguments import check_choice, check_part
 from kerasllm.checkpoints import files
 from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
-from kerasllm.export.contents import Options
+from kerasllm.export.contents import Contents, Options
 from kerasllm.export.families import contents_of
 from kerasllm.export.placement import replacing
 from kerasllm.generation.programs import Programs
@@ -19,6 +20,13 @@ from kerasllm.models.base import merged_arrays
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
 # load(path); and contents_of(model, options), where it holds other functions than families.py says.
 FORMATS = {"tf_saved_model": saved_model, "litert": litert, "litertlm": litertlm, "mediapipe": mediapipe}
+# Keras's own, with what they need on each of its backends and the options that they take.
+KERAS_FORMATS = {
+    "onnx": ({"tensorflow": ["tf2onnx"], "jax": ["jax2onnx"], "torch": ["onnx", "onnxscript"]}, ["opset_version"]),
+    "openvino": (dict.fromkeys(("tensorflow", "jax", "torch"), ["openvino"]), []),
+    "torch": ({}, ["strict", "dynamic_shapes", "prefer_deferred_runtime_asserts_over_guards"]),
+}
+ALIASES = {"tflite": "litert", "saved_model": "tf_saved_model", "tf": "tf_saved_model", "litert_lm": "litertlm"}
 
 
 def export_model(
@@ -37,6 +45,8 @@ def export_model(
     batch_size=1,
     num_beams=4,
     strings=False,
+    truncate=False,
+    default_signature=None,
     verify=True,
 ):
     """Write what a model does as a file; `Model.export` says what the arguments are.
@@ -44,9 +54,13 @@ def export_model(
     TensorFlow writes it: from the model itself where that is the backend, elsewhere from a copy in another
     process. What is written computes in float32, whatever the model's dtype policy.
     """
-    check_choice("format", format, FORMATS)
     writer = FORMATS[format]
     _check_installed(writer.PACKAGES)
+    if default_signature is not None and writer.STATIC:
+        raise ValueError(
+            f"default_signature ({default_signature!r}) must be None for the format {format!r}: all functions of a "
+            "file are called by their names."
+        )
     if quantize is not None and not writer.QUANTIZATIONS:
         raise ValueError(f"quantize ({quantize!r}) must be None for the format {format!r}: its weights are float32.")
     check_choice("quantize", quantize, (None, *writer.QUANTIZATIONS))
@@ -64,6 +78,8 @@ def export_model(
         batch_size=batch_size,
         num_beams=num_beams,
         strings=strings,
+        truncate=truncate,
+        default_signature=default_signature,
         quantize=quantize,
     )
     options = dataclasses.replace(options, calibration_data=calibration.read(model, options, calibration_data))
@@ -85,6 +101,8 @@ def export_model(
         assets.mkdir(exist_ok=True)
         model.save_assets(assets)
         description = {"model": type(model).__name__, "settings": contents.settings(), "signatures": described}
+        if not writer.STATIC:
+            description["default_signature"] = contents.default_signature
         files.write_json(assets / "signatures.json", description)
         size = sum(p.stat().st_size for p in (staged.rglob("*") if staged.is_dir() else [staged]) if p.is_file())
         parity = {
@@ -96,6 +114,46 @@ def export_model(
         files.write_json(assets / "parity.json", {**parity, **verification.parity(report)})
     if verbose is None or verbose:
         print(f"Saved {format} at {str(path)!r}{verification.summary(report)}.")
+
+
+OPTIONS = [p.name for p in inspect.signature(export_model).parameters.values() if p.kind == p.KEYWORD_ONLY]
+
+
+def check_request(format, options):
+    """Raise unless a format is known, knows the options and finds what it needs.
+
+    Raises:
+        ValueError: the format, or an option of it, is unknown.
+        ImportError: a package is not installed.
+    """
+    if format not in (*FORMATS, *KERAS_FORMATS):
+        hint = f" Do you mean {ALIASES[format]!r}?" if format in ALIASES else ""
+        raise ValueError(
+            f"Unrecognized format={format}.{hint} Supported formats are: "
+            f"{', '.join(map(repr, (*FORMATS, *KERAS_FORMATS)))}."
+        )
+    accepted = OPTIONS if format in FORMATS else KERAS_FORMATS[format][1]
+    for name, value in options.items():
+        if name not in accepted:
+            raise ValueError(
+                f"{name} ({value!r:.80}) is no option of the format {format!r}, which has "
+                f"{', '.join(accepted) or 'none'}."
+            )
+    if format in KERAS_FORMATS:
+        backend = keras.backend.backend()
+        for package in KERAS_FORMATS[format][0].get(backend, []):
+            if importlib.util.find_spec(package) is None:
+                raise ImportError(
+                    f"Keras's format {format!r} needs {package} on the backend {backend}: `pip install {package}`."
+                )
+
+
+def call_once(model):
+    """Call a model that was never called, which Keras's own formats refuse."""
+    if not model._called:
+        verification.model_outputs(
+            model, verification.example_inputs(model, Contents(model, Options()).forward_inputs())
+        )
 
 
 def _checks(contents):

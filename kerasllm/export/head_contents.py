@@ -20,6 +20,7 @@ class HeadContents(Contents):
 
     task = None
     inputs = {}
+    defaults = {}
 
     def __init__(self, model, options):
         if options.max_length is not None or options.batch_size != 1:
@@ -31,16 +32,24 @@ class HeadContents(Contents):
             if options.static:
                 raise ValueError("strings (True) must be False in this format: its operations know no strings.")
             model.required_tokenizer()
+        self.truncate_at = model.arguments.get("truncate_at")
         super().__init__(model, options)
 
     def available(self):
         """`forward`, the task, and the task from strings."""
-        task = Signature({**self.forward_inputs(), **self.inputs}, self.call)
+        defaults = {} if self.options.static else self.defaults
+        limit = self.model.arguments["max_sequence_length"]
+        task = Signature({**self.forward_inputs(), **self.inputs}, self.call, defaults, limit)
         return {**super().available(), self.task: task, **(self.from_strings() if self.options.strings else {})}
 
     def from_strings(self):
         """The functions that take strings, by their names."""
         return {f"{self.task}_text": Signature({"texts": ((None,), "string")}, self.call_text)}
+
+    @property
+    def text_signature(self):
+        """The task of texts."""
+        return f"{self.task}_text"
 
     def call(self, **inputs):
         """The task's function."""
@@ -95,13 +104,17 @@ class HeadContents(Contents):
         return graph_tokenizer(self.model.tokenizer)
 
     def encoded(self, texts, pairs=None, **options):
-        """The model's inputs from strings (B,), and the places if wanted. Texts that are too long are errors."""
+        """The model's inputs from strings (B,), and the places if wanted. Long texts are cut, or errors."""
         import tensorflow as tf
 
-        encoded = self.tokenizer.encode(texts, pairs, **options)
         limit = self.model.arguments["max_sequence_length"]
+        if self.options.truncate or self.truncate_at:
+            limit = self.truncate_at or limit
+            options["max_length"] = limit
+        encoded = self.tokenizer.encode(texts, pairs, **options)
         length = tf.shape(encoded["token_ids"])[1]
-        message = f"texts must have at most {limit} tokens."
+        hint = "; exported with truncate=True they are cut" if self.truncates else ""
+        message = f"texts must have at most {limit} tokens{hint}."
         with tf.control_dependencies([tf.debugging.assert_less_equal(length, limit, message)]):
             return {name: tf.identity(encoded[name]) for name in (*self.model.input, "places") if name in encoded}
 
@@ -119,6 +132,7 @@ class HeadContents(Contents):
         if self.text_signatures():
             limit = self.model.arguments["max_sequence_length"]
             texts = [text for text in TEXTS if len(self.model.tokenizer.encode(text, text)) < limit]
+            texts += [" ".join(TEXTS * limit)] if self.options.truncate else []
             checks += [check for check in self.expected_text(texts) if check.calls[0][0] in self.signatures]
         return checks
 

@@ -51,6 +51,7 @@ class ClassifierContents(HeadContents):
     """What a file of a `BERTClassifier` holds."""
 
     task = "classify"
+    truncates = True
 
     def settings(self):
         """Also the labels, and what the scores mean."""
@@ -86,7 +87,7 @@ class ClassifierContents(HeadContents):
         """What `classify` says."""
         checks = []
         for name, inputs in (("classify_text", {"texts": texts}), ("classify_pair_text", pairs_of(texts))):
-            answers = self.model.classify(*inputs.values(), top_k=None, verbose=False)
+            answers = self.model.classify(*inputs.values(), top_k=None, truncate=self.options.truncate, verbose=False)
             labels = strings([[entry["label"] for entry in answer] for answer in answers])
             scores = np.array([[entry["score"] for entry in answer] for answer in answers])
             inputs = {key: strings(value) for key, value in inputs.items()}
@@ -100,18 +101,20 @@ class MaskedLMContents(HeadContents):
 
     task = "fill_mask"
     inputs = {"top_k": ((), "int32")}
+    defaults = {"top_k": 5}
 
     def from_strings(self):
         """Also with the number of proposals."""
         if self.model.tokenizer.mask_id is None:
             raise ValueError("strings (True): the tokenizer must have a mask token.")
-        return {"fill_mask_text": Signature({"texts": ((None,), "string"), **self.inputs}, self.call_text)}
+        inputs = {"texts": ((None,), "string"), **self.inputs}
+        return {"fill_mask_text": Signature(inputs, self.call_text, self.defaults)}
 
     def results(self, outputs, top_k, **inputs):
         """The best tokens (B, P, K) and their probabilities."""
         import tensorflow as tf
 
-        logits, token_ids = tf.math.top_k(outputs, k=top_k)
+        logits, token_ids = tf.math.top_k(outputs, k=tf.minimum(top_k, outputs.shape[-1]))
         best = tf.reduce_max(outputs, axis=-1, keepdims=True)
         sums = tf.reduce_sum(tf.exp(outputs - best), axis=-1, keepdims=True)
         return {"token_ids": token_ids, "probabilities": tf.exp(logits - best) / sums}
@@ -216,6 +219,7 @@ class QuestionAnswererContents(HeadContents):
     """What a file of a `BERTQuestionAnswerer` holds."""
 
     task = "answer"
+    defaults = {"max_answer_length": 30, "top_k": 1}
 
     @property
     def inputs(self):
@@ -234,7 +238,7 @@ class QuestionAnswererContents(HeadContents):
         """Questions with the contexts that answer them."""
         inputs = {name: ((None,), "string") for name in ("questions", "contexts")}
         inputs |= {name: ((), "int32") for name in ("max_answer_length", "top_k")}
-        return {"answer_text": Signature(inputs, self.call_text)}
+        return {"answer_text": Signature(inputs, self.call_text, self.defaults)}
 
     def call_text(self, questions, contexts, max_answer_length, top_k):
         """The parts of contexts that answer questions, best first."""
@@ -327,6 +331,7 @@ class EmbedderContents(HeadContents):
     """What a file of a `BERTEmbedder` holds."""
 
     task = "embed"
+    truncates = True
 
     def settings(self):
         """Also how vectors are made, and where texts are cut."""
@@ -337,29 +342,11 @@ class EmbedderContents(HeadContents):
         """The vectors."""
         return {"embeddings": outputs}
 
-    def encoded(self, texts, pairs=None):
-        """The model's inputs from strings (B,), cut where the model cuts."""
-        import tensorflow as tf
-
-        limit = self.model.arguments["truncate_at"]
-        if limit is None:
-            return super().encoded(texts, pairs)
-        encoded = self.tokenizer.encode(texts)
-        [encoding] = self.model.tokenizer.encodings(["a"])
-        end = encoding.special_tokens_mask[::-1].index(0)  # tokens that stand behind a text
-        cut = {name: x[:, :limit] for name, x in encoded.items()}
-        if end:
-            is_long = tf.reduce_sum(tf.cast(encoded["padding_mask"], tf.int32), axis=1, keepdims=True) > limit
-            is_end = tf.expand_dims(tf.range(tf.shape(cut["token_ids"])[1]) >= limit - end, 0)
-            last = tf.concat([tf.zeros([limit - end], tf.int32), encoding.ids[-end:]], axis=0)
-            last = last[: tf.shape(cut["token_ids"])[1]]
-            cut["token_ids"] = tf.where(is_long & is_end, last, cut["token_ids"])
-        return {name: cut[name] for name in self.model.input}
-
     def expected(self, inputs, outputs):
         """The vectors."""
         return {}, {"embeddings": outputs["logits"]}
 
     def expected_text(self, texts):
         """What `embed` says."""
-        return [Check([("embed_text", {"texts": strings(texts)})], {"embeddings": self.model.embed(texts)})]
+        vectors = self.model.embed(texts, truncate=self.options.truncate)
+        return [Check([("embed_text", {"texts": strings(texts)})], {"embeddings": vectors})]

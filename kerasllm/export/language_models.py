@@ -9,12 +9,13 @@ from kerasllm import backend
 from kerasllm.export import states
 from kerasllm.export.contents import Contents, Signature
 from kerasllm.export.language_model_checks import LanguageModelChecks
+from kerasllm.export.runtime import sampling_inputs
 from kerasllm.generation.config import SAMPLING as FILTERS
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.generator import advance, chooser
 from kerasllm.generation.processors import constrain, constraint_tensors
 from kerasllm.generation.programs import prefill
-from kerasllm.generation.samplers import uniform
+from kerasllm.generation.samplers import uniform, wrap_seed
 from kerasllm.generation.scoring import token_log_probs
 from kerasllm.text.batches import pad
 
@@ -51,6 +52,8 @@ class LanguageModelContents(Contents):
         generate_text(texts (B,), SAMPLING, LENGTHS, num_return_sequences ()) -> texts (B n,)
         tokenize(texts (B,)) -> token_ids (B, T), padding_mask (B, T)
         detokenize(token_ids (B, T), padding_mask (B, T)) -> texts (B,)
+
+    where `max_new_tokens` -1 is as many as there is room for,
 
     and a TFLite file of batch size b
 
@@ -101,14 +104,31 @@ class LanguageModelContents(Contents):
             return {**functions, **self._steps()}
         inputs = {"token_ids": tokens, "padding_mask": (tokens[0], "bool")}
         options = {**SAMPLING, **LENGTHS, "num_return_sequences": scalar}
-        functions["generate"] = Signature({**inputs, **options}, self.generate)
-        functions["score"] = Signature(inputs, self.score)
+        defaults = self._option_defaults()
+        functions["generate"] = Signature({**inputs, **options}, self.generate, defaults)
+        functions["score"] = Signature(inputs, self.score, limit=self.max_length)
         if self.options.strings:
             texts = {"texts": ((None,), "string")}
-            functions["generate_text"] = Signature({**texts, **options}, self.generate_text)
+            functions["generate_text"] = Signature({**texts, **options}, self.generate_text, defaults)
             functions["tokenize"] = Signature(texts, self.tokenize)
             functions["detokenize"] = Signature(inputs, self.detokenize)
         return functions
+
+    def _option_defaults(self):
+        """The options of `generate` as `generation_defaults` have them."""
+        config = self.model.generation_defaults
+        return {
+            **sampling_inputs(config),
+            "seed": None if config.seed is None else wrap_seed(config.seed),
+            "max_new_tokens": config.max_new_tokens or -1,
+            "stop_token_ids": (-1,),
+            "num_return_sequences": config.num_return_sequences,
+        }
+
+    @property
+    def text_signature(self):
+        """The completion of texts."""
+        return "generate_text"
 
     def examples(self):
         """Random tokens; for a quantised file the model's own text after a random token.
@@ -192,14 +212,24 @@ class LanguageModelContents(Contents):
 
         counts = tf.reduce_sum(tf.cast(padding_mask, tf.int32), axis=1)
         longest = tf.reduce_max(counts)
-        _check_sampling(max_new_tokens, num_return_sequences, **sampling)
-        tf.debugging.assert_positive(counts, "padding_mask: each prompt must hold at least one token")
+        most = min(filter(None, (self.model.generation_defaults.max_length, self.max_length)), default=None)
+        most = tf.maximum(self.model.default_max_length, 2 * longest) if most is None else most
+        limits = tf.where(max_new_tokens < 0, most - counts, max_new_tokens)
+        checks = _sampling_checks(max_new_tokens, num_return_sequences, **sampling)
+        checks.append(tf.debugging.assert_positive(counts, "padding_mask: each prompt must hold at least one token"))
         if self.max_length is not None:
-            tf.debugging.assert_less_equal(
-                longest + max_new_tokens,
-                self.max_length,
-                f"max_new_tokens after the longest prompt exceeds max_sequence_length ({self.max_length})",
-            )
+            room = f"max_sequence_length ({self.max_length})"
+            message = f"max_new_tokens after the longest prompt exceeds {room}"
+            checks += [
+                tf.debugging.assert_less(counts, self.max_length, f"a prompt is as long as {room} or longer"),
+                tf.debugging.assert_less_equal(longest + tf.maximum(max_new_tokens, 0), self.max_length, message),
+            ]
+        checks.append(
+            tf.debugging.assert_positive(limits, "a prompt leaves no room below generation_defaults.max_length")
+        )
+        with tf.control_dependencies(checks):
+            limits = tf.identity(limits)
+            limit, longest = tf.reduce_max(limits), tf.identity(longest)
         # Prompts end in the last slot. A padded slot before the longest keeps at least two, as decoding asks for.
         order = tf.argsort(tf.cast(padding_mask, tf.int32), axis=1, stable=True)
         token_ids, padding_mask = (
@@ -207,18 +237,18 @@ class LanguageModelContents(Contents):
             for x in (token_ids, padding_mask)
         )
         prompt = {"token_ids": token_ids, "padding_mask": padding_mask}
-        state = prefill(self.model, {}, prompt, longest + max_new_tokens, num_copies=1, has_history=True)
-        state, token = tf.nest.map_structure(
-            lambda x: tf.repeat(x, num_return_sequences, axis=0), (state, token_ids[:, -1])
+        state = prefill(self.model, {}, prompt, longest + limit, num_copies=1, has_history=True)
+        state, token, limits = tf.nest.map_structure(
+            lambda x: tf.repeat(x, num_return_sequences, axis=0), (state, token_ids[:, -1], limits)
         )
         rows = tf.range(tf.shape(token)[0])
         uniforms = uniform(
             seed,
             rows // num_return_sequences,
             rows % num_return_sequences,
-            tf.range(max_new_tokens)[:, None],
+            tf.range(limit)[:, None],
         )
-        return self._completed(state, token, longest, max_new_tokens, stop_token_ids, uniforms, sampling)
+        return self._completed(state, token, longest, limit, limits, stop_token_ids, uniforms, sampling)
 
     def generate_rows(self, token_ids, stop_token_ids, max_new_tokens, seed, row, **sampling):
         """Continue prompts of one length, in TFLite.
@@ -233,7 +263,8 @@ class LanguageModelContents(Contents):
         counts = ops.arange(self.max_length, dtype="int32")[:, None]
         uniforms = uniform(seed, ops.arange(batch_size, dtype="int32"), row, counts)
         limit = ops.minimum(max_new_tokens, self.max_length - length)
-        return self._completed((state, history), token, slot, limit, stop_token_ids, uniforms, sampling)
+        limits = ops.ones_like(token) * limit
+        return self._completed((state, history), token, slot, limit, limits, stop_token_ids, uniforms, sampling)
 
     def _read(self, token_ids):
         """The state after prompts (b, T), all but the last token of which are read."""
@@ -250,20 +281,19 @@ class LanguageModelContents(Contents):
         length = ops.shape(token_ids)[1]
         return backend.while_loop(lambda carry, _: carry[0] < length - 1, step, (0, state), token_ids)[1]
 
-    def _completed(self, state, token, slot, limit, stop_token_ids, uniforms, sampling):
-        """The completions of prompts that end in a slot, and their lengths."""
+    def _completed(self, state, token, slot, limit, limits, stop_token_ids, uniforms, sampling):
+        """The completions of prompts that end in a slot, and lengths: at most `limits` (R,), none above `limit`."""
         penalty = sampling.pop("repetition_penalty")
         constraints = self._constraints(repetition_penalty=penalty)
         if "forced_eos_token_id" in constraints:
-            constraints["forced_eos_token_id"] = (constraints["forced_eos_token_id"][0], 0, limit)
+            constraints["forced_eos_token_id"] = (constraints["forced_eos_token_id"][0], 0, limits[:, None])
         end_ids = ops.concatenate([self._end_ids, stop_token_ids])
-        remaining = ops.ones_like(token) * limit
-        where, choice = (slot, slot + 1, remaining, end_ids), (uniforms, constraints, self._chooser(**sampling))
-        ids, *_ = advance(self.model, state, token, remaining <= 0, limit, where, choice, scores=False)
+        where, choice = (slot, slot + 1, limits, end_ids), (uniforms, constraints, self._chooser(**sampling))
+        ids, *_ = advance(self.model, state, token, limits <= 0, limit, where, choice, scores=False)
         ids = ops.transpose(ids)  # (R, L)
         steps = ops.arange(ops.shape(ids)[1], dtype="int32")[None]
         is_end = ops.logical_or(ids < 0, ops.any(ids[:, :, None] == end_ids[None, None], axis=-1))
-        lengths = ops.min(ops.where(is_end, steps + 1, limit), axis=-1)
+        lengths = ops.min(ops.where(is_end, ops.minimum(steps + 1, limits[:, None]), limits[:, None]), axis=-1)
         ids = ops.where(steps < lengths[:, None], ids, 0)
         return {"token_ids": ids if self.options.static else ids[:, : ops.max(lengths)], "lengths": lengths}
 
@@ -391,13 +421,16 @@ class LanguageModelContents(Contents):
         return super().checks() + LanguageModelChecks(self).checks()
 
 
-def _check_sampling(max_new_tokens, num_return_sequences, temperature, top_k, top_p, repetition_penalty):
-    """Raise, in TensorFlow's graph, unless the options are in their ranges."""
+def _sampling_checks(max_new_tokens, num_return_sequences, temperature, top_k, top_p, repetition_penalty):
+    """Operations of TensorFlow's graph that raise unless the options are in their ranges: a list."""
     import tensorflow as tf
 
-    tf.debugging.assert_positive(max_new_tokens, "max_new_tokens must be at least 1")
-    tf.debugging.assert_positive(num_return_sequences, "num_return_sequences must be at least 1")
-    tf.debugging.assert_non_negative(temperature, "temperature must be at least 0")
-    tf.debugging.assert_non_negative(top_k, "top_k must be at least 0")
-    tf.debugging.Assert((top_p > 0) & (top_p <= 1), ["top_p must be in (0, 1]"])
-    tf.debugging.assert_positive(repetition_penalty, "repetition_penalty must be greater than 0")
+    is_length = (max_new_tokens > 0) | (max_new_tokens == -1)
+    return [
+        tf.debugging.Assert(is_length, ["max_new_tokens must be at least 1, or -1 for as many as there is room for"]),
+        tf.debugging.assert_positive(num_return_sequences, "num_return_sequences must be at least 1"),
+        tf.debugging.assert_non_negative(temperature, "temperature must be at least 0"),
+        tf.debugging.assert_non_negative(top_k, "top_k must be at least 0"),
+        tf.debugging.Assert((top_p > 0) & (top_p <= 1), ["top_p must be in (0, 1]"]),
+        tf.debugging.assert_positive(repetition_penalty, "repetition_penalty must be greater than 0"),
+    ]

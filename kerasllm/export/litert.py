@@ -5,7 +5,7 @@ import gc
 import tempfile
 
 from kerasllm import backend
-from kerasllm.export import quantization, saved_model, verification
+from kerasllm.export import messages, quantization, saved_model, verification
 
 PACKAGES = ("tensorflow", "ai_edge_litert")
 STATIC = True
@@ -76,7 +76,8 @@ def write(contents, path):
         elif quantize == "int8":
             converter.representative_dataset = lambda: _calibration(contents, folder, described)
         try:
-            content = converter.convert()
+            with messages.without_notes():
+                content = converter.convert()
         except Exception as error:
             raise RuntimeError(
                 f"TFLite cannot hold {contents.model.name} with builtin operations alone: {error}"
@@ -109,6 +110,8 @@ def load(path):
         if name not in opened:
             opened.clear()  # Each function that has been called holds the weights in an order of its own.
             opened[name] = Interpreter(str(path)).get_signature_runner(name)
+            with messages.without_notes():
+                return opened[name](**inputs)
         return opened[name](**inputs)
 
     return call

@@ -7,6 +7,7 @@ It needs numpy and ai-edge-litert, tokenizers where texts are read or written, a
 TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm.arguments import read_texts
+from kerasllm.arguments import check_text, read_texts
 from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.checkpoints.json_files import read_json
+from kerasllm.export.messages import without_notes
 from kerasllm.export.steps import Steps
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.tasks.answering import Answering
@@ -92,7 +94,16 @@ class Runner:
         if set(inputs) != set(described):
             raise ValueError(f"inputs ({', '.join(inputs)}) of {function} must be {', '.join(described)}.")
         arrays = {name: np.asarray(x, described[name]["dtype"]) for name, x in inputs.items()}
-        return self._interpreter.get_signature_runner(function)(**arrays)
+        for name, x in arrays.items():
+            shape = described[name]["shape"]
+            if x.ndim != len(shape) or any(size not in (None, n) for size, n in zip(shape, x.shape, strict=True)):
+                raise ValueError(
+                    f"{name} {x.shape} must have the shape {tuple(shape)} in {function}; None is any size."
+                )
+            if not x.size and name != "stop_token_ids":
+                raise ValueError(f"{name} {x.shape} must not be empty.")
+        with contextlib.nullcontext() if "_interpreter" in vars(self) else without_notes():
+            return self._interpreter.get_signature_runner(function)(**arrays)
 
     # Language models
 
@@ -207,15 +218,7 @@ class Runner:
 
     def _sampling(self, config, prompt_index, row):
         """The inputs of `generate` and `sample` that say how to choose."""
-        temperature = 1.0 if config.temperature is None else config.temperature
-        return {
-            "temperature": temperature if config.sampling else 0.0,
-            "top_k": config.top_k or 0,
-            "top_p": 1.0 if config.top_p is None else config.top_p,
-            "repetition_penalty": config.repetition_penalty or 1.0,
-            "seed": _seed_of(config.seed or 0, prompt_index),
-            "row": row,
-        }
+        return {**sampling_inputs(config), "seed": _seed_of(config.seed or 0, prompt_index), "row": row}
 
     def _read_prompts(self, prompts):
         """Prompts as lists of ids, whether they are texts, and the function that undoes the list."""
@@ -224,6 +227,8 @@ class Runner:
         if not isinstance(prompts, list | tuple) or not prompts:
             raise ValueError(f"prompts ({prompts!r}) must be a string, or a list of strings or of lists of ids.")
         if all(isinstance(prompt, str) for prompt in prompts):
+            for i, prompt in enumerate(prompts):
+                check_text(f"prompts[{i}]", prompt)
             rows = [self.tokenizer.encode(text) or self._start() for text in prompts]
             return rows, True, lambda results: results
         rows = [np.asarray(prompt) for prompt in prompts]
@@ -392,6 +397,17 @@ class _Head(MaskFilling, Classification, Tagging, Answering, Embedding):
             shape = [size or length for size, length in zip(self.input[name]["shape"], x.shape, strict=True)]
             inputs[name] = np.pad(x, [(0, size - length) for size, length in zip(shape, x.shape, strict=True)])
         return self.runner.run("forward", **inputs)
+
+
+def sampling_inputs(config):
+    """What a `GenerationConfig` says of how tokens are chosen, as inputs of a file's functions."""
+    temperature = 1.0 if config.temperature is None else config.temperature
+    return {
+        "temperature": float(temperature) if config.sampling else 0.0,
+        "top_k": config.top_k or 0,
+        "top_p": 1.0 if config.top_p is None else float(config.top_p),
+        "repetition_penalty": float(config.repetition_penalty or 1.0),
+    }
 
 
 def _without_end(completion, end_ids):

@@ -1,8 +1,11 @@
 """Decoding step by step with an exported TFLite file, whose state stays where LiteRT has it."""
 
 import os
+import weakref
 
 import numpy as np
+
+from kerasllm.export.messages import end_in_silence, without_notes
 
 # One copy of the weights in the order that kernels want serves all functions, instead of a copy for each: a path that
 # stands for memory. https://github.com/google-ai-edge/LiteRT/blob/main/tflite/delegates/xnnpack/xnnpack_delegate.h
@@ -34,16 +37,21 @@ class Steps:
             raise ValueError(f"batch_size ({rows}) of {path.name} must be 1 for text to be generated.")
         cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=WEIGHT_CACHE)
         options = Options(HardwareAccelerator.CPU, cpu_options=cpu)
-        self.model, self.max_length = CompiledModel.from_file(str(path), options=options), max_length
+        self.max_length = max_length
         self.shapes = {name: tuple(x["shape"]) for name, x in inputs.items() if name not in ("tokens", "input_pos")}
         # Old slots of caches are not looked at before they are written anew; a recurrent state has no slots.
         self.rewinds = all(name.startswith("kv_cache_") for name in self.shapes)
         self.prefill_lengths = sorted(int(name[8:]) for name in signatures if name.startswith("prefill_"))
-        self.state = {name: self.model.create_input_buffer_by_name("decode", name) for name in self.shapes}
-        self.next_state = {name: self.model.create_output_buffer_by_name("decode", name) for name in self.shapes}
         self.vocabulary_size = outputs["logits"]["shape"][-1]
-        self.logits = self.model.create_output_buffer_by_name("decode", "logits")
         self.inputs, self.token_ids = {}, []
+        with without_notes():
+            self.model = CompiledModel.from_file(str(path), options=options)
+            self.state = {name: self.model.create_input_buffer_by_name("decode", name) for name in self.shapes}
+            self.next_state = {name: self.model.create_output_buffer_by_name("decode", name) for name in self.shapes}
+            self.logits = self.model.create_output_buffer_by_name("decode", "logits")
+            self.logits.read(self.vocabulary_size, np.float32)  # LiteRT makes the last of what it needs
+            end_in_silence()
+        weakref.finalize(self, _let_go, vars(self))
 
     def after(self, token_ids):
         """The logits (V,) of what follows a list of ids.
@@ -86,6 +94,12 @@ class Steps:
         self.model.run_by_name(function, {**inputs, **self.state}, {**logits, **self.next_state})
         self.state, self.next_state = self.next_state, self.state
         self.token_ids += token_ids
+
+
+def _let_go(attributes):
+    """Give up what LiteRT has made, of which it writes too."""
+    with without_notes():
+        attributes.clear()
 
 
 def _common(one, other):

@@ -78,14 +78,30 @@ class TranslatorContents(Contents):
         if self.model.start_token_id is None:
             return functions
         length, penalty = {"max_new_tokens": ((), "int32")}, {"length_penalty": ((), "float32")}
-        functions["translate"] = Signature(self._source() | length, self.translate)
-        functions["translate_beams"] = Signature(self._source() | length | penalty, self.translate_beams)
+        defaults = {} if self.options.static else self._option_defaults()
+        beams = dict(defaults)
+        defaults.pop("length_penalty", None)
+        inputs, limit = self._source() | length, self.model.max_sequence_length
+        functions["translate"] = Signature(inputs, self.translate, defaults, limit)
+        functions["translate_beams"] = Signature(inputs | penalty, self.translate_beams, beams, limit)
         if self.options.strings:
             texts = {"texts": ((None,), "string")}
             for name, inputs in (("translate_text", length), ("translate_beams_text", length | penalty)):
-                function = functools.partial(self.translate_text, functions[name.removesuffix("_text")].function)
-                functions[name] = Signature(texts | inputs, function)
+                of_ids = functions[name.removesuffix("_text")]
+                function = functools.partial(self.translate_text, of_ids.function)
+                functions[name] = Signature(texts | inputs, function, of_ids.defaults)
         return functions
+
+    def _option_defaults(self):
+        """The options as `generation_defaults` have them."""
+        config = self.model.generation_defaults
+        limit = config.max_length or self.max_length or self.model.default_max_length
+        return {"max_new_tokens": config.max_new_tokens or limit - 1, "length_penalty": float(config.length_penalty)}
+
+    @property
+    def text_signature(self):
+        """The translation of texts, by beams where the model's defaults have some."""
+        return "translate_text" if self.model.generation_defaults.num_beams == 1 else "translate_beams_text"
 
     def settings(self):
         """The limit of targets, start token included, and the ids that begin and end them."""
@@ -165,6 +181,8 @@ class TranslatorContents(Contents):
             `prefill` returns for R = B K rows; the start token (R,).
         """
         model, batch_size = self.model, ops.shape(source_token_ids)[0]
+        if not self.options.static:
+            max_new_tokens = self._checked_length(max_new_tokens)
         total = max_new_tokens if self.max_length is None else ops.minimum(max_new_tokens, self.max_length - 1)
         capacity = self.max_length if self.options.static else ops.maximum(total, 1)
         constraints = constraint_tensors(config)
@@ -180,6 +198,14 @@ class TranslatorContents(Contents):
         limits = ops.full((batch_size,), total, dtype="int32")
         return total, limits, capacity, constraints, (state, history), token
 
+    @staticmethod
+    def _checked_length(max_new_tokens):
+        import tensorflow as tf
+
+        check = tf.debugging.assert_non_negative(max_new_tokens, "max_new_tokens must be at least 0")
+        with tf.control_dependencies([check]):
+            return tf.identity(max_new_tokens)
+
     # Texts.
 
     def translate_text(self, translate, texts, **inputs):
@@ -188,7 +214,11 @@ class TranslatorContents(Contents):
 
         source, target = self._graph_tokenizers
         encoded = source.encode(texts)
-        outputs = translate(encoded["token_ids"], encoded["padding_mask"], **inputs)
+        limit = self.model.max_sequence_length or tf.int32.max
+        message = f"texts must have at most {limit} tokens"
+        check = tf.debugging.assert_less_equal(tf.shape(encoded["token_ids"])[1], limit, message)
+        with tf.control_dependencies([check]):
+            outputs = translate(tf.identity(encoded["token_ids"]), encoded["padding_mask"], **inputs)
         token_ids, (config, end_ids) = outputs["token_ids"], self.request("translate")
         is_text = tf.sequence_mask(outputs["lengths"], tf.shape(token_ids)[1])
         is_text &= tf.reduce_all(token_ids[:, :, None] != end_ids, axis=-1)

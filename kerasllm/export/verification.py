@@ -50,11 +50,11 @@ def _example(model, signature, batch, length, rng):
     # Sources are longer than targets, and masked positions fewer than tokens.
     sizes = {"B": batch, "S": min(length + 1, limit), "T": min(length, limit), "P": (length + 1) // 2}
     for name, (shape, _) in signature.items():
-        for axis, size in zip(_axes(name), shape, strict=True):
+        for axis, size in zip(axes_of(name), shape, strict=True):
             sizes[axis] = size or sizes[axis]
     example = {}
     for name, (_, dtype) in signature.items():
-        batch, length = (sizes[axis] for axis in _axes(name))
+        batch, length = (sizes[axis] for axis in axes_of(name))
         if name.endswith("padding_mask"):
             example[name] = np.arange(length) < rng.integers(1, length, (batch, 1), endpoint=True)
         else:
@@ -63,7 +63,8 @@ def _example(model, signature, batch, length, rng):
     return example
 
 
-def _axes(name):
+def axes_of(name):
+    """The letters of the axes of an input (B, ...)."""
     return "B", "S" if name.startswith("source") else "P" if name == "masked_positions" else "T"
 
 

@@ -5,6 +5,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive
+from kerasllm.layers.attention import softmax
 
 
 class Alignment(keras.layers.Layer):
@@ -21,7 +22,7 @@ class Alignment(keras.layers.Layer):
         if padding_mask is not None:
             looked_at = ops.expand_dims(ops.cast(padding_mask, "bool"), 1)
             scores = ops.where(looked_at, scores, ops.cast(backend.masked_score(), scores.dtype))
-        weights = ops.softmax(scores, axis=-1)
+        weights = softmax(scores)
         context = ops.matmul(weights, memory)  # (B, T, M)
         return (context, weights) if return_attention_scores else context
 

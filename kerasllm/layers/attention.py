@@ -210,7 +210,12 @@ def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None
         scores = scores + ops.cast(attention_bias, scores.dtype)
     if attention_mask is not None:
         scores = ops.where(attention_mask, scores, ops.cast(backend.masked_score(), scores.dtype))
-    return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), q.dtype)
+    return ops.cast(softmax(ops.cast(scores, "float32")), q.dtype)
+
+
+def softmax(scores):
+    """The softmax over the last axis, without Keras's warning where there is one key, whose weight is 1."""
+    return scores * 0.0 + 1.0 if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
 
 
 def mix(weights, v):

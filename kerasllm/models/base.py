@@ -182,20 +182,28 @@ class Model(keras.Model):
             batch_size: rows of each call in a file whose sizes are fixed.
             num_beams: the number of beams of a translator's `translate_beams`.
             strings: whether to add functions that take and give strings, which need TensorFlow alone; for a SavedModel.
+            truncate: whether functions of strings of classifiers and embedders cut texts that are too long. Default:
+                they are errors.
+            default_signature: the name of the function that a SavedModel has as `serving_default` too, there without
+                its options. Default: the one of texts, such as `generate_text`, where there are strings, else
+                `forward`.
             verify: whether to run the file and compare it with the model.
 
         Raises:
-            ImportError: `kerasllm[export]` is not installed.
-            ValueError: an argument is out of range; the weights have 2 GiB or more in float32, for TFLite; `filepath`
-                cannot be written; the model's class cannot be imported elsewhere; its outputs are not finite.
+            ImportError: `kerasllm[export]`, or what a format of Keras needs, is not installed.
+            ValueError: the format or an option is unknown; an argument is out of range; the weights have 2 GiB or more
+                in float32, for TFLite; `filepath` cannot be written; the model's class cannot be imported elsewhere;
+                its outputs are not finite.
             RuntimeError: TensorFlow cannot write the model, or the file differs from it: whole numbers and strings at
                 all, others by more than 1e-5 of the largest; or a quantised file in too many choices. What was at
                 `filepath` before is whole.
         """
         from kerasllm.export import core
 
+        core.check_request(format, options)
         if format not in core.FORMATS:
-            return super().export(filepath, format, verbose, input_signature, **options)
+            core.call_once(self)
+            return super().export(str(filepath), format, verbose, input_signature, **options)
         return core.export_model(self, filepath, format, verbose, input_signature, **options)
 
     def save_assets(self, folder):

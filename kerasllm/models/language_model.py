@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from kerasllm.arguments import check_text
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.base import carried_tokenizer
 from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
@@ -156,6 +157,8 @@ class LanguageModel(GeneratingModel):
         rows = texts
         if all(isinstance(text, str) for text in texts):
             tokenizer = self.required_tokenizer()
+            for i, text in enumerate(texts):
+                check_text(f"texts[{i}]", text)
             start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
             rows = [start + tokenizer.encode(text, special_tokens=False) for text in texts]
         for i, row in enumerate(rows):
@@ -183,6 +186,8 @@ class LanguageModel(GeneratingModel):
             raise ValueError(f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array.")
         elif all(isinstance(p, str) for p in prompts):
             tokenizer = self.required_tokenizer()
+            for i, prompt in enumerate(prompts):
+                check_text(f"prompts[{i}]", prompt)
             ids = [tokenizer.encode(text) or self._start(tokenizer) for text in prompts]
             return ids, lambda rows, n: unnested([[g.text for g in row] for row in rows], n)
         else:

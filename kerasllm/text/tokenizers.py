@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_positive, check_text
 from kerasllm.text import chat, families, tokenizer_files
 
 
@@ -44,6 +44,8 @@ class Tokenizer:
         self.roles = {role: token for role, token in tokens.items() if token is not None}
         self.config = dict(config or {})
         for role, token in self.roles.items():
+            if isinstance(token, str):
+                check_text(role, token)
             if not isinstance(token, str) or self.backend.token_to_id(token) is None:
                 raise ValueError(f"{role} ({token!r}) must be a token of the vocabulary.")
         known = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
@@ -150,10 +152,13 @@ class Tokenizer:
         if not isinstance(template, str):
             raise ValueError("tokenizer has no chat_template.")
         tokens = {f"{role}_token": token for role, token in self.roles.items()}
-        return chat.render(template, messages, add_generation_prompt=add_generation_prompt, **tokens)
+        text = chat.render(template, messages, add_generation_prompt=add_generation_prompt, **tokens)
+        check_text("messages", text)
+        return text
 
     def token_to_id(self, token):
         """The id of a token of the vocabulary, or None."""
+        check_text("token", token)
         return self.backend.token_to_id(token)
 
     def id_to_token(self, token_id):
@@ -184,10 +189,11 @@ class Tokenizer:
         return starts
 
     def _encoding(self, text, pair, special_tokens):
-        if not isinstance(text, str):
-            raise ValueError(f"text ({text!r:.80}) must be a string.")
+        check_text("text", text)
         if not isinstance(pair, str | None):
             raise ValueError(f"pair ({pair!r:.80}) must be a string or None.")
+        if pair is not None:
+            check_text("pair", pair)
         return self.backend.encode(text, pair, add_special_tokens=special_tokens)
 
     def __eq__(self, other):
@@ -432,7 +438,9 @@ def _canonical_unigram(model, special_tokens, unk):
 
 
 def _roles(defaults, given, required=None):
-    for role in given:
+    for role, token in given.items():
+        if isinstance(token, str):
+            check_text(role, token)
         if role not in families.ROLES:
             raise ValueError(f"{role!r} is not the role of a special token; roles are {', '.join(families.ROLES)}.")
     roles = {role: (defaults | given).get(role) for role in families.ROLES}
@@ -450,8 +458,7 @@ def _strings(texts, name):
     if isinstance(texts, str | None):
         raise ValueError(f"{name} ({texts!r:.80}) must be an iterable of strings.")
     for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{name}[{index}] ({text!r:.80}) must be a string.")
+        check_text(f"{name}[{index}]", text)
         yield text
 
 

@@ -29,6 +29,17 @@ class Rows(NamedTuple):
         """Whether a value is the first of its row: (N,)."""
         return self.rows != before(self.rows, -1)
 
+    def sizes(self, num_rows):
+        """How many values each row has: (num_rows,)."""
+        return tf.math.unsorted_segment_sum(tf.ones_like(self.rows), self.rows, num_rows)
+
+    def shortened(self, most, sizes):
+        """The first values of each row, so many as `most` (num_rows,) says; the rows have `sizes` (num_rows,)."""
+        firsts = tf.cumsum(sizes, exclusive=True)
+        return self.kept(
+            tf.range(tf.size(self.rows, tf.int64)) - tf.gather(firsts, self.rows) < tf.gather(most, self.rows)
+        )
+
     def table(self, num_rows, default):
         """The rows as (num_rows, T), or of values (N, K) as (num_rows, T, K), with `default` behind their ends."""
         return tf.raw_ops.RaggedTensorToTensor(

@@ -42,7 +42,7 @@ class GraphTokenizer(tf.Module):
         self.pad_id = tokenizer.pad_id or 0
         self.templates = [[_template(tokenizer, is_pair, special) for special in (0, 1)] for is_pair in (0, 1)]
 
-    def encode(self, texts, pairs=None, add_special_tokens=True, with_places=False):
+    def encode(self, texts, pairs=None, add_special_tokens=True, with_places=False, max_length=None):
         """Token ids of texts, or of pairs of texts, with the special tokens that the tokenizer adds.
 
         Args:
@@ -50,6 +50,7 @@ class GraphTokenizer(tf.Module):
             pairs: (B,) strings, or None.
             add_special_tokens: whether the special tokens of the tokenizer's template are added.
             with_places: whether it is wanted where the tokens of the pairs stand.
+            max_length: what has more tokens is cut to so many, as `Tokenizer.encodings` cuts it.
 
         Returns:
             A dict of `token_ids` (B, T), int32; `padding_mask` (B, T), bool, True where a token is real; and
@@ -61,8 +62,17 @@ class GraphTokenizer(tf.Module):
         ids = {"A": ids.kept(ids.rows < count), "B": ids._replace(rows=ids.rows - count).kept(ids.rows >= count)}
         every = tf.range(count)
         places = {"B": self._places(pairs)} if with_places else {}
+        template = self.templates[pairs is not None][add_special_tokens]
+        if max_length is not None:
+            room = max_length - sum(item not in ids for item, _ in template)
+            sizes = {item: part.sizes(count) for item, part in ids.items()}
+            # Of a text and its pair the longer one is cut first.
+            half = room // 2 if pairs is not None else 0
+            most = {"A": room - tf.minimum(sizes["B"], half), "B": room - tf.minimum(sizes["A"], room - half)}
+            ids = {item: part.shortened(most[item], sizes[item]) for item, part in ids.items()}
+            places = {item: part.shortened(most[item], sizes[item]) for item, part in places.items()}
         token_ids, segments, placed = [], [], []
-        for item, segment in self.templates[pairs is not None][add_special_tokens]:
+        for item, segment in template:
             part = ids[item] if item in ids else Rows(tf.fill([count], tf.constant(item, tf.int64)), every)
             token_ids.append(part)
             segments.append(Rows(tf.fill(tf.shape(part.rows), segment), part.rows))
