@@ -10,6 +10,7 @@ import pytest
 
 from kerasllm import GPT, LSTMTranslator, RNNLanguageModel, Tokenizer, TransformerTranslator
 from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.programs import Programs
 
 TEXTS = ["the cat sat on the mat.", "a dog did not sit on the cat. Grüße 🎉", "one, two, three. stop"]
 SIZES = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": 64}
@@ -160,7 +161,7 @@ def test_only_allowed_tokens_follow_for_each_prompt():
 
 
 def test_score_is_the_chain_rule_over_the_full_pass():
-    model = shared_gpt()
+    model = gpt()
     scores = model.score(TEXTS, batch_size=2)
     for text, score in zip(TEXTS, scores, strict=True):
         ids = [tokenizer().bos_id, *tokenizer().encode(text)]
@@ -174,6 +175,40 @@ def test_score_is_the_chain_rule_over_the_full_pass():
         assert score.log_probability == pytest.approx(expected.sum(), rel=1e-5)
         assert score.perplexity == pytest.approx(np.exp(-expected.mean()), rel=1e-5)
     assert model.score(TEXTS[0]).log_probability == pytest.approx(scores[0].log_probability, rel=1e-5)
+    for count in (3, 4):
+        assert len(model.score(TEXTS[:1] * count)) == count
+    assert len(Programs.of(model).functions) == 3  # of 2 rows, of 1, of 4
+
+
+def test_ids_between_the_tokenizers_size_and_the_models_are_no_text():
+    keras.utils.set_random_seed(0)
+    chats = Tokenizer(tokenizer().backend, **tokenizer().roles, config={"chat_template": "{{ messages[0].content }}"})
+    size, prompt = chats.vocabulary_size, chats.encode("the cat")
+    model = GPT(size + 8, **SIZES, tokenizer=chats)
+    order = [size, prompt[0], size + 7, prompt[-1], size + 1]
+
+    def processor(token_ids, logits):
+        bias = np.full_like(logits, -np.inf)
+        for row, ids in zip(bias, token_ids, strict=True):
+            row[order[len(ids) - len(prompt)]] = 0
+        return bias
+
+    text = chats.decode([prompt[0], prompt[-1]])
+    options = {"max_new_tokens": 5, "processors": (processor,)}
+    for more in ({}, {"num_beams": 2}, {"return_scores": True}):
+        [ids] = model.generate([prompt], **options, **more)
+        found = model.generate("the cat", **options, **more)
+        if more == {"return_scores": True}:
+            ids, found = ids.token_ids.tolist(), found.text
+        assert ids == [*prompt, *order] and found == "the cat" + text
+    assert model.generate("the cat", stop=text[2:], strip_prompt=True, **options) == text[:2]
+    always = {"logit_bias": {size + 3: 1e4}, "max_new_tokens": 4}
+    assert "".join(model.stream("the cat", stop="x", **always)) == ""
+    assert model.chat([{"role": "user", "content": "the cat"}], **always) == ""
+    assert len(model.score([[5, size + 7, size]])[0].log_probs) == 2
+    for call in (model.generate, model.score):
+        with pytest.raises(ValueError, match=rf"holds {size + 8}; the vocabulary's ids are 0 to {size + 7}"):
+            call([[5, size + 8]])
 
 
 @pytest.mark.parametrize("kind", ["lstm", "transformer"])

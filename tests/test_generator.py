@@ -1,5 +1,6 @@
 """The generation loop on small models whose every number numpy can recompute."""
 
+import collections
 import functools
 import gc
 import weakref
@@ -405,6 +406,49 @@ def test_one_prefill_is_compiled_for_a_prompt_bucket_and_one_decode_for_a_capaci
     assert (model.prefills, model.steps) == (2, once)
     run(model, [[1, 2, 3, 4, 5]], max_new_tokens=80)
     assert (model.prefills, model.steps) == (2, 2 * once)
+
+
+def programs(model):
+    """How many programs a model has, by the names of their functions."""
+    return collections.Counter(function.__name__ for function, *_ in Programs.of(model).functions)
+
+
+def test_1_to_12_rows_are_5_programs_and_the_same_text():
+    model, prompts = Markov(TABLE), [[i % V, 1, 2 + i % 3] for i in range(12)]
+    options = {"max_new_tokens": 6, "temperature": 1.2, "seed": 3, "end_ids": [7]}
+    together = first_ids(run(model, prompts, **options))
+    assert len(set(map(tuple, together))) == 12
+    for count in range(1, 12):
+        assert first_ids(run(model, prompts[:count], **options)) == together[:count]
+    assert programs(model) == {"prefill": 5, "advance": 5}
+    assert not COMPILES or model.prefills == 5
+
+
+def test_numbers_of_biases_words_and_stops_share_programs():
+    model, plain = Markov(TABLE), reference(markov().logits, [4], 8)
+    for count in range(1, 10):
+        ids = [i for i in range(V) if i not in plain][:count]  # fewer than 9, so some come again
+        words = [[i % V] * (1 + i % 3) + ids[:1] for i in range(count)]
+        options = {
+            "logit_bias": {V - 1 - i: 0.0 for i in range(count)},
+            "bad_words": words,
+            "end_ids": (ids * 9)[:count],
+        }
+        assert first_ids(run(model, [[4]], max_new_tokens=8, **options)) == [plain]
+    assert programs(model) == {"prefill": 1, "advance": 3}  # of 4, 8 and 16 end ids
+
+
+def test_numbers_of_sequences_and_of_prompts_in_a_beam_search_share_programs():
+    model = Markov(TABLE)
+    for option, names in (("num_return_sequences", {"advance"}), ("num_beams", {"advance", "first_beams"})):
+        before, results = programs(model), []
+        for size in (3, 4):
+            rows, n = (PROMPTS[:1], size) if option == "num_return_sequences" else (PROMPTS[:1] * size, 2)
+            rows = run(model, rows, max_new_tokens=5, seed=1, **{option: n})
+            results.append([[g.token_ids.tolist() for g in row] for row in rows])
+        assert programs(model) - before == dict.fromkeys({*names, "prefill", "copied"}, 1)
+        fewer, more = results
+        assert fewer == ([more[0][:3]] if option == "num_return_sequences" else more[:3])
 
 
 def test_changed_weights_are_seen():

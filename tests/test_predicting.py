@@ -36,6 +36,10 @@ def test_results_come_in_the_order_of_the_texts_and_shapes_are_few():
     assert [float(o["sum"]) for o in outputs] == [float(sum(e.ids)) for e in encodings]
     assert {length for _, length in model.shapes} <= {4, 8, 16, 24}
     assert model.shapes[-1][0] == 8 and len(set(model.shapes)) <= 4
+    model.shapes.clear()
+    for count in range(1, 13):
+        assert len(predict(model, encodings[:count], batch_size=count)) == count
+    assert {rows for rows, _ in model.shapes} == {1, 2, 4, 8, 12}
 
 
 def test_segments_are_given_where_the_model_has_them():

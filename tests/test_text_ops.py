@@ -140,6 +140,15 @@ def test_cut_off_characters_are_decoded_as_python_does():
     assert [text.decode() for text in texts.numpy()] == [tokenizer.decode(row) for row in broken]
 
 
+def test_ids_beyond_the_vocabulary_are_decoded_to_nothing():
+    for kind in ("uncased", "bytes"):
+        tokenizer, graph = made(kind)
+        ids, size = tokenizer.encode("the cat sat"), tokenizer.vocabulary_size
+        row = [size, *ids[:2], size + 5, *ids[2:]]
+        [text] = graph.decode(tf.constant([row]), tf.ones((1, len(row)), tf.bool)).numpy()
+        assert text.decode() == tokenizer.decode(ids) == tokenizer.decode(row)
+
+
 def saved(tokenizer, graph, folder):
     module = tf.Module()
     module.tokenizer = graph

@@ -18,8 +18,9 @@ from keras import ops, tree
 
 from kerasllm import backend
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors
-from kerasllm.generation.programs import Programs, feed, first_capacity, grow, prefill, tensors
+from kerasllm.generation.programs import Programs, copied, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.task import Generation
+from kerasllm.text.batches import filled
 
 # The log-probability of what is no hypothesis: below that of any, and finite, so that sums and quotients stay numbers.
 NONE = -1e9
@@ -40,15 +41,25 @@ def search(task):
     """
     config, programs = task.config, Programs.of(task.model)
     num_beams, end_ids, total = config.num_beams, task.end_tensor(), int(task.limits.max())
-    prompt, length = task.padded_prompts()
-    capacity = first_capacity(length, total)
-    constraints, limits, ends, penalty, inputs, prompt = tensors(
-        (constraint_tensors(config), task.limits, end_ids, np.float32(config.length_penalty), task.inputs, prompt)
+    inputs, prompt, length = task.padded_prompts()
+    capacity, places = first_capacity(length, total), np.repeat(np.arange(task.num_rows, dtype="int32"), num_beams)
+    limits = filled(task.limits, task.num_rows, 0)  # what fills up is done from the start
+    constraints, limits, ends, penalty, inputs, prompt, token, places = tensors(
+        (
+            constraint_tensors(config),
+            limits,
+            end_ids,
+            np.float32(config.length_penalty),
+            inputs,
+            prompt,
+            prompt["token_ids"][places, -1],
+            places,
+        )
     )
     state = programs.run(
-        prefill, inputs, prompt, capacity=capacity, num_copies=num_beams, has_history=needs_history(constraints)
+        prefill, inputs, prompt, capacity=capacity, num_copies=1, has_history=needs_history(constraints)
     )
-    token = ops.repeat(prompt["token_ids"][:, -1], num_beams)
+    state = programs.run(copied, state, places)
     beams = programs.run(first_beams, limits, num_beams=num_beams, size=capacity)
     static, done = {name: getattr(config, name) for name in ("early_stopping", "renormalize_logits")}, 0
     while done < total and ops.convert_to_numpy(beams["is_open"]).any():
@@ -61,7 +72,8 @@ def search(task):
         if task.processors:
             num_steps = 1
             logits, constrained, state = programs.run(_log_probs, state, token, where, constraints)
-            constrained = run_processors(task.processors, _tokens(task, beams), ops.convert_to_numpy(constrained))
+            tokens, constrained = _tokens(task, beams), np.array(ops.convert_to_numpy(constrained))
+            constrained[: len(tokens)] = run_processors(task.processors, tokens, constrained[: len(tokens)])
             constrained = ops.convert_to_tensor(constrained)
             state, token, beams = programs.run(_step, state, logits, constrained, beams, where, **static)
         else:
@@ -218,7 +230,7 @@ def _tokens(task, beams):
     sequences = ops.convert_to_numpy(beams["sequences"])
     return [
         np.concatenate([prompt, sequence[sequence >= 0]]).astype("int32")
-        for prompt, rows in zip(task.prompts, sequences, strict=True)
+        for prompt, rows in zip(task.prompts, sequences, strict=False)
         for sequence in rows
     ]
 

@@ -27,9 +27,10 @@ from kerasllm import backend
 from kerasllm.generation import beam
 from kerasllm.generation.config import SAMPLING
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors, warp
-from kerasllm.generation.programs import Programs, feed, first_capacity, grow, prefill, tensors
+from kerasllm.generation.programs import Programs, copied, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.samplers import sample, uniform, wrap_seed
 from kerasllm.generation.task import Row
+from kerasllm.text.batches import bucket_rows, filled
 
 CHUNK = 64
 # Steps between two looks for a stop string; and while text is streamed, beginning with one step.
@@ -80,29 +81,34 @@ def decode(task, chunks):
     config, programs = task.config, Programs.of(task.model)
     n = config.num_return_sequences
     rows = [Row(p, limit) for p, limit in zip(task.prompts, task.limits, strict=True) for _ in range(n)]
-    end_ids, draw, total = task.end_tensor(), _uniforms(task), int(task.limits.max())
-    limits, done = np.repeat(task.limits, n), 0
-    prompt, length = task.padded_prompts()
-    token, constraints, filters, ends, inputs, prompt = tensors(
+    num_rows = task.num_rows if n == 1 else bucket_rows(len(rows))
+    places = filled(np.repeat(np.arange(len(task.prompts), dtype="int32"), n), num_rows, 0)  # of their prompts
+    end_ids, draw, total = task.end_tensor(), _uniforms(task, num_rows), int(task.limits.max())
+    limits, done = filled(np.repeat(task.limits, n), num_rows, 0), 0  # what fills up is finished from the start
+    inputs, prompt, length = task.padded_prompts()
+    token, constraints, filters, ends, inputs, prompt, places = tensors(
         (
-            np.repeat(prompt["token_ids"][:, -1], n),
+            prompt["token_ids"][places, -1],
             constraint_tensors(config),
             _filters(config),
             end_ids,
-            task.inputs,
+            inputs,
             prompt,
+            places,
         )
     )
     capacity = first_capacity(length, total)
     state = programs.run(
-        prefill, inputs, prompt, capacity=capacity, num_copies=n, has_history=needs_history(constraints)
+        prefill, inputs, prompt, capacity=capacity, num_copies=1, has_history=needs_history(constraints)
     )
+    if n > 1:
+        state = programs.run(copied, state, places)
     while any(row.finish_reason is None for row in rows):
         slot = length - 1 + done
         if slot == capacity:
             capacity *= 2
             state = programs.run(grow, state, capacity=capacity)
-        finished = np.array([row.finish_reason is not None for row in rows])
+        finished = filled(np.array([row.finish_reason is not None for row in rows]), num_rows, True)
         remaining, finished, uniforms = tensors((limits - done, finished, draw(done)))
         where, choice = (np.int32(slot), np.int32(length), remaining, ends), (uniforms, constraints, filters)
         if task.processors:
@@ -121,7 +127,7 @@ def decode(task, chunks):
                 scores=task.scores,
             )
         ids = ops.convert_to_numpy(ids)[:num_steps]
-        log_probs = ops.convert_to_numpy(log_probs)[:num_steps] if task.scores else np.zeros((num_steps, len(rows)))
+        log_probs = ops.convert_to_numpy(log_probs)[:num_steps] if task.scores else np.zeros((num_steps, num_rows))
         for r, row in enumerate(rows):
             if row.finish_reason is None:
                 row.extend(ids[:, r], log_probs[:, r], end_ids, task.find_stop)
@@ -174,7 +180,8 @@ def _processed_step(task, rows, state, token, where, choice):
     programs, (uniforms, constraints, filters) = Programs.of(task.model), choice
     logits, constrained, state = programs.run(_logits, state, token, where, constraints)
     tokens = [np.concatenate([row.prompt, row.ids]).astype("int32") for row in rows]
-    constrained = run_processors(task.processors, tokens, ops.convert_to_numpy(constrained))
+    constrained = np.array(ops.convert_to_numpy(constrained))
+    constrained[: len(rows)] = run_processors(task.processors, tokens, constrained[: len(rows)])
     token, log_probs = programs.run(
         _choose, logits, ops.convert_to_tensor(constrained), uniforms[0], filters, scores=task.scores
     )
@@ -233,13 +240,13 @@ def _filters(config):
     return {name: np.float32(value) for name, value in values.items() if value is not None}
 
 
-def _uniforms(task):
+def _uniforms(task, num_rows):
     """The function from the tokens generated so far to the uniforms (CHUNK, R) of the next steps."""
     seed, n = task.config.seed, task.config.num_return_sequences
     if seed is None:
         seed = int(np.random.randint(2**32, dtype="uint32")) if task.config.sampling else 0
-    prompt_index = np.repeat(task.first_index + np.arange(len(task.prompts)), n).astype("int32")
-    sequence_index = np.tile(np.arange(n, dtype="int32"), len(task.prompts))
+    prompt_index, sequence_index = (x.astype("int32") for x in np.divmod(np.arange(num_rows), n))
+    prompt_index += task.first_index
 
     def draw(done):
         count = np.arange(done, done + CHUNK, dtype="int32")[:, None]

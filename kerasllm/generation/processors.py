@@ -3,13 +3,17 @@
 `constrain` says what may follow the tokens so far: penalties, bans, biases. `warp` says how much chance is wanted:
 temperature and the filters of sampling. Together they are in the order of transformers; callbacks come between.
 
-Parameters are tensors, so that changing a value never recompiles. A token that may not be chosen gets minus
-infinity; at least one always may.
+Parameters are tensors, so that changing a value never recompiles; those of any length are filled up to few, with
+entries that do nothing. A token that may not be chosen gets minus infinity; at least one always may.
 """
 
 import numpy as np
 from keras import ops
 
+from kerasllm.text.batches import bucket_length, filled
+
+# The least room, for entries and for the tokens before a bad word's last: so most calls share a program.
+LEAST_BIASES, LEAST_WORDS, LEAST_WORD_LENGTH = 16, 16, 4
 CONSTRAINTS = (
     "logit_bias",
     "repetition_penalty",
@@ -156,16 +160,18 @@ def constraint_tensors(config):
     values = {name: np.float32(getattr(config, name)) for name in names if getattr(config, name) is not None}
     if config.logit_bias:
         ids, biases = zip(*config.logit_bias.items(), strict=True)
-        values["logit_bias"] = (np.array(ids, "int32"), np.array(biases, "float32"))
+        size = bucket_length(max(len(ids), LEAST_BIASES))
+        values["logit_bias"] = (filled(np.array(ids, "int32"), size, -1), filled(np.array(biases, "float32"), size, 0))
     if config.no_repeat_ngram_size:
         size = config.no_repeat_ngram_size
-        window = 1 << (size - 1).bit_length()  # few compilations for many sizes
-        values["no_repeat_ngram"] = (np.int32(min(size, 2**31 - 1)), np.empty((window, 0), "int32"))
+        window = np.empty((bucket_length(size), 0), "int32")  # few compilations for many sizes
+        values["no_repeat_ngram"] = (np.int32(min(size, 2**31 - 1)), window)
     if config.bad_words:
-        longest = max(map(len, config.bad_words)) - 1
+        size = bucket_length(max(len(config.bad_words), LEAST_WORDS))
+        longest = bucket_length(max(*map(len, config.bad_words), LEAST_WORD_LENGTH + 1) - 1)
         prefixes = [[-1] * (longest + 1 - len(word)) + list(word[:-1]) for word in config.bad_words]
         ends = [word[-1] for word in config.bad_words]
-        values["bad_words"] = (np.array(prefixes, "int32").reshape(len(ends), longest), np.array(ends, "int32"))
+        values["bad_words"] = (filled(np.array(prefixes, "int32"), size, -1), filled(np.array(ends, "int32"), size, -1))
     if config.min_new_tokens:
         values["min_new_tokens"] = np.int32(config.min_new_tokens)
     for name in ("suppress_tokens", "begin_suppress_tokens"):

@@ -76,6 +76,11 @@ def prefill(model, inputs, prompt, capacity, num_copies, has_history):
     return keras.tree.map_structure(lambda x: ops.repeat(x, num_copies, axis=0), (state, history))
 
 
+def copied(model, state, rows):
+    """What `prefill` returns, of the rows (R,) int32, each of which may come several times."""
+    return keras.tree.map_structure(lambda x: ops.take(x, rows, axis=0), state)
+
+
 def grow(model, state, capacity):
     """What `prefill` returns, with room for `capacity` slots."""
     state, history = state

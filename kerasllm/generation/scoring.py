@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -33,7 +34,7 @@ class Score:
         return math.exp(-self.log_probability / len(self.log_probs))
 
 
-def score(model, inputs, token_ids, padding_mask):
+def score(model, inputs, token_ids, padding_mask, num_rows):
     """Score rows of tokens by one full pass.
 
     Args:
@@ -41,11 +42,14 @@ def score(model, inputs, token_ids, padding_mask):
         inputs: dict of arrays, its inputs.
         token_ids: (B, T) int array, what the logits belong to.
         padding_mask: (B, T) bool array, True = real; each row has two tokens at least, padding on the right.
+        num_rows: the rows that the model is shown, copies of the last behind the others.
 
     Returns:
         A list of `Score`s.
     """
-    log_probs = ops.convert_to_numpy(Programs.of(model).run(token_log_probs, *tensors((inputs, token_ids))))
+    copies = np.minimum(np.arange(num_rows), len(token_ids) - 1)
+    arguments = keras.tree.map_structure(lambda x: np.asarray(x)[copies], (inputs, token_ids))
+    log_probs = ops.convert_to_numpy(Programs.of(model).run(token_log_probs, *tensors(arguments)))[: len(token_ids)]
     lengths = np.sum(padding_mask, axis=1)
     return [
         Score(row[:length].astype("int32"), values[: length - 1])

@@ -58,11 +58,11 @@ class _Decoder:
 
     def __init__(self, model, task):
         self.programs = Programs.of(model)
-        prompt, length = task.padded_prompts()
+        inputs, prompt, length = task.padded_prompts()
         self.padding = length - len(task.prompts[0])
         self.capacity = first_capacity(length, int(task.limits[0]))
         self.state = self.programs.run(
-            prefill, *tensors((task.inputs, prompt)), capacity=self.capacity, num_copies=1, has_history=False
+            prefill, *tensors((inputs, prompt)), capacity=self.capacity, num_copies=1, has_history=False
         )
 
     def feed(self, token_ids, place):

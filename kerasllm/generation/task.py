@@ -7,7 +7,10 @@ import keras
 import numpy as np
 
 from kerasllm.generation.config import GenerationConfig
-from kerasllm.text.batches import pad
+from kerasllm.text import batches
+
+# Room for the model's own end tokens and some of the call's, without another compilation.
+LEAST_ENDS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +60,7 @@ class Task:
         scores: whether log-probabilities are wanted.
         processors: functions (list of int arrays, the tokens of each row so far; logits (R, V)) -> logits (R, V),
             in numpy, called before temperature and filters at each step.
+        least_rows: prompts are filled up to so many rows at least, as a smaller last batch is to those before it.
 
     Raises:
         ValueError: if a prompt is empty or leaves no room below `max_length`, no length is given, or `inputs`
@@ -73,6 +77,7 @@ class Task:
     find_stop: Callable | None = None
     scores: bool = False
     processors: tuple = ()
+    least_rows: int = 1
 
     def __post_init__(self):
         for name, array in self.inputs.items():
@@ -100,16 +105,26 @@ class Task:
             limits = np.full_like(lengths, config.max_new_tokens)
         object.__setattr__(self, "limits", limits)
 
+    @property
+    def num_rows(self):
+        """The rows that the prompts are filled up to: numbers of few values, since each is compiled anew."""
+        return batches.bucket_rows(max(len(self.prompts), self.least_rows))
+
     def padded_prompts(self):
-        """The prompts as `start_decoding` takes them, and the number of their slots."""
-        longest = max(map(len, self.prompts))
-        length = 1 << (longest - 1).bit_length()
-        token_ids, padding_mask = pad(self.prompts, length, self.pad_id, side="left")
-        return {"token_ids": token_ids, "padding_mask": padding_mask}, length
+        """The inputs and the prompts as `start_decoding` takes them, and the number of their slots.
+
+        Copies of the last row fill them up to `num_rows`.
+        """
+        length = batches.bucket_length(max(map(len, self.prompts)))
+        token_ids, padding_mask = batches.pad(self.prompts, length, self.pad_id, side="left")
+        prompt = {"token_ids": token_ids, "padding_mask": padding_mask}
+        copies = np.minimum(np.arange(self.num_rows), len(self.prompts) - 1)
+        return *keras.tree.map_structure(lambda x: np.asarray(x)[copies], (self.inputs, prompt)), length
 
     def end_tensor(self):
-        """The end ids as an array; -1 stands for none."""
-        return np.array(list(self.end_ids) or [-1], dtype="int32")
+        """The end ids as an array, filled up to few sizes with -1, which is none."""
+        ids = np.array(self.end_ids, dtype="int32")
+        return batches.filled(ids, batches.bucket_length(max(len(ids), LEAST_ENDS)), -1)
 
 
 class Row:

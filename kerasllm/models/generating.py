@@ -151,25 +151,25 @@ class GeneratingModel(Model):
         if draft is not None:
             self._check_draft(draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens)
         results = []
-        for places, filled in _batches(len(prompts), batch_size):
+        for places, least_rows in _batches(len(prompts), batch_size):
             callbacks = list(processors)
             if prefix_allowed_tokens:
                 copies = max(config.num_beams, config.num_return_sequences)
-                callbacks.append(_only_allowed(prefix_allowed_tokens, np.repeat(filled, copies)))
+                callbacks.append(_only_allowed(prefix_allowed_tokens, np.repeat(places, copies)))
             task = Task(
                 model=self,
-                inputs=read_inputs(filled),
-                prompts=[prompts[i] for i in filled],
+                inputs=read_inputs(places),
+                prompts=[prompts[i] for i in places],
                 first_index=places[0],
                 scores=return_scores,
                 processors=tuple(callbacks),
+                least_rows=least_rows,
                 **arguments,
             )
             if draft is None:
-                batch = generator.generate(task)
+                results += generator.generate(task)
             else:
-                batch = [[speculative.generate(task, draft, num_draft_tokens)]]
-            results += batch[: len(places)]
+                results += [[speculative.generate(task, draft, num_draft_tokens)]]
         if writer is None:
             return results
         return [[self._with_text(g, writer, config, arguments["end_ids"]) for g in row] for row in results]
@@ -199,16 +199,16 @@ class GeneratingModel(Model):
         """
         check_positive("batch_size", batch_size)
         scores = []
-        for places, filled in _batches(len(rows), batch_size):
-            longest = max(len(rows[i]) for i in filled)
+        for places, least_rows in _batches(len(rows), batch_size):
+            longest = max(len(rows[i]) for i in places)
             if self.max_sequence_length and longest > self.max_sequence_length:
                 raise ValueError(
                     f"texts: one of {longest} tokens is longer than max_sequence_length ({self.max_sequence_length})."
                 )
             length = batches.bucket_length(longest, self.max_sequence_length)
-            token_ids, padding_mask = batches.pad([rows[i] for i in filled], length)
-            inputs = read_inputs(filled, token_ids, padding_mask)
-            scores += scoring.score(self, inputs, token_ids, padding_mask)[: len(places)]
+            token_ids, padding_mask = batches.pad([rows[i] for i in places], length)
+            inputs = read_inputs(places, token_ids, padding_mask)
+            scores += scoring.score(self, inputs, token_ids, padding_mask, batches.bucket_rows(least_rows))
         return scores
 
     def required_output_tokenizer(self):
@@ -302,10 +302,9 @@ def unnested(rows, n):
 
 
 def _batches(num_rows, batch_size):
-    """Yield the places of each batch, and the same filled up with copies: a smaller batch would be compiled anew."""
+    """Yield the places of each batch, and its least rows, those of the first: a smaller one would be compiled anew."""
     for start in range(0, num_rows, batch_size):
-        places = list(range(start, min(start + batch_size, num_rows)))
-        yield places, places if start == 0 else places + [places[-1]] * (batch_size - len(places))
+        yield list(range(start, min(start + batch_size, num_rows))), min(batch_size, num_rows)
 
 
 def _without_end(completion, end_ids):

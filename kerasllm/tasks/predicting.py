@@ -60,8 +60,8 @@ def encode_texts(model, texts, pairs=None, name="texts", limit=None, truncate=Fa
 def predict(model, encodings, batch_size, verbose=False, extra=None):
     """The model's outputs for each encoding, in numpy.
 
-    Encodings of like length share a batch; lengths and sizes of batches are powers of two, so that few programs are
-    compiled.
+    Encodings of like length share a batch; lengths are powers of two, and batches are filled up to few sizes, so that
+    few programs are compiled.
 
     Args:
         model: a `BERTModel`.
@@ -85,7 +85,7 @@ def predict(model, encodings, batch_size, verbose=False, extra=None):
     results = [None] * len(encodings)
     for start in starts:
         places = order[start : start + batch_size].tolist()
-        filled = places + places[-1:] * (batches.bucket_length(len(places), batch_size) - len(places))
+        filled = places + places[-1:] * (batches.bucket_rows(len(places)) - len(places))
         outputs = model.predict_on_batch(_inputs(model, rows, filled))
         for row, place in enumerate(places):
             results[place] = _row(outputs, row)

