@@ -3,23 +3,43 @@
     kerasllm generate SOURCE "Once upon a time" --temperature 0.8
     cat reviews.txt | kerasllm classify SOURCE --json
 
-Texts are arguments, or else the lines of the standard input. Errors go to the standard error in one line, with the
-exit code 1; arguments that cannot be parsed have 2.
+Texts are arguments, or else the lines of the standard input, read and answered some at a time. Each has one line of
+output: an empty one, or with --json an object with `error`, where it cannot be answered, and a message on the standard
+error. Errors are one line each and lead to the exit code 1; arguments that cannot be parsed have 2, Ctrl-C has 130.
 """
 
 import argparse
+import codecs
 import dataclasses
-import itertools
-import json
 import os
 import sys
 import typing
+from pathlib import Path
 
+import kerasllm
+from kerasllm.arguments import check_positive
 from kerasllm.generation.config import GenerationConfig
+from kerasllm.text import lines
 
 EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
 FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm", ".onnx": "onnx", ".xml": "openvino"}
 SOURCE = "a preset's folder, a .gguf file or hf://organisation/name"
+EXAMPLES = {
+    "generate": 'kerasllm generate gpt2 "Once upon a time" --max-new-tokens 40 --temperature 0.8',
+    "translate": "kerasllm translate opus-mt-en-de --num-beams 4 < sentences.txt > saetze.txt",
+    "summarize": "kerasllm summarize bart-large-cnn --truncate --json < articles.txt",
+    "chat": 'kerasllm chat SmolLM2-135M-Instruct.Q4_1.gguf "What is the capital of France?"',
+    "fill-mask": 'kerasllm fill-mask bert-base-uncased "Paris is the [MASK] of France." --top-k 3',
+    "classify": "kerasllm classify sentiment --truncate < reviews.txt | cut -f 1 | sort | uniq -c",
+    "tag": 'kerasllm tag bert-ner "Angela Merkel was born in Hamburg." --json',
+    "embed": "kerasllm embed all-MiniLM-L6-v2 < sentences.txt > vectors.txt",
+    "score": "kerasllm score gpt2 < sentences.txt | sort -n",
+    "answer": 'kerasllm answer bert-squad "Who wrote it?" < page.txt',
+    "info": "kerasllm info hf://HuggingFaceTB/SmolLM2-135M",
+    "convert": "kerasllm convert model.gguf folder --dtype bfloat16",
+    "export": "kerasllm export gpt2 gpt2.tflite --quantize dynamic_int8 --max-length 512",
+}
+"""For each command what its help shows."""
 
 
 def main(argv=None):
@@ -31,62 +51,113 @@ def main(argv=None):
     Returns:
         The exit code.
     """
-    arguments = parser().parse_args(argv)
+    lines.use_utf8()
+    arguments = _parsed(parser(), [lines.redecoded(x) for x in (sys.argv[1:] if argv is None else argv)])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if arguments.backend:
         os.environ["KERAS_BACKEND"] = arguments.backend
     try:
-        arguments.command(arguments)
-        sys.stdout.flush()
-    except (ValueError, FloatingPointError, ImportError, OSError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError):  # `kerasllm ... | head`: nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        print(f"kerasllm: {error}", file=sys.stderr)
-        return 1
+        for name in ("question", "context", "system", "stop", "bad_words"):
+            value = getattr(arguments, name, None) or ()
+            for text in [value] if isinstance(value, str) else value:
+                lines.check_readable(name, text)
+        all_well = arguments.command(arguments)
+        lines.flush()
+        return 1 if all_well is False else 0
     except KeyboardInterrupt:
+        lines.abandon()
         return 130
-    return 0
+    except BrokenPipeError:  # `kerasllm ... | head`: nobody reads on
+        lines.abandon()
+        return 0
+    except (ValueError, FloatingPointError, ImportError, OSError, RuntimeError) as error:
+        lines.complain(error)
+        lines.abandon()
+        return 1
+
+
+def _parsed(root, argv):
+    """The arguments; texts may also stand behind options, where argparse does not look for them."""
+    arguments, rest = root.parse_known_args(argv)
+    plain = argv[argv.index("--") + 1 :] if "--" in argv else []
+    rest = [x for x in rest if x != "--"]
+    are_texts = all(x in plain or not x.startswith("-") for x in rest)
+    if are_texts and hasattr(arguments, "texts"):
+        arguments.texts += rest
+    elif are_texts and len(rest) == 1 and getattr(arguments, "message", "") is None:
+        [arguments.message] = rest
+    elif rest:
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def parser():
     """The parser of all commands."""
     root = argparse.ArgumentParser("kerasllm", description="Language models for Keras 3.")
+    root.add_argument("--version", action="version", version=f"kerasllm {kerasllm.__version__}")
     commands = root.add_subparsers(metavar="command", required=True)
 
-    def add(name, command, help):
-        parser = commands.add_parser(name, help=help, description=help)
+    def add(name, command, help, more=""):
+        parser = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}. {more}",
+            epilog=f"example:\n  {EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         parser.set_defaults(command=command)
         parser.add_argument("--backend", metavar="NAME", help="Keras's backend, in place of KERAS_BACKEND")
         parser.add_argument("source", metavar="SOURCE", help=SOURCE)
         return parser
 
-    def add_task(name, run, show, help):
-        parser = add(name, lambda arguments: _run_task(arguments, name.replace("-", "_"), run, show), help)
+    def add_task(name, run, show, help, ready=_needs_tokenizer, fields=""):
+        task = name.replace("-", "_")
+        parser = add(name, lambda arguments: _run_task(arguments, task, ready, run, show), help, ONE_LINE + fields)
         parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text; default: each line of the input")
-        parser.add_argument("--batch-size", type=int, default=32, help="texts at a time")
+        parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts at a time")
+        _add_encoding(parser)
         parser.add_argument("--json", action="store_true", help="print an object for each text, one to a line")
         return parser
 
-    _add_generation_options(add_task("generate", _generate, _show_texts, "continue prompts"))
-    _add_generation_options(add_task("translate", _translate, _show_texts, "translate texts"))
-    _add_generation_options(add_task("summarize", _summarize, _show_texts, "summarize texts"))
+    def add_writing(name, run, help):
+        parser = add_task(name, run, _show_texts, help, _ready_to_write, BREAKS)
+        _add_generation_options(parser)
+        return parser
 
-    chat = add("chat", _chat, "answer messages as they are typed, or one")
+    def add_truncate(parser):
+        parser.add_argument("--truncate", action="store_true", help="cut texts that are too long for the model")
+
+    add_writing("generate", _generate, "continue prompts")
+    add_truncate(add_writing("translate", _translate, "translate texts"))
+    add_truncate(add_writing("summarize", _summarize, "summarize texts"))
+
+    chat = add("chat", _chat, "answer messages as they are typed, or one", "Answers are printed as they are written.")
     chat.add_argument("message", metavar="MESSAGE", nargs="?", help="default: each line of the input, as one chat")
     chat.add_argument("--system", help="what the model is told first")
+    _add_encoding(chat)
+    chat.add_argument("--json", action="store_true", help="print an object for each message, one to a line")
     _add_generation_options(chat)
 
-    fill_mask = add_task("fill-mask", _fill_mask, _show_rows("score", "token_str", "sequence"), "fill masks in texts")
-    fill_mask.add_argument("--top-k", type=int, default=5, help="proposals for each mask")
-    classify = add_task("classify", _classify, _show_rows("label", "score"), "classify texts")
-    classify.add_argument("--top-k", type=int, default=1, help="labels for each text")
-    add_task("tag", _tag, _show_rows("entity", "word", "start", "end", "score"), "find entities in texts")
-    add_task("embed", _embed, _show_vector, "embed texts")
+    show = _show_rows("score", "token_str", "sequence")
+    fill_mask = add_task("fill-mask", _fill_mask, show, "fill masks in texts", _ready_to_fill, show.help)
+    fill_mask.add_argument("--top-k", type=int, default=5, metavar="K", help="proposals for each mask")
+    show = _show_rows("label", "score")
+    classify = add_task("classify", _classify, show, "classify texts", _ready_to_classify, show.help)
+    classify.add_argument("--top-k", type=int, default=1, metavar="K", help="labels for each text")
+    add_truncate(classify)
+    show = _show_rows("entity", "word", "start", "end", "score")
+    add_truncate(add_task("tag", _tag, show, "find entities in texts", fields=show.help))
+    add_truncate(add_task("embed", _embed, _show_vector, "embed texts"))
+    more = (
+        "Its log-probability in nats and its perplexity, parted by a tab; for a translator a text is a source, a tab\n"
+    )
+    add_task("score", _score, _show_score, "say how probable texts are", _ready_to_write, f"{more}and its translation.")
 
     answer = add("answer", _answer, "answer a question from a context")
     answer.add_argument("question", metavar="QUESTION")
     answer.add_argument("--context", help="default: the whole input")
+    answer.add_argument("--lines", action="store_true", help="each line of the input is a context; an answer for each")
+    _add_encoding(answer)
     answer.add_argument("--json", action="store_true", help="print an object")
 
     info = add("info", _info, "say what a source holds, without loading it")
@@ -94,6 +165,7 @@ def parser():
     convert = add("convert", _convert, "write a source as a preset's folder, as transformers has it where it can")
     convert.add_argument("folder", metavar="FOLDER")
     convert.add_argument("--dtype", help="of the weights, such as bfloat16")
+    convert.add_argument("--force", action="store_true", help="replace what FOLDER holds already")
     export = add("export", _export, "write a model as a file that runs without kerasllm")
     export.add_argument("path", metavar="OUT", help="a SavedModel's folder, or a .tflite or .litertlm file")
     export.add_argument("--format", choices=EXPORT_FORMATS, help="default: what the ending of OUT says")
@@ -102,6 +174,29 @@ def parser():
     export.add_argument("--strings", action="store_true", help="with functions that take and give strings")
     export.add_argument("--signatures", nargs="+", metavar="NAME", help="the functions; default: all that there are")
     return root
+
+
+ONE_LINE = """
+Each text has one line of output, in the order of the texts: an empty one, or with --json an object with "error",
+where it cannot be answered, and a message on the standard error; the exit code is 1 then. A blank line is no text.
+"""
+BREAKS = (
+    "Line feeds in what the model writes are printed as \\n; several sequences are parted by tabs. --json is exact."
+)
+
+
+def _add_encoding(parser):
+    parser.add_argument(
+        "--encoding", type=_encoding, default="utf-8", metavar="NAME", help="of the input; default: utf-8"
+    )
+
+
+def _encoding(name):
+    try:
+        "a".encode(name)  # of text: there are others, such as base64
+        return codecs.lookup(name).name
+    except (LookupError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is no known encoding") from error
 
 
 def _add_generation_options(parser):
@@ -131,102 +226,211 @@ def _generation_options(arguments):
 
 
 def _load(task, source, **arguments):
-    import kerasllm
-
     return kerasllm.load(task, source, **arguments)
 
 
-def _run_task(arguments, task, run, show):
+def _run_task(arguments, task, ready, run, show):
+    check_positive("batch_size", arguments.batch_size)
     model = _load(task, arguments.source)
-    texts = iter(arguments.texts or filter(None, (line.rstrip("\n") for line in sys.stdin)))
-    while batch := list(itertools.islice(texts, arguments.batch_size)):
-        for text, output in zip(batch, run(model, batch, arguments), strict=True):
-            if arguments.json:
-                print(json.dumps({"input": text, "output": output}, ensure_ascii=False))
-            else:
-                show(output)
-        sys.stdout.flush()
+    ready(model, arguments)
+
+    def write(text, output, error):
+        if arguments.json:
+            lines.write_json({"input": text.text, **({"output": output} if error is None else {"error": error})})
+        else:
+            print("" if error else show(output))
+        if error:
+            lines.complain(f"{text.place}: {error}")
+
+    is_typed = not arguments.texts and sys.stdin is not None and sys.stdin.isatty()
+    return lines.answer(
+        lines.of_arguments(arguments.texts) if arguments.texts else lines.of_stream(sys.stdin, arguments.encoding),
+        lambda texts, first: run(model, texts, first, arguments),
+        write,
+        1 if is_typed else arguments.batch_size,
+    )
 
 
-def _generate(model, texts, arguments):
-    return model.generate(texts, **_generation_options(arguments))
+# What is wrong with every text is said once, before the first is read.
 
 
-def _translate(model, texts, arguments):
-    return model.translate(texts, **_generation_options(arguments))
+def _needs_tokenizer(model, arguments):
+    model.required_tokenizer()
 
 
-def _summarize(model, texts, arguments):
-    return model.summarize(texts, **_generation_options(arguments))
+def _ready_to_write(model, arguments):
+    model.required_output_tokenizer()
+    GenerationConfig.merged(None, defaults=model.generation_defaults, **_generation_options(arguments))
 
 
-def _fill_mask(model, texts, arguments):
-    return model.fill_mask(texts, top_k=arguments.top_k)
+def _ready_to_fill(model, arguments):
+    model.required_tokenizer()
+    _check_top_k(arguments.top_k, "symbols", model.arguments["vocabulary_size"])
 
 
-def _classify(model, texts, arguments):
-    return model.classify(texts, top_k=arguments.top_k)
+def _ready_to_classify(model, arguments):
+    model.required_tokenizer()
+    _check_top_k(arguments.top_k, "labels", len(model.arguments["labels"]))
 
 
-def _tag(model, texts, arguments):
-    return model.tag(texts)
+def _check_top_k(top_k, things, limit):
+    check_positive("top_k", top_k)
+    if top_k > limit:
+        raise ValueError(f"top_k ({top_k}) must be at most the number of {things} ({limit}).")
 
 
-def _embed(model, texts, arguments):
-    return model.embed(texts).tolist()
+# Functions (model, texts, place of the first, arguments) -> an output for each text.
+
+
+def _generate(model, texts, first, arguments):
+    return model.generate(texts, batch_size=len(texts), first_index=first, **_generation_options(arguments))
+
+
+def _translate(model, texts, first, arguments, method="translate"):
+    if arguments.truncate:
+        texts = [_cut(model.source_tokenizer, text, model.max_sequence_length) for text in texts]
+    options = _generation_options(arguments)
+    return getattr(model, method)(texts, batch_size=len(texts), first_index=first, **options)
+
+
+def _summarize(model, texts, first, arguments):
+    return _translate(model, texts, first, arguments, "summarize")
+
+
+def _fill_mask(model, texts, first, arguments):
+    return model.fill_mask(texts, top_k=arguments.top_k, verbose=False)
+
+
+def _classify(model, texts, first, arguments):
+    return model.classify(texts, top_k=arguments.top_k, truncate=arguments.truncate, verbose=False)
+
+
+def _tag(model, texts, first, arguments):
+    if arguments.truncate:
+        texts = [_cut(model.tokenizer, text, model.arguments["max_sequence_length"]) for text in texts]
+    return model.tag(texts, verbose=False)
+
+
+def _embed(model, texts, first, arguments):
+    return model.embed(texts, truncate=arguments.truncate, verbose=False).tolist()
+
+
+def _score(model, texts, first, arguments):
+    if "tokenizer" in model.tokenizer_prefixes:
+        scores = model.score(texts)
+    else:
+        pairs = [text.split("\t") for text in texts]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError("a text must be a source, a tab and its translation.")
+        scores = model.score(*map(list, zip(*pairs, strict=True)))
+    return [{"log_probability": score.log_probability, "perplexity": score.perplexity} for score in scores]
+
+
+def _cut(tokenizer, text, limit):
+    """The beginning of a text that has at most so many tokens."""
+    if limit is None or len(tokenizer.encode(text)) <= limit:
+        return text
+    [encoding] = tokenizer.encodings([text], max_length=limit)
+    text = text[: max(end for _, end in encoding.offsets)]
+    while len(tokenizer.encode(text)) > limit:  # its last word may be parted otherwise now
+        text = text[:-1]
+    return text
+
+
+# Outputs as lines.
 
 
 def _show_texts(texts):
-    for text in [texts] if isinstance(texts, str) else texts:
-        print(text)
+    if isinstance(texts, str):
+        return lines.escaped(texts)
+    return "\t".join(lines.escaped(text, tabs=True) for text in texts)
 
 
 def _show_rows(*fields):
-    """A function that prints dicts, in however deep lists, as lines of tab-separated fields."""
+    """A function that makes a line of dicts, in however deep lists: their fields one after the other, with tabs."""
 
     def show(rows):
-        for row in rows:
-            if isinstance(row, list):
-                show(row)
-            else:
-                values = [row[field] for field in fields]
-                print(*(f"{value:.4f}" if isinstance(value, float) else value for value in values), sep="\t")
+        flat = [show(row) if isinstance(row, list) else shown(row) for row in rows]
+        return "\t".join(part for part in flat if part)
 
+    def shown(row):
+        values = [row[field] for field in fields]
+        values = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
+        return "\t".join(lines.escaped(value, tabs=True) for value in values)
+
+    show.help = f"A line holds {', '.join(fields)}, and so on for each, parted by tabs."
     return show
 
 
 def _show_vector(vector):
-    print(*(f"{value:.6g}" for value in vector))
+    return " ".join(f"{value:.6g}" for value in vector)
+
+
+def _show_score(score):
+    return f"{score['log_probability']:.6g}\t{score['perplexity']:.6g}"
 
 
 def _chat(arguments):
     model, options = _load("chat", arguments.source), _generation_options(arguments)
-    messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    for text in [arguments.message] if arguments.message else _typed_lines():
-        messages.append({"role": "user", "content": text})
-        answer = ""
-        for piece in model.stream(messages, **options):
-            print(piece, end="", flush=True)
-            answer += piece
-        print(flush=True)
-        messages.append({"role": "assistant", "content": answer})
+    _ready_to_write(model, arguments)
+    messages, all_well = [{"role": "system", "content": arguments.system}] if arguments.system else [], True
+    is_typed = arguments.message is None and sys.stdin is not None and sys.stdin.isatty()
+    texts = lines.of_stream(sys.stdin, arguments.encoding)
+    for text in (
+        lines.of_arguments([arguments.message]) if arguments.message is not None else _prompted(texts, is_typed)
+    ):
+        if text.error == lines.BLANK and arguments.message is None:
+            continue
+        asked, answer, error = [*messages, {"role": "user", "content": text.text}], "", text.error
+        try:
+            for piece in model.stream(asked, **options) if error is None else ():
+                answer += piece
+                if not arguments.json:
+                    print(piece, end="", flush=True)
+            messages = asked if error else [*asked, {"role": "assistant", "content": answer}]
+        except (ValueError, FloatingPointError) as problem:
+            error = lines.one_line(problem)
+        if arguments.json:
+            lines.write_json({"input": text.text, **({"output": answer} if error is None else {"error": error})})
+        else:
+            print()
+        lines.flush()
+        if error is not None:
+            messages, all_well = asked[:-1], False
+            lines.complain(f"{text.place}: {error}")
+    return all_well
 
 
-def _typed_lines():
+def _prompted(texts, is_typed):
     while True:
-        if sys.stdin.isatty():
+        if is_typed:
             print("> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
+        text = next(texts, None)
+        if text is None:
             return
-        if line.strip():
-            yield line.rstrip("\n")
+        yield text
 
 
 def _answer(arguments):
-    context = arguments.context or sys.stdin.read()
+    if arguments.context is not None and arguments.lines:
+        raise ValueError("--context and --lines exclude each other: the lines are of the input.")
+
+    def show(answer):
+        return lines.escaped(answer["answer"])
+
+    def run(model, texts, first, arguments):
+        return model.answer([arguments.question] * len(texts), texts, verbose=False)
+
+    if arguments.lines:
+        arguments.texts, arguments.batch_size = [], 32
+        return _run_task(arguments, "answer", _needs_tokenizer, run, show)
+    context = lines.read_all(sys.stdin, arguments.encoding) if arguments.context is None else arguments.context
     answer = _load("answer", arguments.source).answer(arguments.question, context)
-    print(json.dumps(answer, ensure_ascii=False) if arguments.json else answer["answer"])
+    if arguments.json:
+        lines.write_json(answer)
+    else:
+        print(show(answer))
+    return True
 
 
 def _info(arguments):
@@ -234,7 +438,7 @@ def _info(arguments):
 
     facts = dataclasses.asdict(checkpoints.describe(arguments.source))
     if arguments.json:
-        print(json.dumps(facts, ensure_ascii=False, default=str))
+        lines.write_json(facts, default=str)
         return
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -244,6 +448,9 @@ def _info(arguments):
 
 
 def _convert(arguments):
+    folder = Path(arguments.folder)
+    if not arguments.force and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"folder ({arguments.folder!r}) exists already; --force replaces what it holds.")
     options = {"dtype": arguments.dtype} if arguments.dtype else {}
     _load(None, arguments.source, **options).save_to_preset(arguments.folder)
 
@@ -263,7 +470,13 @@ def _format_of(path):
 def _export(arguments):
     format = arguments.format or _format_of(arguments.path)
     given = {name: getattr(arguments, name) for name in ("quantize", "max_length", "signatures", "strings")}
-    options = {name: value for name, value in given.items() if value}
+    options = {name: value for name, value in given.items() if value is not None and value is not False}
+    if "max_length" in options:
+        check_positive("max_length", options["max_length"])
+        if format == "tf_saved_model":
+            raise ValueError(
+                f"max_length ({options['max_length']}) is for TFLite files: a SavedModel has no fixed sizes."
+            )
     _load(None, arguments.source).export(arguments.path, format=format, **options)
 
 

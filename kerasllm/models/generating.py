@@ -132,6 +132,7 @@ class GeneratingModel(Model):
         prefix_allowed_tokens=None,
         draft=None,
         num_draft_tokens=8,
+        first_index=0,
     ):
         """Check the arguments, then generate, some prompts at a time.
 
@@ -141,7 +142,8 @@ class GeneratingModel(Model):
             batch_size: the most prompts at a time.
             read_inputs: takes a list of places in `prompts` and returns what `start_decoding` reads beside them, a
                 dict of arrays with one row for each.
-            return_scores, processors, prefix_allowed_tokens, draft, num_draft_tokens: as for `LanguageModel.generate`.
+            return_scores, processors, prefix_allowed_tokens, draft, num_draft_tokens, first_index: as for
+                `LanguageModel.generate`.
 
         Returns:
             For each prompt a list of `num_return_sequences` `Generation`s, with their texts where there is a tokenizer.
@@ -160,7 +162,7 @@ class GeneratingModel(Model):
                 model=self,
                 inputs=read_inputs(places),
                 prompts=[prompts[i] for i in places],
-                first_index=places[0],
+                first_index=first_index + places[0],
                 scores=return_scores,
                 processors=tuple(callbacks),
                 least_rows=least_rows,

@@ -15,6 +15,7 @@ TASKS = {
     "tag": ("BERTTokenClassifier",),
     "answer": ("BERTQuestionAnswerer",),
     "embed": ("BERTEmbedder",),
+    "score": ("GPT", "RNNLanguageModel", "TransformerTranslator", "LSTMTranslator"),
 }
 
 
@@ -22,8 +23,8 @@ def load(task, source, **arguments):
     """Open the model that a preset holds, as the class that has a method of the task's name.
 
     Args:
-        task: "generate", "chat", "translate", "summarize", "fill_mask", "classify", "tag", "answer" or "embed"; or
-            None for the class that the preset itself names.
+        task: "generate", "chat", "translate", "summarize", "fill_mask", "classify", "tag", "answer", "embed" or
+            "score"; or None for the class that the preset itself names.
         source, **arguments: as for `from_preset` of the class.
 
     Raises:

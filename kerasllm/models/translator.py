@@ -75,7 +75,7 @@ class Translator(GeneratingModel):
             batch_size: number of texts decoded at a time. It does not change the translations.
             return_scores: whether to return `Generation`s instead of strings: text, ids, the log-probability of each
                 token, the reason of the end, and the score of beam search.
-            **arguments: `processors`, `prefix_allowed_tokens`, `draft`, `num_draft_tokens`, as for
+            **arguments: `processors`, `prefix_allowed_tokens`, `draft`, `num_draft_tokens`, `first_index`, as for
                 `LanguageModel.generate`; and fields of `GenerationConfig` that replace `config`'s, where `max_length`
                 and `max_new_tokens` count target tokens.
 
@@ -181,7 +181,7 @@ class Translator(GeneratingModel):
 
     def _merged(self, config, arguments):
         """The `GenerationConfig`, and the arguments that are none of its fields."""
-        names = ("processors", "prefix_allowed_tokens", "draft", "num_draft_tokens")
+        names = ("processors", "prefix_allowed_tokens", "draft", "num_draft_tokens", "first_index")
         options = {name: arguments[name] for name in names if name in arguments}
         overrides = {name: value for name, value in arguments.items() if name not in names}
         return GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides), options
