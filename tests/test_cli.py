@@ -214,6 +214,19 @@ def test_what_is_wrong_with_every_line_is_said_once(fake, capsys, monkeypatch, t
         assert expected in printed.partition("example:")[2] or expected in printed and len(arguments) == 1
 
 
+def test_texts_are_cut_to_the_tokens_that_the_model_reads(fake, capsys):
+    tokenizer = kerasllm.Tokenizer.train_wordpiece(TEXTS, 80)
+    fake.tokenizer = fake.source_tokenizer = tokenizer
+    fake.max_sequence_length = 12
+    fake.translate = lambda texts, **options: texts
+    long = "the cat sees the dog, a dog wants the book, the king has a horse"
+    assert run(capsys, "translate", "folder", long, "short") == (0, f"{long}\nshort\n", "")
+    code, printed, _ = run(capsys, "translate", "folder", long, "short", "--truncate")
+    cut, short = printed.splitlines()
+    assert (code, short) == (0, "short") and long.startswith(cut) and len(tokenizer.encode(cut)) == 12
+    assert len(tokenizer.encode(long[: len(cut) + 2])) > 12
+
+
 def test_generate_prints_what_the_model_generates(gpt, capsys, monkeypatch):
     model, folder = gpt
     options = dict(max_new_tokens=4, temperature=0.7, seed=3)

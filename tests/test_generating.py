@@ -266,6 +266,7 @@ def test_a_models_own_draws_are_those_of_its_place_in_any_batch():
     model, options = shared_gpt(), {"max_new_tokens": 8, "temperature": 1.2, "seed": 9}
     together = model.generate(PROMPTS, **options)
     assert model.generate(PROMPTS, batch_size=2, **options) == together
+    assert model.generate(PROMPTS[1:], first_index=1, **options) == together[1:]
     assert model.generate(PROMPTS[:1], **options) == together[:1]
 
 

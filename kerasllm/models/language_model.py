@@ -157,7 +157,7 @@ class LanguageModel(GeneratingModel):
         if isinstance(texts, str):
             return self.score([texts], batch_size)[0]
         if not isinstance(texts, list | tuple) or len(texts) == 0:
-            raise ValueError(f"texts ({texts!r}) must be a string, or a list of strings or of lists of ids.")
+            raise ValueError(f"texts ({texts!r:.80}) must be a string, or a list of strings or of lists of ids.")
         rows = texts
         if all(isinstance(text, str) for text in texts):
             tokenizer = self.required_tokenizer()
@@ -167,7 +167,7 @@ class LanguageModel(GeneratingModel):
             rows = [start + tokenizer.encode(text, special_tokens=False) for text in texts]
         for i, row in enumerate(rows):
             if not hasattr(row, "__len__") or len(row) < 2:
-                raise ValueError(f"texts[{i}] ({texts[i]!r}) must be of two tokens at least.")
+                raise ValueError(f"texts[{i}] ({texts[i]!r:.80}) must be of two tokens at least.")
         rows = read_token_ids("texts", rows, self.output_vocabulary_size)
 
         def read_inputs(places, token_ids, padding_mask):

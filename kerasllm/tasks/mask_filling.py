@@ -41,7 +41,7 @@ class MaskFilling:
             for i, masks in enumerate(positions):
                 if not masks:
                     mask = tokenizer.id_to_token(tokenizer.mask_id)
-                    raise ValueError(f"texts[{i}] ({texts[i]!r}) must hold {mask!r}.")
+                    raise ValueError(f"texts[{i}] ({texts[i]!r:.80}) must hold {mask!r}.")
             logits = predict(self, encodings, batch_size, verbose, {"masked_positions": positions})
             return [
                 self._filled(e.ids, masks, softmax(scores[: len(masks)]), top_k)
