@@ -14,11 +14,13 @@ import dataclasses
 import os
 import sys
 import typing
+import warnings
 from pathlib import Path
 
 import kerasllm
 from kerasllm.arguments import check_positive
 from kerasllm.generation.config import GenerationConfig
+from kerasllm.tasks.embedding import find_prompt
 from kerasllm.text import lines
 
 EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
@@ -147,7 +149,10 @@ def parser():
     add_truncate(classify)
     show = _show_rows("entity", "word", "start", "end", "score")
     add_truncate(add_task("tag", _tag, show, "find entities in texts", fields=show.help))
-    add_truncate(add_task("embed", _embed, _show_vector, "embed texts"))
+    embed = add_task("embed", _embed, _show_vector, "embed texts", _ready_to_embed)
+    add_truncate(embed)
+    embed.add_argument("--prompt", metavar="TEXT", help="what is set before each text")
+    embed.add_argument("--prompt-name", metavar="NAME", help="the model's prompt of this name, in its place")
     more = (
         "Its log-probability in nats and its perplexity, parted by a tab; for a translator a text is a source, a tab\n"
     )
@@ -279,6 +284,11 @@ def _check_top_k(top_k, things, limit):
         raise ValueError(f"top_k ({top_k}) must be at most the number of {things} ({limit}).")
 
 
+def _ready_to_embed(model, arguments):
+    model.required_tokenizer()
+    find_prompt(model.arguments, arguments.prompt, arguments.prompt_name)
+
+
 # Functions (model, texts, place of the first, arguments) -> an output for each text.
 
 
@@ -312,7 +322,8 @@ def _tag(model, texts, first, arguments):
 
 
 def _embed(model, texts, first, arguments):
-    return model.embed(texts, truncate=arguments.truncate, verbose=False).tolist()
+    prompt = {"prompt": arguments.prompt, "prompt_name": arguments.prompt_name}
+    return model.embed(texts, truncate=arguments.truncate, verbose=False, **prompt).tolist()
 
 
 def _score(model, texts, first, arguments):
@@ -452,7 +463,12 @@ def _convert(arguments):
     if not arguments.force and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"folder ({arguments.folder!r}) exists already; --force replaces what it holds.")
     options = {"dtype": arguments.dtype} if arguments.dtype else {}
-    _load(None, arguments.source, **options).save_to_preset(arguments.folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        _load(None, arguments.source, **options).save_to_preset(arguments.folder)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            lines.complain(warning.message)
 
 
 def _format_of(path):

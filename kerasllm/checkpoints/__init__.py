@@ -6,9 +6,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "presets": ["read_preset", "write_preset"],
-        "description": ["Description", "describe"],
+        "description": ["Description", "describe", "openers"],
         "generation_config": ["read_generation_config", "read_start_token_id", "write_generation_config"],
-        "sentence_transformers": ["read_modules", "write_modules"],
+        "sentence_transformers": ["read_modules", "reads_lowercase", "write_modules"],
         "weight_map": [],
         "files": [],
     },

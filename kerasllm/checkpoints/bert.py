@@ -1,9 +1,11 @@
 """BERT (Devlin et al. 2019) and its relatives as Hugging Face lays them out: RoBERTa, DistilBERT, ELECTRA."""
 
 import warnings
+from fnmatch import fnmatchcase
 
 from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import Kind, activation, choice, positive, rate, size
+from kerasllm.checkpoints.sentence_transformers import dense_folder
 from kerasllm.checkpoints.weight_map import after, same, transposed
 
 SUFFIXES = {
@@ -16,7 +18,17 @@ SUFFIXES = {
 }
 ENCODERS = ("BERT", "BERTEmbedder")
 # What a model has that stands in no config.json; of an embedder in the files of sentence-transformers.
-ELSEWHERE = ("pooler", "pooling", "normalize", "truncate_at")
+ELSEWHERE = (
+    "pooler",
+    "pooling",
+    "include_prompt",
+    "dense",
+    "normalize",
+    "truncate_at",
+    "prompts",
+    "default_prompt_name",
+    "similarity",
+)
 
 
 def _is_labels(value):
@@ -119,9 +131,10 @@ ELECTRA_IRRELEVANT = (  # of its head for multiple choice
 )
 
 
-def linear(name, path):
+def linear(name, path, use_bias=True, **_):
     """The rows of a `torch.nn.Linear` and our dense layer."""
-    return [(f"{name}.weight", f"{path}/kernel", transposed), (f"{name}.bias", f"{path}/bias", same)]
+    rows = [(f"{name}.weight", f"{path}/kernel", transposed), (f"{name}.bias", f"{path}/bias", same)]
+    return rows if use_bias else rows[:1]
 
 
 def norm(name, path):
@@ -186,13 +199,14 @@ TOKEN_HEADS = {
 # A classifier that has its own pooler, as RoBERTa's and ELECTRA's.
 POOLING_CLASSIFIER = linear("classifier.dense", "pooler") + linear("classifier.out_proj", "classifier")
 WORDS = "embeddings.word_embeddings.weight"
-# Buffers of 0 .. T - 1, and heads that we have no model for.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # 0 .. T - 1, and zeros
+# A pooler, and heads that we have no model for.
 IGNORED = (
-    "embeddings.position_ids",
-    "embeddings.token_type_ids",
+    *BUFFERS,
     "pooler.*",
     "cls.seq_relationship.*",
     "discriminator_predictions.*",
+    "*_Dense/*",  # of sentence-transformers
 )
 
 
@@ -282,16 +296,38 @@ class BERTFamily:
     def read_weights(self, class_name, arguments, tensors, shapes):
         """Values of the variables of a model: dict path -> array."""
         tensors = weight_map.renamed(tensors, self._short)
-        own = {row[0] for row in self._head(class_name, arguments)}
         tied = self.tied if class_name == "BERTMaskedLM" else {}
-        parts = {_part(row[0]) for rows in self.heads.values() for row in rows} - {_part(name) for name in own}
-        ignored = [*IGNORED, *(f"{part}.*" for part in parts - set(BODY))]
+        ignored = self._ignored(class_name, arguments)
         if class_name == "BERTMaskedLM":
             foreign = [n for n in tensors if n.startswith("cls.") and not n.startswith(("cls.pred", "cls.seq"))]
             if foreign:
                 warnings.warn(f"Heads that a {class_name} hasn't are left out: {', '.join(foreign)}.", stacklevel=2)
             ignored += foreign
         return weight_map.read(self._expanded(class_name, arguments), tensors, shapes, ignored, tied)
+
+    def left_out(self, class_name, arguments, names):
+        """The names of those tensors of a checkpoint that a model has no place for: poolers and other heads."""
+        rows = {row.name for row in self._expanded(class_name, arguments)} | set(self.tied)
+        ignored = [pattern for pattern in self._ignored(class_name, arguments) if pattern not in BUFFERS]
+        return [
+            name
+            for name in names
+            if (short := self._short(name)) not in rows
+            and (any(fnmatchcase(short, pattern) for pattern in ignored) or short.startswith("cls."))
+        ]
+
+    def made_for(self, names):
+        """The class of ours whose head is among tensors of these names, where their names say it."""
+        names = {self._short(name) for name in names}
+        for class_name in ("BERTMaskedLM", "BERTQuestionAnswerer"):
+            if all(row[0] in names for row in self.heads[class_name]):
+                return class_name
+        return "BERT"
+
+    def _ignored(self, class_name, arguments):
+        own = {row[0] for row in self._head(class_name, arguments)}
+        parts = {_part(row[0]) for rows in self.heads.values() for row in rows} - {_part(name) for name in own}
+        return [*IGNORED, *(f"{part}.*" for part in parts - set(BODY))]
 
     def write_weights(self, class_name, arguments, arrays):
         """The tensors of this family from the values of a model's variables."""
@@ -305,7 +341,9 @@ class BERTFamily:
 
     def _head(self, class_name, arguments):
         if class_name in ENCODERS:
-            return POOLER if arguments.get("pooler") else []
+            dense = enumerate(arguments.get("dense", ()))
+            rows = [row for i, layer in dense for row in linear(f"{dense_folder(i)}/linear", f"dense_{i}", **layer)]
+            return rows + (POOLER if arguments.get("pooler") else [])
         return self.heads[class_name]
 
     def _expanded(self, class_name, arguments):

@@ -21,7 +21,8 @@ TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PRESET_FILE = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|((source|target)_)?tokenizer(_config)?\.json"
-    r"|modules\.json|sentence_bert_config\.json|1_Pooling"
+    r"|generation_config\.json|modules\.json|(config_sentence_transformers|sentence_[\w-]+_config)\.json"
+    r"|\d+_(Pooling|Dense|Normalize)"
 )
 DTYPES = {
     "F64": np.float64,

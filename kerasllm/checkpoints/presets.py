@@ -7,7 +7,9 @@ A family, a module or an object, has `MODEL_TYPE`, `ARCHITECTURES` (our class na
     read_weights(class_name, arguments, tensors, shapes) -> arrays
     write_weights(class_name, arguments, arrays) -> tensors
 
-Models that no foreign family can say have our own layout, the module `ours`.
+One that several of our classes read has `made_for(tensor_names) -> class_name` as well, and `left_out(class_name,
+arguments, tensor_names)`, the tensors of other heads. Models that no foreign family can say have our own layout, the
+module `ours`.
 """
 
 import inspect
@@ -17,7 +19,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasllm.checkpoints import bart, bert, files, gguf, gpt2, hub, keras_hub, llama, marian, ours, t5
+from kerasllm.checkpoints import (
+    bart,
+    bert,
+    files,
+    gguf,
+    gpt2,
+    hub,
+    keras_hub,
+    llama,
+    marian,
+    ours,
+    sentence_transformers,
+    t5,
+)
 
 FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, marian, bart, t5, ours)
 READ_ONLY = keras_hub.FAMILIES
@@ -82,6 +97,7 @@ def read_preset(source, model_class):
         tensors = read_tensors()
         arguments = family.read_config(config, class_name, list(tensors))
         _check_depth(arguments, len(tensors))
+        arguments |= model_class.read_arguments(path, arguments)
         _check_signature(model_class, arguments)
 
     def read_weights(shapes):
@@ -116,7 +132,10 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
         config["dtype"] = next(iter(arrays.values())).dtype.name
     with files.replaced_folder(folder) as staging:
         files.write_json(staging / files.CONFIG, config)
-        files.write_tensors(staging, family.write_weights(class_name, arguments, arrays), max_shard_size)
+        tensors = family.write_weights(class_name, arguments, arrays)
+        if family is not ours:
+            tensors = sentence_transformers.write_dense(staging, tensors)
+        files.write_tensors(staging, tensors, max_shard_size)
         if write_files:
             write_files(staging)
 
@@ -129,7 +148,9 @@ def opened(path):
     config = files.read_json(path / files.CONFIG)
     if keras_hub.is_config(config):
         return keras_hub.read(path, config)
-    return config, lambda: files.read_tensors(path), None
+    if config.get("model_type") == ours.MODEL_TYPE:
+        return config, lambda: files.read_tensors(path), None
+    return config, lambda: files.read_tensors(path) | sentence_transformers.read_dense(path), None
 
 
 def family_of(config):

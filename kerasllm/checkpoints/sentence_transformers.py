@@ -1,71 +1,225 @@
-"""What a folder of sentence-transformers says beside the encoder: pooling, normalisation, the length to cut at."""
+"""What a folder of sentence-transformers says beside the encoder: what follows it, prompts, the length to cut at."""
 
 from pathlib import Path
 
 from kerasllm.checkpoints import files
+from kerasllm.checkpoints.weight_map import renamed
 
-MODULES, SETTINGS, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling"
-# The words of versions before 5.3, which all versions read.
-OLD_WORDS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
-_OURS = {word: mode for mode, word in OLD_WORDS.items()}
-TYPES = ("Transformer", "Pooling", "Normalize")
+MODULES, SETTINGS, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+OLD_SETTINGS = tuple(f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "xlm-roberta"))
+PACKAGE, POOLING = "sentence_transformers", "1_Pooling"
+# Our word, which is that of version 5.3 on, and that of older ones, which all read; joined vectors come in this order.
+POOLINGS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+ACTIVATIONS = {
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": "linear",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+}
+LONGEST = 2**30  # Tokenizers say a number beyond it for no limit.
+
+# Of each file the fields that change nothing here, and those that are understood with some values only.
+IRRELEVANT = {"word_embedding_dimension", "embedding_dimension", "unpad_inputs", "backend", "cache_dir", "__version__"}
+SENTENCE = (None, "sentence_embedding")
+SUPPORTED = {
+    SETTINGS: {
+        "transformer_task": (None, "feature-extraction"),
+        "modality_config": (None, {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}),
+        "module_output_name": (None, "token_embeddings"),
+        **dict.fromkeys(("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"), (None,)),
+        **dict.fromkeys(("processing_kwargs", "model_args", "tokenizer_args", "config_args"), (None, {})),
+        **dict.fromkeys(("model_kwargs", "processor_kwargs", "config_kwargs"), (None, {})),
+    },
+    "Dense": {"use_residual": (False,), "module_input_name": SENTENCE, "module_output_name": SENTENCE},
+    "Normalize": {"module_input_name": SENTENCE, "module_output_name": SENTENCE},
+    CONFIG: {"model_type": (None, "SentenceTransformer"), "truncate_dim": (None,)},
+}
+
+
+def is_embedder(folder):
+    """Whether a folder says how the vectors of tokens become one."""
+    return (Path(folder) / MODULES).is_file()
 
 
 def read_modules(folder):
     """The arguments of an embedder that a folder's `modules.json` and the files it names say.
 
     Returns:
-        dict with `pooling`, `normalize` and `truncate_at`; an empty one where the folder has no `modules.json`.
+        dict with `pooling`, `include_prompt`, `dense`, `normalize`, `truncate_at`, `prompts`, `default_prompt_name` and
+        `similarity`; an empty one where the folder has no `modules.json`.
 
     Raises:
         ValueError: names the module, or the setting, that an embedder of ours has not.
     """
     folder = Path(folder)
-    if not (folder / MODULES).is_file():
+    if not is_embedder(folder):
         return {}
-    modules = files.read_json(folder / MODULES, list)
-    types = [str(module["type"]).rpartition(".")[2] if isinstance(module, dict) else None for module in modules]
-    if types not in (list(TYPES), list(TYPES[:2])):
-        raise ValueError(f"{folder / MODULES}: modules ({types}) must be {' and '.join(TYPES[:2])}, perhaps Normalize.")
-    if modules[0].get("path"):
-        raise ValueError(f"{folder / MODULES}: the Transformer's path ({modules[0]['path']!r}) must be empty.")
-    arguments = {"pooling": _pooling(folder / str(modules[1].get("path")) / files.CONFIG)}
-    arguments["normalize"] = len(modules) == 3
-    settings = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    if settings.get("do_lower_case"):
-        raise ValueError(f"{folder / SETTINGS}: do_lower_case (true) must be false: the tokenizer says it.")
-    arguments["truncate_at"] = settings.get("max_seq_length")
-    return arguments
+    modules = _modules(folder)
+    dense = [path for kind, path in modules if kind == "Dense"]
+    normalize = [path for kind, path in modules if kind == "Normalize"]
+    for path in normalize:
+        if (path / files.CONFIG).is_file():
+            _read(path / files.CONFIG, (), "Normalize")
+    settings = _read(_settings(folder), ("max_seq_length", "do_lower_case"), SETTINGS, optional=True)
+    config = _read(folder / CONFIG, ("prompts", "default_prompt_name", "similarity_fn_name"), CONFIG, optional=True)
+    return {
+        **_pooling(modules[1][1] / files.CONFIG),
+        "dense": [_dense(path / files.CONFIG) for path in dense],
+        "normalize": bool(normalize),
+        "truncate_at": settings.get("max_seq_length") or _longest(folder),
+        "prompts": {name: prompt or "" for name, prompt in (config.get("prompts") or {}).items()},
+        "default_prompt_name": config.get("default_prompt_name"),
+        "similarity": config.get("similarity_fn_name") or "cosine",
+    }
 
 
-def _pooling(path):
-    config = files.read_json(path)
-    modes = config.get("pooling_mode")
-    if modes is None:
-        modes = [word for word, value in config.items() if word.startswith("pooling_mode_") and value]
-    modes = [_OURS.get(mode, mode) for mode in ([modes] if isinstance(modes, str) else modes)]
-    if len(modes) != 1 or modes[0] not in OLD_WORDS:
-        raise ValueError(f"{path}: pooling modes ({modes}) must be one of {', '.join(map(repr, OLD_WORDS))}.")
-    return modes[0]
+def reads_lowercase(folder):
+    """Whether a folder says that texts are read in small letters, whatever its tokenizer does."""
+    path = _settings(Path(folder))
+    return path.is_file() and bool(files.read_json(path).get("do_lower_case"))
 
 
-def write_modules(folder, pooling, normalize, truncate_at, dimension):
-    """Write `modules.json` and the files it names, as sentence-transformers reads them.
+def read_dense(folder):
+    """The tensors of a folder's dense modules: dict such as "2_Dense/linear.weight" -> array."""
+    if not is_embedder(folder):
+        return {}
+    paths = [path for kind, path in _modules(Path(folder)) if kind == "Dense"]
+    return {
+        name: tensor
+        for i, path in enumerate(paths)
+        for name, tensor in renamed(files.read_tensors(path), lambda name, i=i: f"{dense_folder(i)}/{name}").items()
+    }
+
+
+def write_dense(folder, tensors):
+    """Write the tensors of dense modules into their folders, and return the others."""
+    parts = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.rpartition("/")
+        parts.setdefault(part, {})[rest] = tensor
+    rest = parts.pop("", {})
+    for part, own in parts.items():
+        (Path(folder) / part).mkdir()
+        files.write_tensors(Path(folder) / part, own)
+    return rest
+
+
+def dense_folder(number):
+    """The folder of a dense module."""
+    return f"{2 + number}_Dense"
+
+
+def write_modules(folder, arguments, dimension):
+    """Write `modules.json` and the files it names, as sentence-transformers reads them, but for the weights.
 
     Args:
         folder: path of the folder, which is there.
-        pooling, normalize, truncate_at: as `read_modules` says them.
-        dimension: width of an embedding.
+        arguments: dict, as `read_modules` says them.
+        dimension: width of a token's vector.
     """
-    folder = Path(folder)
-    paths = ["", POOLING, "2_Normalize"]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(zip(paths, TYPES, strict=True))
+    folder, dense = Path(folder), arguments["dense"]
+    modules = [("Transformer", ""), ("Pooling", POOLING)] + [("Dense", dense_folder(i)) for i in range(len(dense))]
+    modules += [("Normalize", f"{len(modules)}_Normalize")] * arguments["normalize"]
+    entries = [
+        {"idx": i, "name": str(i), "path": path, "type": f"{PACKAGE}.models.{kind}"}
+        for i, (kind, path) in enumerate(modules)
     ]
-    files.write_json(folder / MODULES, modules if normalize else modules[:2])
-    settings = {"max_seq_length": truncate_at, "do_lower_case": False}
-    files.write_json(folder / SETTINGS, settings)
-    (folder / POOLING).mkdir(exist_ok=True)
-    words = {word: mode == pooling for mode, word in OLD_WORDS.items()}
-    files.write_json(folder / POOLING / files.CONFIG, {"word_embedding_dimension": dimension, **words})
+    files.write_json(folder / MODULES, entries)
+    files.write_json(folder / SETTINGS, {"max_seq_length": arguments["truncate_at"], "do_lower_case": False})
+    config = {"prompts": arguments["prompts"], "default_prompt_name": arguments["default_prompt_name"]}
+    files.write_json(folder / CONFIG, config | {"similarity_fn_name": arguments["similarity"]})
+    pooling = arguments["pooling"]
+    modes = [pooling] if isinstance(pooling, str) else pooling
+    words = {word: mode in modes for mode, word in POOLINGS.items()}
+    if list(modes) != [mode for mode in POOLINGS if mode in modes]:
+        words = {"pooling_mode": list(modes)}  # an order that only newer versions know
+    words |= {} if arguments["include_prompt"] else {"include_prompt": False}
+    _write(folder / POOLING, {"word_embedding_dimension": dimension, **words})
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    width = dimension * len(modes)
+    for i, layer in enumerate(dense):
+        sizes = {"in_features": width, "out_features": layer["units"], "bias": layer["use_bias"]}
+        _write(folder / dense_folder(i), sizes | {"activation_function": names[layer["activation"]]})
+        width = layer["units"]
+
+
+def _modules(folder):
+    """The kind and the folder of each module."""
+    path, modules = folder / MODULES, []
+    for module in files.read_json(path, list):
+        kind = str(module.get("type")) if isinstance(module, dict) else "None"
+        package, _, name = kind.rpartition(".")
+        modules.append((name if package.partition(".")[0] == PACKAGE else kind, str(module.get("path") or "")))
+        if isinstance(module, dict) and module.get("kwargs"):
+            raise ValueError(f"{path}: kwargs ({module['kwargs']!r}) of {kind} must be empty.")
+    kinds = [kind for kind, _ in modules]
+    between = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(between) - {"Dense"}:
+        raise ValueError(
+            f"{path}: modules ({kinds}) must be Transformer and Pooling, perhaps Dense, perhaps Normalize."
+        )
+    if modules[0][1]:
+        raise ValueError(f"{path}: the Transformer's path ({modules[0][1]!r}) must be empty.")
+    for kind, name in modules[1:]:
+        if Path(name).name != name:
+            raise ValueError(f"{path}: the path ({name!r}) of {kind} must be a folder in this one.")
+    return [(kind, folder / name) for kind, name in modules]
+
+
+def _settings(folder):
+    return next((folder / name for name in OLD_SETTINGS if (folder / name).is_file()), folder / SETTINGS)
+
+
+def _read(path, fields, kind, optional=False):
+    """The content of a file whose every field is understood."""
+    if optional and not path.is_file():
+        return {}
+    config, supported = files.read_json(path), SUPPORTED.get(kind, {})
+    for name, value in config.items():
+        if name in supported and value not in supported[name]:
+            accepted = " or ".join(map(repr, supported[name]))
+            raise ValueError(f"{path}: {name} ({value!r}) must be {accepted}.")
+        if name not in supported and name not in fields and name not in IRRELEVANT:
+            raise ValueError(f"{path}: {name} ({value!r}) is unknown.")
+    return config
+
+
+def _pooling(path):
+    config = _read(path, ("pooling_mode", "include_prompt", *POOLINGS.values()), "Pooling")
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for mode, word in POOLINGS.items() if config.get(word)]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if not modes or set(modes) - set(POOLINGS):
+        raise ValueError(f"{path}: pooling modes ({modes}) must be of {', '.join(map(repr, POOLINGS))}.")
+    return {"pooling": modes[0] if len(modes) == 1 else modes, "include_prompt": config.get("include_prompt", True)}
+
+
+def _dense(path):
+    config = _read(path, ("in_features", "out_features", "bias", "activation_function"), "Dense")
+    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{path}: activation_function ({activation!r}) must be one of {', '.join(ACTIVATIONS)}.")
+    units, bias = config.get("out_features"), config.get("bias", True)
+    return {"units": units, "activation": ACTIVATIONS[activation], "use_bias": bias}
+
+
+def _longest(folder):
+    """The length that the tokenizer names, by which newer versions cut; None if there is none."""
+    path = folder / "tokenizer_config.json"
+    longest = files.read_json(path).get("model_max_length") if path.is_file() else None
+    return int(longest) if longest is not None and longest < LONGEST else None
+
+
+def _write(folder, config):
+    folder.mkdir(exist_ok=True)
+    files.write_json(folder / files.CONFIG, config)

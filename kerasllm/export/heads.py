@@ -27,7 +27,7 @@ answer_text        `questions`,        `answers` (B, K) strings, best first, "" 
                    `contexts`,         (B, K), between which characters of the context they stand, or -1; `scores`
                    `top_k`,            (B, K); `no_answer_scores` (B,)
                    `max_answer_length`
-embed_text         `texts`             `embeddings` (B, D)
+embed_text         `texts`             `embeddings` (B, D), of the texts after the model's default prompt
 ================== =================== ================================================================================
 
 `answer_text` is for tokenizers by words and by WordPiece, whose tokens have their places in the text.
@@ -42,6 +42,7 @@ from kerasllm.export import verification
 from kerasllm.export.contents import Check, Signature
 from kerasllm.export.head_contents import HeadContents, best, is_clear, model_inputs, pairs_of, strings
 from kerasllm.tasks.answering import best_spans
+from kerasllm.tasks.embedding import ARGUMENTS, find_prompt
 from kerasllm.tasks.predicting import encode_texts, sigmoid, softmax
 
 LEAST = -1e9  # A logarithm of what cannot be.
@@ -333,14 +334,25 @@ class EmbedderContents(HeadContents):
     task = "embed"
     truncates = True
 
+    def __init__(self, model, options):
+        super().__init__(model, options)
+        if not model.arguments["include_prompt"]:
+            raise ValueError("include_prompt (False) must be True in a file, whose functions know no prompt's end.")
+
     def settings(self):
-        """Also how vectors are made, and where texts are cut."""
-        own = {name: self.model.arguments[name] for name in ("pooling", "normalize", "truncate_at")}
-        return {**super().settings(), **own}
+        """Also how vectors are made, where texts are cut, and what is set before them."""
+        return {**super().settings(), **{name: self.model.arguments[name] for name in ARGUMENTS}}
 
     def results(self, outputs, **inputs):
         """The vectors."""
         return {"embeddings": outputs}
+
+    def encoded(self, texts, pairs=None, **options):
+        """The model's inputs from strings (B,) after the default prompt."""
+        import tensorflow as tf
+
+        prompt = find_prompt(self.model.arguments)
+        return super().encoded(tf.strings.join([prompt, texts]) if prompt else texts, pairs, **options)
 
     def expected(self, inputs, outputs):
         """The vectors."""

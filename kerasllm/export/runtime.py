@@ -379,6 +379,7 @@ class _Head(MaskFilling, Classification, Tagging, Answering, Embedding):
             "max_sequence_length": self.input["token_ids"]["shape"][1] or settings["max_length"],
             "vocabulary_size": runner.signatures["forward"]["outputs"].get("logits", {"shape": [None]})["shape"][-1],
             **{name: settings.get(name) for name in ("labels", "problem_type", "truncate_at")},
+            **{name: settings.get(name) for name in ("prompts", "default_prompt_name")},
         }
 
     def required_tokenizer(self):

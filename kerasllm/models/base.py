@@ -93,8 +93,6 @@ class Model(keras.Model):
         given = dict.fromkeys(cls.tokenizer_prefixes, arguments.pop("tokenizer")) if "tokenizer" in arguments else {}
         given |= {name: arguments.pop(name) for name in cls.tokenizer_prefixes if name in arguments}
         preset = checkpoints.read_preset(source, cls)
-        with preset.folder() as folder:
-            arguments = {**cls.read_arguments(folder), **arguments}
         model = built_with(lambda: cls(**{**preset.arguments, **arguments}), preset.read_weights)
         with preset.folder() as folder:
             try:
@@ -106,8 +104,8 @@ class Model(keras.Model):
         return model
 
     @classmethod
-    def read_arguments(cls, folder):
-        """Arguments that a preset says in other files than config.json."""
+    def read_arguments(cls, folder, arguments):
+        """Arguments that a preset says in other files than config.json, which says `arguments`."""
         return {}
 
     def save_to_preset(self, folder, max_shard_size="5GB"):

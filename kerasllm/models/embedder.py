@@ -7,29 +7,42 @@ from keras import ops
 from kerasllm import checkpoints
 from kerasllm.arguments import check_choice, check_positive
 from kerasllm.models.bert import BERTModel, encode
-from kerasllm.models.embedding_index import EmbeddingIndex
+from kerasllm.models.embedding_index import SIMILARITIES, EmbeddingIndex
+from kerasllm.tasks.embedding import ARGUMENTS as EMBEDDING_ARGUMENTS
 from kerasllm.tasks.embedding import Embedding
 
-POOLINGS = ("mean", "cls", "max")
+POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+ACTIVATIONS = ("tanh", "linear", "relu", "gelu", "silu", "sigmoid")
+DOCUMENT = ("document", "passage", "corpus")  # names of the prompt of what is searched
 
 
 @keras.saving.register_keras_serializable("kerasllm")
 class BERTEmbedder(Embedding, BERTModel):
     """BERT that makes one vector of a text (Reimers & Gurevych 2019, arXiv:1908.10084).
 
-    A folder of sentence-transformers opens as it is, and `save_to_preset` writes one: pooling, normalisation and the
-    length to cut at stand in its `modules.json`, `1_Pooling/config.json` and `sentence_bert_config.json`.
+    A folder of sentence-transformers opens as it is, and `save_to_preset` writes one: what follows the encoder, the
+    length to cut at and the prompts stand in its `modules.json`, the folders that it names,
+    `sentence_bert_config.json` and `config_sentence_transformers.json`.
 
     Inputs:
         token_ids, segment_ids, padding_mask: as for `BERT`.
+        pooling_mask: (B, T) int32, 1 where a token takes part in the vector; where `include_prompt` is False.
 
     Outputs:
         (B, D) float32.
 
     Args: those of `BERT` without `pooler`, and
-        pooling: how the tokens' vectors become one: their "mean", their "max", or that of the first, "cls".
+        pooling: how the tokens' vectors become one: their "mean", their "max", that of the first, "cls", or of the
+            last, "lasttoken"; their sum by the root of their number, "mean_sqrt_len_tokens"; their mean with weights
+            1, 2, 3, ..., "weightedmean"; or a list of these, whose vectors are joined.
+        include_prompt: whether a prompt's tokens take part in it.
+        dense: dense layers that follow, a list of dicts with `units`, `activation` ("tanh", "linear", "relu", "gelu",
+            "silu" or "sigmoid") and `use_bias`.
         normalize: whether vectors have length 1.
         truncate_at: texts of more tokens are cut to so many. Default: texts longer than the model are errors.
+        prompts: dict name -> string that `embed(texts, prompt_name=...)` sets before each text.
+        default_prompt_name: the name of the prompt that `embed` takes when it is told none.
+        similarity: by what `search` ranks: "cosine", "dot", or the negative distance, "euclidean" or "manhattan".
 
     Example:
         >>> model = BERTEmbedder.from_preset("path/to/all-MiniLM-L6-v2")
@@ -56,46 +69,78 @@ class BERTEmbedder(Embedding, BERTModel):
         pooling="mean",
         normalize=True,
         truncate_at=None,
+        include_prompt=True,
+        dense=(),
+        prompts=None,
+        default_prompt_name=None,
+        similarity="cosine",
         family="bert",
         dtype=None,
         tokenizer=None,
         name="bert_embedder",
     ):
         arguments, encoder, inputs, sequence = encode(locals())
-        check_choice("pooling", pooling, POOLINGS)
+        pooling = pooling if isinstance(pooling, str) else list(pooling)
+        for mode in [pooling] if isinstance(pooling, str) else pooling or [None]:
+            check_choice("pooling", mode, POOLINGS)
+        check_choice("similarity", similarity, SIMILARITIES)
+        prompts = _read_prompts(prompts, default_prompt_name)
         if truncate_at is not None:
             check_positive("truncate_at", truncate_at)
             if truncate_at > max_sequence_length:
                 raise ValueError(
                     f"truncate_at ({truncate_at}) must be at most max_sequence_length ({max_sequence_length})."
                 )
-        vectors = pool(ops.cast(sequence, "float32"), inputs["padding_mask"], pooling)
+        mask = inputs["padding_mask"]
+        if not include_prompt:
+            mask = inputs["pooling_mask"] = keras.Input((None,), dtype="int32", name="pooling_mask")
+        vectors = pool(ops.cast(sequence, "float32"), mask, pooling, include_prompt)
+        dense = [_read_dense(layer) for layer in dense]
+        for i, layer in enumerate(dense):
+            vectors = keras.layers.Dense(**layer, dtype="float32", name=f"dense_{i}")(vectors)
         if normalize:
             # Not ops.norm, which hands jax its axis as a list, and jax refuses.
             length = ops.sqrt(ops.sum(vectors * vectors, axis=-1, keepdims=True))
             vectors = vectors / ops.maximum(length, 1e-12)
-        own = {"pooling": pooling, "normalize": normalize, "truncate_at": truncate_at}
-        super().__init__(inputs, vectors, {**arguments, **own}, name)
+        given = locals()
+        super().__init__(inputs, vectors, {**arguments, **{name: given[name] for name in EMBEDDING_ARGUMENTS}}, name)
         self.encoder = encoder
         self.tokenizer = tokenizer
 
     @classmethod
-    def read_arguments(cls, folder):
+    def read_arguments(cls, folder, arguments):
         """What the files of sentence-transformers in a folder say."""
-        return checkpoints.read_modules(folder)
+        own = checkpoints.read_modules(folder)
+        if own.get("truncate_at"):  # the files of a RoBERTa may count positions that it does not use
+            own["truncate_at"] = min(own["truncate_at"], arguments["max_sequence_length"])
+        return own
+
+    def load_defaults(self, folder):
+        """Read whether a folder's texts are in small letters."""
+        super().load_defaults(folder)
+        if self.tokenizer and checkpoints.reads_lowercase(folder):
+            self.tokenizer = self.tokenizer.lowercased()
 
     def save_assets(self, folder):
         """Write the tokenizer and the files of sentence-transformers; Keras calls this for a `.keras` file."""
         super().save_assets(folder)
-        own = {name: self.arguments[name] for name in ("pooling", "normalize", "truncate_at")}
-        checkpoints.write_modules(folder, dimension=self.arguments["hidden_dim"], **own)
+        checkpoints.write_modules(
+            folder, {name: self.arguments[name] for name in EMBEDDING_ARGUMENTS}, dimension=self.arguments["hidden_dim"]
+        )
 
-    def index(self, texts, batch_size=32, truncate=False, verbose=True):
-        """An `EmbeddingIndex` of a list of texts, to search many times; arguments as for `embed`."""
+    def index(self, texts, batch_size=32, truncate=False, verbose=True, prompt=None, prompt_name=None):
+        """An `EmbeddingIndex` of a list of texts, to search many times; arguments as for `embed`.
+
+        Without `prompt` and `prompt_name` the prompt is that named "document", "passage" or "corpus", if there is one.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return EmbeddingIndex(texts, self.embed(texts, batch_size, truncate, verbose))
+        if prompt is None and prompt_name is None:
+            prompt = self._first_prompt(DOCUMENT)
+        return EmbeddingIndex(texts, self.embed(texts, batch_size, truncate, verbose, prompt, prompt_name))
 
-    def search(self, query, corpus, top_k=5, batch_size=32, truncate=False, verbose=True):
+    def search(
+        self, query, corpus, top_k=5, batch_size=32, truncate=False, verbose=True, prompt=None, prompt_name=None
+    ):
         """Find the texts of a corpus that are nearest to a query.
 
         Args:
@@ -103,23 +148,63 @@ class BERTEmbedder(Embedding, BERTModel):
             corpus: a list of strings, or an `EmbeddingIndex` that this model has made.
             top_k: the most texts for each query.
             batch_size, truncate, verbose: as for `embed`.
+            prompt, prompt_name: as for `embed`, of the query. Default: the prompt named "query", if there is one. A
+                corpus that is a list has the prompt that `index` gives it.
 
         Returns:
-            For a query a list of dicts with `index`, the place in the corpus; `score`, the cosine; `text`; the nearest
-            first. For a list a list of those.
+            For a query a list of dicts with `index`, the place in the corpus; `score`, the model's `similarity`;
+            `text`; the nearest first. For a list a list of those.
         """
         check_positive("top_k", top_k)
         if not isinstance(corpus, EmbeddingIndex):
             corpus = self.index(corpus, batch_size, truncate, verbose)
-        results = corpus.search(np.atleast_2d(self.embed(query, batch_size, truncate, verbose)), top_k)
+        if prompt is None and prompt_name is None:
+            prompt = self._first_prompt(("query",))
+        vectors = np.atleast_2d(self.embed(query, batch_size, truncate, verbose, prompt, prompt_name))
+        results = corpus.search(vectors, top_k, self.arguments["similarity"])
         return results[0] if isinstance(query, str) else results
 
+    def _first_prompt(self, names):
+        prompts = self.arguments["prompts"]
+        return next((prompts[name] for name in names if name in prompts), "")
 
-def pool(sequence, padding_mask, pooling):
-    """One vector of each sequence (B, T, D) with its padding (B, T): (B, D)."""
-    if pooling == "cls":
+
+def pool(sequence, mask, pooling, include_prompt=True):
+    """One vector of each sequence (B, T, D), of tokens whose `mask` (B, T) is 1: (B, D), or (B, n D) for n modes."""
+    if not isinstance(pooling, str):
+        return ops.concatenate([pool(sequence, mask, mode, include_prompt) for mode in pooling], axis=-1)
+    if pooling == "cls" and include_prompt:
         return sequence[:, 0]
-    real = ops.expand_dims(ops.cast(padding_mask, sequence.dtype), -1)  # (B, T, 1)
+    real = ops.expand_dims(ops.cast(mask, sequence.dtype), -1)  # (B, T, 1)
     if pooling == "max":
         return ops.max(sequence - 3e4 * (1 - real), axis=1)
-    return ops.sum(sequence * real, axis=1) / ops.maximum(ops.sum(real, axis=1), 1)
+    if pooling in ("mean", "mean_sqrt_len_tokens"):
+        count = ops.maximum(ops.sum(real, axis=1), 1)
+        return ops.sum(sequence * real, axis=1) / (count if pooling == "mean" else ops.sqrt(count))
+    places = ops.cumsum(ops.ones_like(real), axis=1) * real  # 1, 2, 3, ... where a token takes part, else 0
+    if pooling == "weightedmean":
+        return ops.sum(sequence * places, axis=1) / ops.maximum(ops.sum(places, axis=1), 1)
+    if pooling == "cls":  # the first token after the prompt
+        places = ops.where(real > 0, -places, ops.min(-places, axis=1, keepdims=True))
+    chosen = ops.equal(places, ops.max(places, axis=1, keepdims=True))
+    return ops.sum(sequence * ops.cast(chosen, sequence.dtype) * real, axis=1)
+
+
+def _read_prompts(prompts, default):
+    """Prompts as a dict, checked."""
+    prompts = dict(prompts or {})
+    if not all(isinstance(text, str) for pair in prompts.items() for text in pair):
+        raise ValueError(f"prompts ({prompts!r:.80}) must be a dict of names and strings.")
+    if default is not None and default not in prompts:
+        raise ValueError(f"default_prompt_name ({default!r}) must be one of prompts: {', '.join(map(repr, prompts))}.")
+    return prompts
+
+
+def _read_dense(layer):
+    """What a dense layer has, as a checked dict."""
+    if not isinstance(layer, dict) or set(layer) - {"units", "activation", "use_bias"}:
+        raise ValueError(f"dense ({layer!r}) must be dicts with units, activation and use_bias.")
+    layer = {"activation": "tanh", "use_bias": True, **layer}
+    check_positive("dense: units", layer.get("units"))
+    check_choice("dense: activation", layer["activation"], ACTIVATIONS)
+    return layer

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from kerasllm import checkpoints
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_choice, check_positive
 
 TEXTS, TENSOR = "texts.json", "embeddings"
 
 
 class EmbeddingIndex:
-    """Texts with their vectors, to be searched by cosine, saved and loaded.
+    """Texts with their vectors, to be searched, saved and loaded.
 
     Args:
         texts: list of N strings.
@@ -38,22 +38,24 @@ class EmbeddingIndex:
     def __len__(self):
         return len(self.texts)
 
-    def search(self, queries, top_k=5):
+    def search(self, queries, top_k=5, similarity="cosine"):
         """The texts nearest to vectors.
 
         Args:
             queries: (Q, D) float array.
             top_k: the most texts for each.
+            similarity: "cosine", "dot", or the negative distance, "euclidean" or "manhattan".
 
         Returns:
-            For each query a list of dicts with `index`, the text's place; `score`, the cosine; `text`; the nearest
+            For each query a list of dicts with `index`, the text's place; `score`, the similarity; `text`; the nearest
             first, equal ones in their order.
         """
         check_positive("top_k", top_k)
+        check_choice("similarity", similarity, SIMILARITIES)
         queries = np.asarray(queries, "float32")
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"queries (shape {queries.shape}) must be of shape (Q, {self.embeddings.shape[1]}).")
-        scores = _of_length_one(queries) @ _of_length_one(self.embeddings.astype("float32")).T  # (Q, N)
+        scores = SIMILARITIES[similarity](queries, self.embeddings.astype("float32"))  # (Q, N)
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k].tolist()
         return [
             [{"index": i, "score": float(row[i]), "text": self.texts[i]} for i in places]
@@ -81,3 +83,16 @@ class EmbeddingIndex:
 
 def _of_length_one(vectors):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _nearness(order):
+    """The negative distance, a row of queries at a time: (Q, N)."""
+    return lambda queries, vectors: -np.stack([np.linalg.norm(vectors - query, order, axis=1) for query in queries])
+
+
+SIMILARITIES = {
+    "cosine": lambda queries, vectors: _of_length_one(queries) @ _of_length_one(vectors).T,
+    "dot": lambda queries, vectors: queries @ vectors.T,
+    "euclidean": _nearness(2),
+    "manhattan": _nearness(1),
+}

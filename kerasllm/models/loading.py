@@ -1,6 +1,7 @@
 """Open a preset for a task, without picking the class."""
 
 import importlib
+import warnings
 
 from kerasllm import checkpoints
 
@@ -24,8 +25,12 @@ def load(task, source, **arguments):
 
     Args:
         task: "generate", "chat", "translate", "summarize", "fill_mask", "classify", "tag", "answer", "embed" or
-            "score"; or None for the class that the preset itself names.
+            "score"; or None for the class that the preset was made for: a `BERTEmbedder` for a folder of
+            sentence-transformers, a `BERTMaskedLM` for a BERT as it was pretrained.
         source, **arguments: as for `from_preset` of the class.
+
+    Warns:
+        UserWarning: for None, of the tensors that the class has no place for, such as those of a second head.
 
     Raises:
         ValueError: `task` is unknown, the preset holds no model that can do it, or as for `from_preset`.
@@ -36,12 +41,20 @@ def load(task, source, **arguments):
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"task ({task!r}) must be None or one of {', '.join(map(repr, TASKS))}.")
-    found = checkpoints.describe(source)
-    able = [name for name in TASKS[task] if name in found.class_names] if task else list(found.class_names)
-    if not able:
-        raise ValueError(
-            f"source ({str(source)!r}) holds a {found.family!r} model, which can be opened as "
-            f"{' or '.join(found.class_names)}: none can {task}."
-        )
+    if task is None:
+        found = checkpoints.describe(source)
+        name = found.class_names[0]
+        if found.left_out:
+            warnings.warn(
+                f"{source}: a {name} has no place for {', '.join(found.left_out)}; they are left out.", stacklevel=2
+            )
+    else:
+        family, names = checkpoints.openers(source)
+        name = next((name for name in TASKS[task] if name in names), None)
+        if name is None:
+            raise ValueError(
+                f"source ({str(source)!r}) holds a {family!r} model, which can be opened as "
+                f"{' or '.join(names)}: none can {task}."
+            )
     # kerasllm, because models are imported when they are first used.
-    return getattr(importlib.import_module("kerasllm"), able[0]).from_preset(source, **arguments)
+    return getattr(importlib.import_module("kerasllm"), name).from_preset(source, **arguments)

@@ -5,11 +5,23 @@ import numpy as np
 from kerasllm.arguments import check_positive
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict
 
+# Of the model: how vectors are made, where texts are cut, what is set before them.
+ARGUMENTS = (
+    "pooling",
+    "include_prompt",
+    "dense",
+    "normalize",
+    "truncate_at",
+    "prompts",
+    "default_prompt_name",
+    "similarity",
+)
+
 
 class Embedding:
     """A model that makes a vector of a text."""
 
-    def embed(self, texts, batch_size=32, truncate=False, verbose=True):
+    def embed(self, texts, batch_size=32, truncate=False, verbose=True, prompt=None, prompt_name=None):
         """The vectors of texts.
 
         Args:
@@ -17,20 +29,48 @@ class Embedding:
             batch_size: the most texts that are computed at a time.
             truncate: whether texts longer than the model are cut. A model with `truncate_at` cuts there in any case.
             verbose: whether a long list has a progress bar.
+            prompt: a string that is set before each text.
+            prompt_name: in its place the name of one of the model's `prompts`. Default: its `default_prompt_name`.
 
         Returns:
             float32 arrays: (D,) for a string, (N, D) for a list, an iterator of (D,) for an iterable.
 
         Raises:
-            ValueError: there is no tokenizer; a text is empty, or longer than the model's `max_sequence_length`.
+            ValueError: there is no tokenizer, or no prompt of this name; a text is empty, or longer than the model's
+                `max_sequence_length`.
         """
-        self.required_tokenizer()
+        tokenizer = self.required_tokenizer()
         check_positive("batch_size", batch_size)
-        limit = self.arguments["truncate_at"]
+        limit, prompt = self.arguments["truncate_at"], find_prompt(self.arguments, prompt, prompt_name)
+        start = num_prompt_tokens(tokenizer, prompt)
 
         def answer(texts, verbose):
-            hint = "; truncate=True cuts it"
+            hint, texts = "; truncate=True cuts it", [prompt + text for text in texts]
             encodings = encode_texts(self, texts, limit=limit, truncate=truncate or limit is not None, hint=hint)
-            return np.stack(predict(self, encodings, batch_size, verbose))
+            extra = {}
+            if "pooling_mask" in self.input:
+                extra["pooling_mask"] = [[int(i >= start) for i in range(len(e))] for e in encodings]
+            return np.stack(predict(self, encodings, batch_size, verbose, extra))
 
         return answer_each("texts", texts, answer, verbose)
+
+
+def find_prompt(arguments, prompt=None, name=None):
+    """The string that stands before each text: `prompt`, else the prompt of this name, else the default, else ""."""
+    prompts = arguments.get("prompts") or {}
+    if prompt is not None:
+        if not isinstance(prompt, str) or name is not None:
+            raise ValueError(f"prompt ({prompt!r}) must be a string, or prompt_name ({name!r}) be given in its place.")
+        return prompt
+    name = arguments.get("default_prompt_name") if name is None else name
+    if name is not None and name not in prompts:
+        raise ValueError(
+            f"prompt_name ({name!r}) must be one of the model's: {', '.join(map(repr, prompts)) or 'none'}."
+        )
+    return "" if name is None else prompts[name]
+
+
+def num_prompt_tokens(tokenizer, prompt):
+    """The number of tokens of a prompt, with the special ones before it."""
+    ids = tokenizer.encode(prompt) if prompt else []
+    return len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.special_ids)

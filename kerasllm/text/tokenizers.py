@@ -161,6 +161,16 @@ class Tokenizer:
         check_text("messages", text)
         return text
 
+    def lowercased(self):
+        """The tokenizer that reads small letters in place of capitals; itself if it does so."""
+        state = json.loads(self.backend.to_str())
+        if '"Lowercase"' in json.dumps(state["normalizer"]) or (state["normalizer"] or {}).get("lowercase"):
+            return self
+        backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+        rest = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+        return Tokenizer(backend, **self.roles, config=self.config)
+
     def token_to_id(self, token):
         """The id of a token of the vocabulary, or None."""
         check_text("token", token)
