@@ -28,6 +28,8 @@ TOKENIZER = Tokenizer.train_wordpiece(TEXTS * 2, 100)
 # More embeddings than symbols, as in checkpoints.
 SIZES = {"vocabulary_size": TOKENIZER.vocabulary_size + 2, "num_layers": 1, "num_heads": 2, "hidden_dim": 16}
 SIZES |= {"max_sequence_length": 32, "tokenizer": TOKENIZER}
+EMBEDDER = {"pooling": ["max", "lasttoken"], "dense": [{"units": 6}]}
+EMBEDDER |= {"prompts": {"query": "The city "}, "default_prompt_name": "query"}
 HEADS = {
     "fill_mask": lambda: BERTMaskedLM(**SIZES),
     "classify": lambda: BERTClassifier(**SIZES, labels=["bad", "good", "so so"]),
@@ -35,7 +37,7 @@ HEADS = {
     "regression": lambda: BERTClassifier(**SIZES, labels=["stars"], problem_type="regression", num_segments=0),
     "tag": lambda: BERTTokenClassifier(**SIZES, labels=["O", "B-PER", "I-PER"]),
     "answer": lambda: BERTQuestionAnswerer(**SIZES, num_segments=1),
-    "embed": lambda: BERTEmbedder(**SIZES, pooling="max", truncate_at=8),
+    "embed": lambda: BERTEmbedder(**SIZES, truncate_at=8, **EMBEDDER),
 }
 
 
@@ -120,7 +122,7 @@ def answer(model, call):
 
 def embed(model, call):
     [outputs] = call(encoded(model, TEXTS, max_length=8)[1])
-    np.testing.assert_allclose(outputs["embeddings"], model.embed(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(outputs["embeddings"], model.embed(TEXTS, prompt=""), atol=1e-6)
 
 
 RUNS = {"fill_mask": fill_mask, "classify": classify, "tag": tag, "answer": answer, "embed": embed}
@@ -305,6 +307,7 @@ def test_what_mediapipe_cannot_hold_is_refused(model, given, message, tmp_path):
         (lambda: BERT(**SIZES), {"strings": True}, r"strings \(True\) must be False: no function of a BERT takes"),
         (HEADS["answer"], {"max_length": 16}, r"max_length \(16\) .* must be left out"),
         (HEADS["answer"], {"batch_size": 3}, r"batch_size \(3\) must be left out"),
+        (lambda: BERTEmbedder(**SIZES, include_prompt=False), {}, r"include_prompt \(False\)"),
         (HEADS["tag"], {"signatures": ("tag_text",)}, r"signatures \('tag_text'\) must be among forward, tag"),
         (
             lambda: BERTMaskedLM(**SIZES | {"tokenizer": Tokenizer.train_wordpiece(TEXTS, 100, mask=None)}),

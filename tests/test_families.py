@@ -518,10 +518,14 @@ def test_the_dtype_policy_does_not_choose_the_layout_nor_enter_the_preset(tmp_pa
 
 def test_special_token_ids_reach_the_config(tmp_path):
     arguments, arrays = load(DATA / "gpt2", "GPT")
-    write_preset(tmp_path, "GPT", arguments, arrays, special_token_ids={"eos_token_id": 3, "pad_token_id": 0})
+    ids = {"bos_token_id": None, "eos_token_id": [3, 96], "pad_token_id": 0, "sep_token_id": 5}
+    write_preset(tmp_path, "GPT", arguments, arrays, special_token_ids=ids)
     config = files.read_json(tmp_path / "config.json")
-    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (None, 3, 0)
+    assert ids.items() <= config.items() and "cls_token_id" not in config
     assert load(tmp_path, "GPT")[0] == arguments
+    assert read_preset(tmp_path, GPT).token_ids == ids
+    files.write_json(tmp_path / "config.json", config | {"eos_token_id": [3, 97], "pad_token_id": -1})
+    assert read_preset(tmp_path, GPT).token_ids == ids | {"eos_token_id": [3], "pad_token_id": None}
 
 
 def test_the_layout_of_ours_has_a_row_for_each_variable():

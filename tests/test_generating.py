@@ -3,12 +3,14 @@
 import functools
 import json
 import math
+import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from kerasllm import GPT, LSTMTranslator, RNNLanguageModel, Tokenizer, TransformerTranslator
+from kerasllm import GPT, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, Tokenizer, TransformerTranslator
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.programs import Programs
 
@@ -260,6 +262,81 @@ def test_defaults_and_end_ids_travel_with_presets_and_keras_files(tmp_path):
     for loaded in (GPT.from_preset(tmp_path / "preset"), keras.models.load_model(tmp_path / "model.keras")):
         assert loaded.generation_defaults == model.generation_defaults and loaded.end_token_ids == (5, 6)
         assert loaded.generate(PROMPTS, seed=1) == model.generate(PROMPTS, seed=1)
+
+
+def folder_with_ids(folder, name, config, generation_config=None):
+    """The fixture `name` with special ids of its own."""
+    shutil.copytree(Path(__file__).parent / "data" / name, folder)
+    said = json.loads((folder / "config.json").read_text())
+    said = {field: value for field, value in said.items() if not field.endswith("_token_id")}
+    (folder / "config.json").write_text(json.dumps(said | config))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation_config is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation_config))
+    return folder
+
+
+def ids_in(folder, file="config.json"):
+    said = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    return {name: value for name, value in said.items() if name.endswith("_token_id")}
+
+
+def test_ids_that_the_files_name_are_kept_without_a_tokenizer(tmp_path):
+    ids = {"bos_token_id": 7, "eos_token_id": [8, 9], "pad_token_id": 5, "sep_token_id": 4, "unk_token_id": None}
+    generation = {"bos_token_id": 6, "eos_token_id": [8, 11], "pad_token_id": 3}
+    bart = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "decoder_start_token_id": 4}
+    cases = [
+        (GPT, "gpt2", ids, generation),
+        (GPT, "llama", ids, None),
+        (GPT, "llama3_tied", {}, None),  # silent: transformers takes its family's own
+        (TransformerTranslator, "bart", bart | {"forced_eos_token_id": 2, "forced_bos_token_id": None}, None),
+        (BERTMaskedLM, "bert_masked_lm", {"pad_token_id": 3, "cls_token_id": 4, "bos_token_id": None}, None),
+    ]
+    for cls, name, config, said in cases:
+        folder = folder_with_ids(tmp_path / f"{name}_{len(config)}", name, config, said)
+        model = cls.from_preset(folder)
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        for number, copy in enumerate((model, cls.from_preset(folder), again)):
+            written = tmp_path / f"{folder.name}_{number}"
+            copy.save_to_preset(written)
+            assert ids_in(written) == config
+            expected = said or {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if n in config}
+            found = ids_in(written, "generation_config.json")
+            if said or "eos_token_id" in config:
+                ends = expected["eos_token_id"]
+                expected = expected | {"eos_token_id": ends if isinstance(ends, list) else [ends]}
+                expected |= {n: config[n] for n in ("decoder_start_token_id", "forced_eos_token_id") if n in config}
+            assert found == (expected if cls is not BERTMaskedLM else {})
+
+
+def test_the_named_ids_are_used_until_a_tokenizer_says_otherwise(tmp_path):
+    ids = {"eos_token_id": [8, 9], "pad_token_id": 5, "bos_token_id": 7}
+    model = GPT.from_preset(folder_with_ids(tmp_path / "gpt2", "gpt2", ids, None))
+    prompts, length = np.array([[3, 4], [5, 6]]), 10
+    free = model.generate(prompts, max_new_tokens=length, seed=1, temperature=3.0)
+    model.end_token_ids = None
+    assert model.end_token_ids == ()
+    model.end_token_ids = [int(free[0, 3])]
+    cut = model.generate(prompts, max_new_tokens=length, seed=1, temperature=3.0)
+    assert (cut[0, 4:] == 5).all() or cut.shape[1] == 4  # filled up with the named id
+
+    model = GPT.from_preset(tmp_path / "gpt2")
+    assert model.end_token_ids == (8, 9) and model.token_id("pad") == 5
+    same = Tokenizer.train_wordpiece(["abcdefghij klmnop"] * 3, 60)
+    own = Tokenizer(same.backend, eos=same.id_to_token(9), pad=same.id_to_token(6))
+    model.tokenizer = own  # one of the file's two ends; another padding
+    assert model.end_token_ids == (8, 9)
+    assert model.special_token_ids() == ids | {"pad_token_id": 6}
+    for given in (Tokenizer(same.backend, eos=same.id_to_token(11)), own):
+        model.tokenizer = given
+        assert model.end_token_ids == (given.eos_id,)
+    assert GPT.from_preset(tmp_path / "gpt2", tokenizer=given).special_token_ids()["pad_token_id"] == 6
+    model.end_token_ids = [1, 2]
+    model.tokenizer = given
+    assert model.end_token_ids == (1, 2)  # what the user says stays
+    model.save_to_preset(tmp_path / "saved")
+    assert ids_in(tmp_path / "saved") == {"bos_token_id": 7, "eos_token_id": 9, "pad_token_id": 6}
 
 
 def test_a_models_own_draws_are_those_of_its_place_in_any_batch():

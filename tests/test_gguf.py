@@ -9,6 +9,7 @@ import pytest
 
 from kerasllm import GPT
 from kerasllm.checkpoints import files, gguf
+from kerasllm.layers.positions import scaled_frequencies
 from kerasllm.text import Tokenizer, sentencepiece_model
 
 library = pytest.importorskip("gguf")
@@ -135,7 +136,7 @@ def test_sentencepiece_in_a_file_reads_as_llama_2_does(tmp_path):
     metadata = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
     tokenizer = tokenizer_in(write(tmp_path / "model.gguf", metadata), tmp_path)
     assert tokenizer.encode_batch(answers["texts"]) == answers["llama_legacy"]["ids"]
-    assert tokenizer.roles == {"bos": "<s>", "eos": "</s>"}
+    assert tokenizer.roles == {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 
 
 def test_llama_3_reads_three_digits_at_a_time_and_whole_words_without_merging(tmp_path):
@@ -144,24 +145,113 @@ def test_llama_3_reads_three_digits_at_a_time_and_whole_words_without_merging(tm
     metadata |= {whole: [*metadata[whole], "Ġnever", "1234", "123"]}
     metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 1, 1, 1]
     tokenizer = tokenizer_in(write(tmp_path / "model.gguf", metadata), tmp_path)
-    first = trained.vocabulary_size
-    assert tokenizer.encode(" never") == [first]  # a symbol of its own, which no merges make
-    assert tokenizer.encode("1234") == [first + 2, tokenizer.token_to_id("4")]
+    first, start = trained.vocabulary_size, trained.bos_id
+    assert tokenizer.encode(" never") == [start, first]  # a symbol of its own, which no merges make
+    assert tokenizer.encode("1234") == [start, first + 2, tokenizer.token_to_id("4")]
     for text in TEXTS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_digits_stand_alone_and_a_start_token_is_added_where_the_file_says_so(tmp_path):
-    expected, metadata = byte_level(pre="smollm", add_bos_token=True)
+    metadata["tokenizer.ggml.pre"] = "smaug-bpe"  # the same words, merged, and no start token
     tokenizer = tokenizer_in(write(tmp_path / "model.gguf", metadata), tmp_path)
-    digits = [tokenizer.token_to_id(digit) for digit in "42"]
-    assert tokenizer.encode("42") == [tokenizer.bos_id, *digits]
+    assert len(tokenizer.encode(" never")) > 1 and start not in tokenizer.encode("1234")
+
+
+@pytest.mark.parametrize(
+    "changes, before, after",
+    [
+        ({"pre": "smollm"}, 0, 0),
+        ({"pre": "smollm", "add_bos_token": True}, 1, 0),
+        ({"pre": "smollm", "add_eos_token": True}, 0, 1),
+        ({"pre": "llama3"}, 1, 0),
+        ({"pre": "llama-v3", "add_bos_token": False}, 0, 0),
+        ({"pre": "llama-bpe", "add_eos_token": True}, 1, 1),
+    ],
+    ids=str,
+)
+def test_the_start_and_the_end_token_are_added_where_llama_cpp_adds_them(changes, before, after, tmp_path):
+    trained, metadata = byte_level(**changes)
+    tokenizer = tokenizer_in(write(tmp_path / "model.gguf", metadata), tmp_path)
+    start, end = [trained.bos_id] * before, [trained.eos_id] * after
+    assert tokenizer.encode("cat") == start + tokenizer.encode("cat", special_tokens=False) + end
+    ids, segments = tokenizer.encode_with_segments("cat", "mat")
+    assert ids == tokenizer.encode("cat") + tokenizer.encode("mat") and set(segments) == {0, 1}
+
+
+def test_digits_stand_alone_in_smollm(tmp_path):
+    tokenizer = tokenizer_in(write(tmp_path / "model.gguf", byte_level(pre="smollm")[1]), tmp_path)
+    assert tokenizer.encode("42") == [tokenizer.token_to_id(digit) for digit in "42"]
+
+
+def test_kinds_of_tokens_and_all_that_ends_a_text(tmp_path):
+    trained, metadata = byte_level(eot_token_id=5, eom_token_id=7)
+    more = {"<|eot_id|>": 1, "<tool>": 4, "": 5, "<bos>": 3, "<oov>": 2}  # the first is control, whatever is said
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *more]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], *more.values()]
+    size = trained.vocabulary_size
+    tensors = {"token_embd.weight": np.ones((size + 5, 16), "float32"), "output.weight": None}
+    model = GPT.from_preset(write(tmp_path / "model.gguf", metadata, tensors))
+    assert model.end_token_ids == (trained.eos_id, 5, 7, size)
+    assert model.tokenizer.encode("cat<|eot_id|><tool>")[-2:] == [size, size + 1]
+    assert model.tokenizer.decode([size + 1, size, size + 3, size + 4]) == "<tool>"
+    assert model.special_token_ids()["bos_token_id"] == trained.bos_id
+    metadata = {"tokenizer.ggml.model": "no_vocab", "tokenizer.ggml.eos_token_id": 9}
+    model = GPT.from_preset(write(tmp_path / "model.gguf", metadata))
+    assert model.tokenizer is None and model.end_token_ids == (9,)
+
+
+def divisors(scaling, head_dim, base=10000.0):
+    """rope_freqs.weight as convert_hf_to_gguf.py computes it."""
+    frequencies = 1 / base ** (np.arange(0, head_dim, 2, dtype="float32") / head_dim)
+    old, factors = scaling["original_max_position_embeddings"], []
+    for wavelength in 2 * np.pi / frequencies:
+        if wavelength < old / scaling["high_freq_factor"]:
+            factors.append(1)
+        elif wavelength > old / scaling["low_freq_factor"]:
+            factors.append(scaling["factor"])
+        else:
+            smooth = old / wavelength - scaling["low_freq_factor"]
+            smooth /= scaling["high_freq_factor"] - scaling["low_freq_factor"]
+            factors.append(1 / ((1 - smooth) / scaling["factor"] + smooth))
+    return np.array(factors, "float32")
+
+
+@pytest.mark.parametrize(
+    "factor, low, high, old, base",
+    [(8.0, 1.0, 4.0, 8192, 5e5), (32.0, 1.0, 4.0, 8192, 5e5), (4.0, 1.5, 6.0, 3000, 1e4), (2.0, 1.0, 4.0, 64, 1e4)],
+)
+def test_the_tensor_of_rotary_frequencies_is_llama_3_1s_scaling(factor, low, high, old, base):
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    scaling = dict(zip(names, (factor, low, high, old), strict=True))
+    found = gguf._scaling_of(divisors(scaling, 64, base), {"head_dim": 64, "rope_theta": base})
+    frequencies = base ** (-np.arange(0, 64, 2) / 64)
+    expected = scaled_frequencies(frequencies, scaling | {"rope_type": "llama3"})
+    np.testing.assert_allclose(scaled_frequencies(frequencies, found), expected, rtol=1e-5)
+    if low == 1.0:
+        assert found == scaling | {"rope_type": "llama3"}
+
+
+def test_scalings_of_rotary_positions_reach_the_model(tmp_path):
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
+    linear = {"rope_type": "linear", "factor": 4.0}
+    ones = {"rope_freqs.weight": np.ones(2, "float32")}
+    cases = [
+        ({}, {"rope_freqs.weight": divisors(scaling, 4)}, scaling | {"rope_type": "llama3"}),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, ones, None),
+        ({"llama.rope.scaling.factor": 4.0}, {}, linear),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scale_linear": 4.0}, {}, linear),
+        ({"llama.rope.scaling.type": "linear"}, {}, None),
+    ]
+    for metadata, tensors, expected in cases:
+        config, names, _ = gguf.read(write(tmp_path / "model.gguf", metadata, tensors))
+        assert "rope_freqs.weight" not in names and (config.get("rope_scaling") is None) == (expected is None)
+        frequencies = np.array([1.0, 0.01])
+        found = scaled_frequencies(frequencies, config.get("rope_scaling"))
+        np.testing.assert_allclose(found, scaled_frequencies(frequencies, expected), rtol=1e-6)
 
 
 def test_quantised_weights_are_near_the_originals(tmp_path):
     kernel = np.random.default_rng(0).normal(size=(40, 32)).astype("float32")
     writer = library.GGUFWriter(tmp_path / "model.gguf", "llama")
-    for name in ("block_count", "embedding_length", "attention.head_count"):
+    for name in gguf.REQUIRED:
         writer.add_uint32(f"llama.{name}", 2)
     quantised = library.quants.quantize(kernel, library.GGMLQuantizationType.Q8_0)
     writer.add_tensor("blk.0.ffn_up.weight", quantised, raw_dtype=library.GGMLQuantizationType.Q8_0)
@@ -177,18 +267,39 @@ def test_quantised_weights_are_near_the_originals(tmp_path):
     "metadata, tensors, words",
     [
         ({"general.architecture": "falcon"}, {}, "general.architecture .'falcon'."),
-        ({"llama.expert_count": 4}, {}, "llama.expert_count is unknown"),
-        ({"llama.attention.head_count": None}, {}, "num_attention_heads is missing"),
+        ({"general.type": "adapter"}, {}, "general.type .'adapter'. must be 'model'"),
+        ({"split.count": 2}, {}, "split.count .2."),
+        ({"llama.expert_count": 4}, {}, "llama.expert_count .4. must be 0"),
+        ({"llama.logit_scale": 0.5}, {}, "llama.logit_scale .0.5. must be 0 or 1"),
+        ({"llama.attention.sliding_window": 4}, {}, "llama.attention.sliding_window .4."),
+        ({"llama.attention.head_count": None}, {}, "llama.attention.head_count is missing"),
+        ({"llama.context_length": None}, {}, "llama.context_length is missing"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "layer_norm_rms_epsilon is missing"),
         ({"llama.rope.dimension_count": 2}, {}, "rope.dimension_count .2. must be .* 4"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, {}, "rope.scaling.type .'yarn'."),
+        ({"llama.rope.surprise": 1}, {}, "llama.rope.surprise is unknown"),
         ({"llama.feed_forward_length": 0}, {}, "intermediate_size .0."),
-        ({}, {"rope_freqs.weight": np.ones(2, "float32")}, "extra tensors: .*rope_freqs.weight"),
+        ({"llama.vocab_size": 5}, {}, "llama.vocab_size .5. must be that of token_embd"),
+        ({}, {"rope_freqs.weight": np.array([7, 1], "float32")}, "rope_freqs.weight must be Llama 3.1's scaling"),
         ({}, {"blk.1.ffn_up.weight": None}, "missing tensors: model.layers.1.mlp.up_proj.weight"),
+        ({}, {"blk.1.attn_q.bias": np.ones(16, "float32")}, "extra tensors: model.layers.1.self_attn.q_proj.bias"),
         ({}, {"blk.0.attn_q.weight": np.ones((3, 16), "float32")}, "attn_q.weight .3, 16. does not divide"),
         ({"llama.attention.head_count": 0}, {}, "contradict"),
-        ({"llama.attention.head_count": [4, 4]}, {}, "contradict"),
-        (byte_level(bos_token_id=9999)[1], {}, "contradict"),
-        (byte_level(bos_token_id=None, add_bos_token=True)[1], {}, "contradict"),
+        (
+            {"llama.attention.head_count": [4, 2]},
+            {},
+            r"llama.attention.head_count .\[4, 2\]. must be the same in all 2",
+        ),
+        (byte_level(bos_token_id=9999)[1], {}, "tokenizer.ggml.bos_token_id .9999. must be below the number of tokens"),
+        (byte_level(bos_token_id=None, add_bos_token=True)[1], {}, "add_bos_token .true. needs .*ggml.bos_token_id"),
+        (byte_level(bos_token_id=None, pre="llama-bpe")[1], {}, "add_bos_token .true. needs .*ggml.bos_token_id"),
+        (byte_level(merges=None)[1], {}, "tokenizer.ggml.merges is missing"),
+        (byte_level(tokens=["a", "b", "a"])[1], {}, "tokenizer.ggml.tokens has 1 tokens twice"),
+        (byte_level(token_type=[1, 1])[1], {}, "tokenizer.ggml.token_type has 2 entries"),
+        (byte_level(add_sep_token=True)[1], {}, "tokenizer.ggml.add_sep_token .True. must be False"),
+        (byte_level(surprise=1)[1], {}, "tokenizer.ggml.surprise is unknown"),
         (byte_level(pre="qwen2")[1], {}, "tokenizer.ggml.pre .'qwen2'. must be .*'smollm'"),
+        (byte_level(pre=None)[1], {}, "tokenizer.ggml.pre .None. must be"),
         (byte_level(model="bert")[1], {}, "tokenizer.ggml.model .'bert'."),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, dict) else "",

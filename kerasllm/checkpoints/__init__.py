@@ -7,7 +7,12 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "presets": ["read_preset", "write_preset"],
         "description": ["Description", "describe", "openers"],
-        "generation_config": ["read_generation_config", "read_start_token_id", "write_generation_config"],
+        "generation_config": [
+            "read_generation_config",
+            "read_start_token_id",
+            "read_token_ids",
+            "write_generation_config",
+        ],
         "sentence_transformers": ["read_modules", "reads_lowercase", "write_modules"],
         "weight_map": [],
         "files": [],

@@ -184,6 +184,12 @@ def read_start_token_id(folder, vocabulary_size=None):
     return config.get("bos_token_id") if start is None else start
 
 
+def read_token_ids(folder, vocabulary_size=None):
+    """The ids of the start token and of padding that the same files name: dict as in the file."""
+    config = _read(folder, vocabulary_size, silent=True)[1]
+    return {name: config[name] for name in ("bos_token_id", "pad_token_id") if config.get(name) is not None}
+
+
 def write_generation_config(folder, values, end_ids, start_id=None, special_token_ids=None):
     """Write generation_config.json.
 

@@ -13,7 +13,7 @@ from kerasllm.checkpoints import gguf_reader
 from kerasllm.checkpoints.weight_map import LazyArray
 from kerasllm.text.sentencepiece_model import SentencePieceModel, to_tokenizer
 
-# The metadata of a Llama, without "llama.", and the fields of config.json; None where tensors or tokens say it too.
+# The metadata of a Llama, without "llama.", and the fields of config.json.
 METADATA = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -24,9 +24,35 @@ METADATA = {
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
-    "attention.value_length": None,
-    "rope.dimension_count": None,
-    "vocab_size": None,
+}
+# llama.cpp has its own values for the others: as many heads of keys as of queries, a base of 10,000.
+REQUIRED = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
+# What is looked at apart; what tensors, tokens or the width of a head say too; what says nothing of the model.
+ELSEWHERE = {"rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "attention.sliding_window", "vocab_size"}
+WIDTHS = ("attention.value_length", "rope.dimension_count")
+IRRELEVANT = {"rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout"}
+# What other models have, and the values with which it does nothing.
+NEUTRAL = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "rope.scaling.attn_factor": (1,),
+    "use_parallel_residual": (False,),
 }
 TENSORS = {
     "token_embd": "model.embed_tokens",
@@ -48,14 +74,49 @@ LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GPT_2_WORDS = {"words": [], "merge_all": True, "bos": False}
+SMOLLM_WORDS = GPT_2_WORDS | {"words": [{"type": "Digits", "individual_digits": True}]}
+SMAUG_WORDS = GPT_2_WORDS | {
+    "words": [{"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Isolated", "invert": False}]
+}
+LLAMA_3_WORDS = SMAUG_WORDS | {"merge_all": False, "bos": True}
+# How texts are cut into words, whether words that are symbols are merged too, whether the start token is added.
 PRE_TOKENIZERS = {
-    "gpt-2": [],
-    "smollm": [{"type": "Digits", "individual_digits": True}],
-    "llama-bpe": [{"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Isolated", "invert": False}],
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), GPT_2_WORDS),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), SMOLLM_WORDS),
+    **dict.fromkeys(("smaug-bpe", "dbrx"), SMAUG_WORDS),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), LLAMA_3_WORDS),
 }
 # Ours and GGUF's names of special tokens.
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # kinds of tokens
+TOKENIZER = "tokenizer.ggml."
+TOKENIZER_FIELDS = {
+    "model",
+    "pre",
+    "tokens",
+    "scores",
+    "token_type",
+    "token_type_count",
+    "merges",
+    "add_bos_token",
+    "add_eos_token",
+    "add_space_prefix",
+    "remove_extra_whitespaces",
+    "suppress_tokens",
+}
+TOKENIZER_NEUTRAL = {"add_sep_token": (False,), "precompiled_charsmap": ([],), "normalizer.lowercase": (False,)}
+SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}  # where a file names none
+# Tokens that end a text beside the end token: those that the metadata name, and those of these texts.
+ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+END_TEXTS = frozenset(
+    """
+    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|>
+    <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[
+    <｜end▁of▁sentence｜> <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO>
+    <reponame> <|file_sep|>
+    """.split()
+)
 
 
 def read(path):
@@ -96,30 +157,99 @@ def _dequantize(rows, kind):
 
 
 def _folder(metadata, tensors):
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"general.architecture ({architecture!r}) must be 'llama'.")
+    for name, accepted in {"general.architecture": ("llama",), "general.type": (None, "model")}.items():
+        if metadata.get(name) not in accepted:
+            raise ValueError(f"{name} ({metadata.get(name)!r}) must be {accepted[-1]!r}.")
+    if metadata.get("split.count", 1) > 1:
+        raise ValueError(f"split.count ({metadata['split.count']}) must be 1: it is one of several files; merge them.")
     config = _config(metadata, set(tensors))
+    tensors = dict(tensors)
+    if "rope_freqs.weight" in tensors:
+        scaling = _scaling_of(np.asarray(tensors.pop("rope_freqs.weight")), config)
+        if scaling and "rope_scaling" in config:
+            raise ValueError("rope_freqs.weight and metadata: llama.rope.scaling exclude each other.")
+        config |= {"rope_scaling": scaling} if scaling else {}
     tensors = {_name(name): _rotated_by_halves(name, tensor, config) for name, tensor in tensors.items()}
     embeddings = tensors.get("model.embed_tokens.weight")
     config["vocab_size"] = 0 if embeddings is None else embeddings.shape[0]
+    size = metadata.get("llama.vocab_size", config["vocab_size"])
+    if embeddings is not None and size != config["vocab_size"]:
+        raise ValueError(f"metadata: llama.vocab_size ({size}) must be that of token_embd, {config['vocab_size']}.")
     return config, tensors, _tokenizer_files(metadata)
 
 
 def _config(metadata, tensor_names):
     ours = {name.removeprefix("llama."): value for name, value in metadata.items() if name.startswith("llama.")}
-    unknown = sorted(set(ours) - set(METADATA))
-    if unknown:
-        raise ValueError(f"metadata: {', '.join(f'llama.{name}' for name in unknown)} is unknown.")
-    config = {METADATA[name]: value for name, value in ours.items() if METADATA[name]}
-    missing = {"num_attention_heads", "hidden_size", "num_hidden_layers"} - set(config)
+    _check_known("llama.", ours, {*METADATA, *WIDTHS} | ELSEWHERE | IRRELEVANT, NEUTRAL)
+    missing = [f"llama.{name}" for name in REQUIRED if name not in ours]
     if missing:
-        raise ValueError(f"metadata: {', '.join(sorted(missing))} is missing.")
-    head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    for name in ("attention.value_length", "rope.dimension_count"):
+        raise ValueError(f"metadata: {', '.join(missing)} is missing.")
+    num_layers = ours["block_count"]
+    config = {field: _same_in_all(name, ours[name], num_layers) for name, field in METADATA.items() if name in ours}
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    for name in WIDTHS:
         if ours.get(name, head_dim) != head_dim:
             raise ValueError(f"metadata: llama.{name} ({ours[name]!r}) must be the width of a head, {head_dim}.")
+    window = ours.get("attention.sliding_window", 0)
+    if 0 < window < ours["context_length"]:
+        raise ValueError(f"metadata: llama.attention.sliding_window ({window}) must be as long as the context.")
+    kind, factor = (
+        ours.get("rope.scaling.type", "linear"),
+        ours.get("rope.scaling.factor", ours.get("rope.scale_linear")),
+    )
+    if kind not in ("none", "linear"):
+        raise ValueError(f"metadata: llama.rope.scaling.type ({kind!r}) must be 'none' or 'linear'.")
+    if kind == "linear" and factor not in (None, 0, 1):
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     return {"model_type": "llama", "tie_word_embeddings": "output.weight" not in tensor_names, **config}
+
+
+def _check_known(prefix, values, known, neutral):
+    """Refuse metadata that would change what is computed, and those that we do not know."""
+    unknown = sorted(set(values) - set(known) - set(neutral))
+    if unknown:
+        raise ValueError(f"metadata: {', '.join(prefix + name for name in unknown)} is unknown.")
+    for name in sorted(set(values) & set(neutral)):
+        if values[name] not in neutral[name]:
+            accepted = " or ".join(map(repr, neutral[name]))
+            raise ValueError(f"metadata: {prefix}{name} ({values[name]!r:.80}) must be {accepted}.")
+
+
+def _same_in_all(name, value, num_layers):
+    """A number that a file may say for each layer."""
+    if not isinstance(value, list):
+        return value
+    if len(value) != num_layers or len(set(value)) != 1:
+        raise ValueError(f"metadata: llama.{name} ({value!r:.80}) must be the same in all {num_layers} layers.")
+    return value[0]
+
+
+def _scaling_of(divisors, config):
+    """`rope_scaling` of Llama 3.1, from the numbers (H/2,) by which llama.cpp divides the rotary frequencies.
+
+    Of a share s, which grows with the frequency from 0 to 1, they are 1 / ((1 - s) / factor + s).
+    """
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    divisors, factor = divisors.astype("float64"), round(float(divisors.max()), 6)
+    if (divisors == 1).all():
+        return None
+    turns = config.get("rope_theta", 10000.0) ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
+    if divisors.shape == turns.shape and factor > 1:
+        shares = (1 / divisors - 1 / factor) / (1 - 1 / factor)
+        between = (shares > 1e-4) & (shares < 1 - 1e-4)
+        bounds = [(1.0, 4.0, 8192)] + [(1.0, 4.0, 2**i) for i in range(21)]
+        if between.sum() > 1:  # a line, which says the bounds but for what they have in common
+            slope, start = np.polyfit(turns[between], shares[between], 1)
+            bounds += [(1.0, float(1 - 1 / start), float(-slope / start))] if start < 0 else []
+        for low, high, length in bounds:
+            share = np.clip((length * turns - low) / (high - low), 0, 1)
+            if np.allclose(divisors, 1 / ((1 - share) / factor + share), rtol=2e-5, atol=0):
+                names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+                return {"rope_type": "llama3", "factor": factor} | dict(zip(names, (low, high, length), strict=True))
+    raise ValueError(
+        "rope_freqs.weight must be Llama 3.1's scaling of rotary positions (rope_type 'llama3'); it is no such for "
+        f"heads of {head_dim} and llama.rope.freq_base {config.get('rope_theta', 10000.0)}."
+    )
 
 
 def _name(name):
@@ -148,61 +278,122 @@ def _rotated_by_halves(name, tensor, config):
 
 
 def _tokenizer_files(metadata):
-    values = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items()}
-    if "model" not in values:
-        return {}
-    ids = {role: values.get(f"{name}_token_id") for role, name in ROLES.items()}
-    roles = {f"{role}_token": values["tokens"][i] for role, i in ids.items() if i is not None}
-    if values["model"] == "llama":
-        tokenizer, starts = _sentencepiece(values), True
-    elif values["model"] == "gpt2" and values.get("pre") in PRE_TOKENIZERS:
-        tokenizer, starts = _byte_level(values), False
-    else:
+    values = {name.removeprefix(TOKENIZER): value for name, value in metadata.items() if name.startswith(TOKENIZER)}
+    ids = {name for name in values if name.endswith("_token_id")}
+    _check_known(TOKENIZER, values, TOKENIZER_FIELDS | ids, TOKENIZER_NEUTRAL)
+    kind, pre = values.get("model", "none"), values.get("pre")
+    if kind in ("none", "no_vocab"):
+        return _written({"generation_config.json": _defaults(values, [])})
+    if kind != "llama" and (kind != "gpt2" or pre not in PRE_TOKENIZERS):
         raise ValueError(
-            f"tokenizer.ggml.model ({values['model']!r}) and tokenizer.ggml.pre ({values.get('pre')!r}) must be "
+            f"tokenizer.ggml.model ({kind!r}) and tokenizer.ggml.pre ({pre!r}) must be "
             f"'llama', or 'gpt2' and one of {', '.join(map(repr, PRE_TOKENIZERS))}."
         )
-    if values.get("add_bos_token", starts):
-        bos = roles["bos_token"]
-        tokenizer["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {bos: {"id": bos, "ids": [ids["bos"]], "tokens": [bos]}},
-        }
+    lists = ("tokens", "scores", "token_type") if kind == "llama" else ("tokens", "merges")
+    missing = [TOKENIZER + name for name in lists if name not in values]
+    if missing:
+        raise ValueError(f"metadata: {', '.join(missing)} is missing.")
+    values["tokens"] = tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(values["tokens"])]
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"tokenizer.ggml.tokens has {len(tokens) - len(set(tokens))} tokens twice.")
+    values = (SENTENCEPIECE_IDS if kind == "llama" else {}) | values
+    for name in sorted(ids):
+        if not 0 <= values[name] < len(tokens):
+            raise ValueError(
+                f"tokenizer.ggml.{name} ({values[name]}) must be below the number of tokens, {len(tokens)}."
+            )
+    types = list(values.get("token_type", [NORMAL] * len(tokens)))
+    if len(types) != len(tokens):
+        raise ValueError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens.")
+    ends = [i for i, token in enumerate(tokens) if token in END_TEXTS]
+    for i in ends:
+        types[i] = CONTROL  # whatever the file says, as in llama.cpp
+    tokenizer = _sentencepiece(values, types) if kind == "llama" else _byte_level(values, types)
+    if any(name in str(metadata.get("general.name", "")).lower() for name in ("phi-3", "phi3")):
+        for token in tokenizer["added_tokens"]:  # which take the spaces after them
+            token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+    starts = kind == "llama" or PRE_TOKENIZERS[pre]["bos"]
+    _add_ends(tokenizer, values, values.get("add_bos_token", starts), values.get("add_eos_token", False))
+    roles = {role: values.get(f"{name}_token_id") for role, name in ROLES.items()}
     template = metadata.get("tokenizer.chat_template")
-    config = roles | ({"chat_template": template} if template else {})
-    defaults = {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if ids[role] is not None}
-    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config, "generation_config.json": defaults}
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in files.items()}
+    config = {f"{role}_token": tokens[i] for role, i in roles.items() if i is not None}
+    config |= {"chat_template": template} if template else {}
+    defaults = _defaults(values, ends)
+    return _written({"tokenizer.json": tokenizer, "tokenizer_config.json": config, "generation_config.json": defaults})
 
 
-def _byte_level(values):
-    """tokenizer.json of GPT-2's byte-level pairs."""
-    tokens = values["tokens"]
-    added = [
-        {"id": i, "content": tokens[i], "special": kind == CONTROL}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for i, kind in enumerate(values.get("token_type", []))
-        if kind in (CONTROL, USER_DEFINED)
-    ]
-    words, is_llama_3 = PRE_TOKENIZERS[values["pre"]], values["pre"] == "llama-bpe"
-    pairs = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": values["merges"]}
-    return {
-        "version": "1.0",
-        "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*words, BYTE_LEVEL | {"use_regex": not is_llama_3}]},
-        "decoder": BYTE_LEVEL,
-        "model": pairs | {"ignore_merges": is_llama_3},
+def _written(files):
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in files.items() if value}
+
+
+def _defaults(values, ends):
+    """generation_config.json, of which `ends` are further tokens that end a text."""
+    named = {role: values.get(f"{ROLES[role]}_token_id") for role in ("bos", "pad")}
+    ids = [values[f"{name}_token_id"] for name in ENDS if f"{name}_token_id" in values]
+    defaults = {f"{role}_token_id": i for role, i in named.items() if i is not None}
+    ids = list(dict.fromkeys([*ids, *ends]))
+    defaults |= {"eos_token_id": ids if len(ids) > 1 else ids[0]} if ids else {}
+    suppressed = values.get("suppress_tokens")
+    return defaults | ({"suppress_tokens": suppressed} if suppressed else {})
+
+
+def _add_ends(tokenizer, values, bos, eos):
+    """Let the tokenizer write the start token before a text and the end token after it."""
+    used = {"bos": bos, "eos": eos}
+    for role in used:
+        if used[role] and f"{role}_token_id" not in values:
+            raise ValueError(f"tokenizer.ggml.add_{role}_token (true) needs tokenizer.ggml.{role}_token_id.")
+    if not any(used.values()):
+        return
+    ids = {role: values[f"{role}_token_id"] for role in used if used[role]}
+    tokens = {role: values["tokens"][i] for role, i in ids.items()}
+
+    def around(sequence, segment):
+        parts = [tokens.get("bos"), None, tokens.get("eos")]
+        return [
+            {"Sequence": {"id": sequence, "type_id": segment}}
+            if place == 1
+            else {"SpecialToken": {"id": token, "type_id": segment}}
+            for place, token in enumerate(parts)
+            if place == 1 or token is not None
+        ]
+
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {t: {"id": t, "ids": [ids[role]], "tokens": [t]} for role, t in tokens.items()},
     }
 
 
-def _sentencepiece(values):
+def _byte_level(values, types):
+    """tokenizer.json of GPT-2's byte-level pairs."""
+    tokens, pre = values["tokens"], PRE_TOKENIZERS[values["pre"]]
+    added = [
+        {"id": i, "content": tokens[i], "special": kind != USER_DEFINED}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for i, kind in enumerate(types)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+    ]
+    # Words that a pattern has cut are cut no further.
+    by_pattern = any(word["type"] == "Split" for word in pre["words"])
+    pairs = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": values["merges"]}
+    words = [*pre["words"], BYTE_LEVEL | {"use_regex": not by_pattern}]
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": words},
+        "decoder": BYTE_LEVEL,
+        "model": pairs | {"ignore_merges": not pre["merge_all"]},
+    }
+
+
+def _sentencepiece(values, types):
     """tokenizer.json of SentencePiece's pairs, as Llama 2 and Mistral have them."""
     model = SentencePieceModel(
         values["tokens"],
         values["scores"],
-        values["token_type"],
+        types,
         "bpe",
         add_dummy_prefix=values.get("add_space_prefix", True),
         remove_extra_whitespaces=values.get("remove_extra_whitespaces", False),

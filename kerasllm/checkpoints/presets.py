@@ -36,6 +36,8 @@ from kerasllm.checkpoints import (
 
 FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, marian, bart, t5, ours)
 READ_ONLY = keras_hub.FAMILIES
+ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "decoder_start", "forced_bos", "forced_eos")
+TOKEN_IDS = {f"{role}_token_id" for role in ROLES}
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Preset:
             memory-mapped. A `ValueError` names every tensor that is missing, left over or misshaped.
         source: path of the preset on this machine.
         files: the tokenizer's files and others, dict name -> text; None if `source` is a folder that holds them.
+        token_ids: the ids of special tokens that config.json names, dict name -> id, list of ids or None.
     """
 
     arguments: dict
     read_weights: Callable
     source: str | Path
     files: dict | None = None
+    token_ids: dict | None = None
 
     @contextmanager
     def folder(self):
@@ -104,7 +108,7 @@ def read_preset(source, model_class):
         with errors_name(source):
             return family.read_weights(class_name, arguments, tensors, shapes)
 
-    return Preset(arguments, read_weights, path, texts)
+    return Preset(arguments, read_weights, path, texts, _token_ids(config, arguments))
 
 
 def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, write_files=None, max_shard_size=None):
@@ -116,8 +120,8 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
         arguments: dict of plain values, what the model's constructor takes. `dtype` is left out: what a model
             computes in is for those to say who load it, as with transformers.
         arrays: dict variable path -> array or `LazyArray`, all of the model's.
-        special_token_ids: dict with those of "bos_token_id", "eos_token_id", "pad_token_id" and
-            "decoder_start_token_id" that are known. transformers stops generating at the second.
+        special_token_ids: dict, "bos_token_id", "eos_token_id" and others as config.json has them. transformers stops
+            generating at the second.
         write_files: function of a folder that writes what else belongs to the preset, such as the tokenizer.
         max_shard_size: the most bytes of weights in a file, as for `files.write_tensors`.
 
@@ -127,8 +131,7 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
     arguments = {name: value for name, value in arguments.items() if name != "dtype"}
     family, config = _layout_of(class_name, arguments)
     if family is not ours:
-        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | (special_token_ids or {})
-        config = ids | config  # RoBERTa's layout rests on its padding token
+        config = (special_token_ids or {}) | config  # RoBERTa's layout rests on its padding token
         config["dtype"] = next(iter(arrays.values())).dtype.name
     with files.replaced_folder(folder) as staging:
         files.write_json(staging / files.CONFIG, config)
@@ -172,6 +175,17 @@ def _family_read_by(class_name, config):
     if class_name not in readers:
         raise ValueError(f"it holds a {family.MODEL_TYPE!r} model, which {readers} can read, not {class_name!r}.")
     return family
+
+
+def _token_ids(config, arguments):
+    """The ids of special tokens that a config names, those of the vocabulary."""
+    size = max((size for name, size in arguments.items() if name.endswith("vocabulary_size")), default=0)
+    kept = {}
+    for name in TOKEN_IDS & set(config):
+        value = config[name]
+        ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and 0 <= i < size]
+        kept[name] = (ids or None) if isinstance(value, list) else (ids or [None])[0]
+    return kept
 
 
 def _check_depth(arguments, num_tensors):

@@ -39,6 +39,8 @@ def carried_tokenizer(name, size):
                 f"({model.arguments[size]})."
             )
         model.tokenizers[name] = tokenizer
+        if name != "source_tokenizer":
+            model.adopt_token_ids(tokenizer)
 
     return property(get, set_, doc=f"The model's {name}, a `kerasllm.Tokenizer`, or None.")
 
@@ -59,15 +61,21 @@ class Model(keras.Model):
         self.arguments = arguments
         # Hidden from Keras's tracking, which would wrap the dict.
         object.__setattr__(self, "tokenizers", {})
+        object.__setattr__(self, "named_token_ids", None)
 
     def get_config(self):
-        """The arguments the model was built from."""
-        return {"name": self.name, **self.arguments}
+        """The arguments the model was built from, and `named_token_ids` of one from a preset."""
+        ids = {} if self.named_token_ids is None else {"named_token_ids": self.named_token_ids}
+        return {"name": self.name, **self.arguments, **ids}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """The inverse of `get_config`."""
-        return cls(**config)
+        config = dict(config)
+        ids = config.pop("named_token_ids", None)
+        model = cls(**config)
+        object.__setattr__(model, "named_token_ids", ids)
+        return model
 
     @classmethod
     def from_preset(cls, source, **arguments):
@@ -101,6 +109,10 @@ class Model(keras.Model):
                 hint = f"{cls.__name__}.from_preset(..., tokenizer=None) opens it without."
                 raise ValueError(f"preset ({str(source)!r}): {error} {hint}") from error
             model.load_defaults(folder)
+        object.__setattr__(model, "named_token_ids", preset.token_ids)
+        for name, tokenizer in given.items():
+            if tokenizer is not None and name != "source_tokenizer":
+                model.adopt_token_ids(tokenizer)
         return model
 
     @classmethod
@@ -223,6 +235,7 @@ class Model(keras.Model):
 
     def load_tokenizers(self, folder, given=None):
         """Read the tokenizers that a folder holds, but those that are `given`: dict name -> `Tokenizer` or None."""
+        named = self.named_token_ids
         for name, prefix in self.tokenizer_prefixes.items():
             if name in (given or {}):
                 setattr(self, name, given[name])
@@ -231,18 +244,42 @@ class Model(keras.Model):
             names = {start + file for start in (prefix, "") for file in TOKENIZER_FILES}
             if any((pathlib.Path(folder) / file).exists() for file in names):
                 setattr(self, name, text.Tokenizer.from_folder(folder, prefix))
+        object.__setattr__(self, "named_token_ids", named)  # a folder's own tokenizer changes nothing of it
 
     def special_token_ids(self):
-        """The ids of special tokens that a foreign config.json names, `bos_token_id` and so on, as far as known."""
+        """The ids of special tokens that a foreign config.json names, `bos_token_id` and so on; null for none.
+
+        They are what the preset's config.json said, else the tokenizers' own. What a preset left open stays so, and
+        transformers takes its family's own; a model that was made here has no such.
+        """
         roles = [(role, tokenizer) for tokenizer in self.tokenizers.values() for role in TOKEN_ROLES]
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role, tokenizer in roles}
-        return {name: i for name, i in ids.items() if i is not None}
+        ids = {name: i for name, i in ids.items() if i is not None}
+        if self.named_token_ids is None:
+            return dict.fromkeys(f"{role}_token_id" for role in TOKEN_ROLES) | ids
+        return ids | {name: i for name, i in self.named_token_ids.items() if i is not None or name not in ids}
+
+    def adopt_token_ids(self, tokenizer):
+        """Let the special tokens of a tokenizer that is set later go before the ids that files have named."""
+        if self.named_token_ids is not None:
+            object.__setattr__(self, "named_token_ids", adopted(self.named_token_ids, tokenizer))
 
     def required_tokenizer(self, name="tokenizer"):
         """The tokenizer `name`, or a `ValueError` that says how to give the model one."""
         if name not in self.tokenizers:
             raise ValueError(f"{name} (None) must be set for text: `model.{name} = Tokenizer.from_folder(...)`.")
         return self.tokenizers[name]
+
+
+def adopted(ids, tokenizer):
+    """Ids by their names in config.json, a tokenizer's own in place of those that are others."""
+    ids = dict(ids)
+    for role in tokenizer.roles:
+        name, own = f"{role}_token_id", getattr(tokenizer, f"{role}_id")
+        named = ids.get(name)
+        if named is not None and own not in (named if isinstance(named, list) else [named]):
+            ids[name] = own
+    return ids
 
 
 def merged_arrays(model):

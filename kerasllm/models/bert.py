@@ -81,6 +81,7 @@ class BERTModel(Model):
         for variable in model.weights:
             if variable.path in values:
                 variable.assign(values[variable.path])
+        object.__setattr__(model, "named_token_ids", encoder.named_token_ids)
         model.tokenizer = encoder.tokenizer
         return model
 

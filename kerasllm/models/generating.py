@@ -10,7 +10,7 @@ from kerasllm.arguments import check_positive
 from kerasllm.generation import generator, scoring, speculative
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.task import Task
-from kerasllm.models.base import Model
+from kerasllm.models.base import Model, adopted
 from kerasllm.text import batches
 from kerasllm.text.completions import CompletionWriter
 
@@ -35,6 +35,7 @@ class GeneratingModel(Model):
         super().__init__(*args, **kwargs)
         self.generation_defaults = GenerationConfig()
         self.end_token_ids = None
+        object.__setattr__(self, "_file_token_ids", {})
 
     @property
     def generation_defaults(self):
@@ -48,7 +49,11 @@ class GeneratingModel(Model):
 
     @property
     def end_token_ids(self):
-        """The ids that end a sequence, a tuple. Default: the end token of the tokenizer that writes the text."""
+        """The ids that end a sequence, a tuple.
+
+        Default: those that the preset's generation_config.json names, else its config.json, until a tokenizer with
+        another end token is set; else the end token of the tokenizer that writes the text.
+        """
         if self._end_token_ids is not None:
             return self._end_token_ids
         tokenizer = self.output_tokenizer
@@ -102,11 +107,14 @@ class GeneratingModel(Model):
         values = self.generation_defaults.given()
         if "bad_words" in values:
             values["bad_words"] = [ids for word in values["bad_words"] for ids in self._word_ids(word)]
-        if values or self._end_token_ids is not None or self._start_token_id is not None:
+        own = {name: i for name, i in self._file_token_ids.items() if name != "eos_token_id"}
+        ids = {name: i for name, i in self.special_token_ids().items() if name in ("bos_token_id", "pad_token_id")}
+        ids = {name: i for name, i in ids.items() if i is not None}
+        says_more = bool(own.items() - ids.items())
+        if values or says_more or self._end_token_ids is not None or self._start_token_id is not None:
             # Where there is this file, transformers looks for ids nowhere else.
             end_ids = self._end_token_ids if self._end_token_ids is not None else self.end_token_ids or None
-            ids = {name: i for name, i in self.special_token_ids().items() if name in ("bos_token_id", "pad_token_id")}
-            checkpoints.write_generation_config(folder, values, end_ids, self._start_token_id, ids)
+            checkpoints.write_generation_config(folder, values, end_ids, self._start_token_id, ids | own)
 
     def load_defaults(self, folder):
         """Read the generation defaults that a folder holds."""
@@ -116,10 +124,27 @@ class GeneratingModel(Model):
                 values[name] = min(values[name], self.max_sequence_length)
         self.generation_defaults = GenerationConfig(**values)
         self.end_token_ids = end_ids
+        ids = checkpoints.read_token_ids(folder, self.output_vocabulary_size)
+        object.__setattr__(self, "_file_token_ids", ids | ({} if end_ids is None else {"eos_token_id": list(end_ids)}))
 
     def special_token_ids(self):
+        ids = super().special_token_ids()
         ends = {"eos_token_id": self.end_token_ids[0]} if self.end_token_ids else {}
-        return ends | super().special_token_ids()
+        return ids | ends if ids.get("eos_token_id") is None else ids
+
+    def adopt_token_ids(self, tokenizer):
+        super().adopt_token_ids(tokenizer)
+        ends, ids = self._file_token_ids.get("eos_token_id"), adopted(self._file_token_ids, tokenizer)
+        if ids.get("eos_token_id") != ends and self._end_token_ids == tuple(ends):
+            self.end_token_ids = None
+            del ids["eos_token_id"]
+        object.__setattr__(self, "_file_token_ids", ids)
+
+    def token_id(self, role):
+        """The id of a role: the tokenizer's, else the one that the preset's files name, else None."""
+        own = getattr(self.output_tokenizer, f"{role}_id", None)
+        named = self.special_token_ids() | self._file_token_ids
+        return named.get(f"{role}_token_id") if own is None else own
 
     def complete(
         self,

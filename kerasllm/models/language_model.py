@@ -197,7 +197,7 @@ class LanguageModel(GeneratingModel):
         else:
             rows, as_array = prompts, not isinstance(prompts, list | tuple)
         ids = read_token_ids("prompts", rows, self.arguments["vocabulary_size"])
-        pad_id = self.tokenizer.pad_id if self.tokenizer and self.tokenizer.pad_id is not None else 0
+        pad_id = self.token_id("pad") or 0
 
         def rebuild(rows, n):
             rows = [[(g.completion if strip_prompt else g.token_ids).tolist() for g in row] for row in rows]

@@ -16,6 +16,7 @@ class Translator(GeneratingModel):
     tokenizer_prefixes = {"source_tokenizer": "source_", "target_tokenizer": "target_"}
     source_tokenizer = carried_tokenizer("source_tokenizer", "source_vocabulary_size")
     target_tokenizer = carried_tokenizer("target_tokenizer", "target_vocabulary_size")
+    _file_start_token_id = None
 
     @property
     def output_tokenizer(self):
@@ -38,26 +39,37 @@ class Translator(GeneratingModel):
 
     @property
     def start_token_id(self):
-        """The id that a target begins with. Default: the start token (bos) of the target tokenizer."""
+        """The id that a target begins with. Default: the start token (bos) of the target tokenizer, or the preset's."""
         if self._start_token_id is not None:
             return self._start_token_id
-        return self.target_tokenizer and self.target_tokenizer.bos_id
+        named = (self.named_token_ids or {}).get("decoder_start_token_id")
+        return self.token_id("bos") if named is None else named
 
     @start_token_id.setter
     def start_token_id(self, token_id):
+        self._start_at(token_id)
+
+    def _start_at(self, token_id):
         if token_id is not None:
             [[token_id]] = read_token_ids("start_token_id", [[token_id]], self.output_vocabulary_size)
         # Hidden from Keras's tracking.
         object.__setattr__(self, "_start_token_id", token_id)
 
     def special_token_ids(self):
-        ids = super().special_token_ids()
-        return ids if self.start_token_id is None else {**ids, "decoder_start_token_id": self.start_token_id}
+        ids, tokenizer = super().special_token_ids(), self.target_tokenizer
+        start, named = self._start_token_id, ids.get("decoder_start_token_id")
+        if named is not None and start == self._file_start_token_id:
+            return ids
+        if start is None and tokenizer:
+            start = tokenizer.bos_id
+        return ids if start is None else {**ids, "decoder_start_token_id": start}
 
     def load_defaults(self, folder):
         """Read the generation defaults and the start token that a folder holds."""
         super().load_defaults(folder)
-        self.start_token_id = checkpoints.read_start_token_id(folder, self.output_vocabulary_size)
+        # Not by the property, which Keras does not set on TensorFlow to what it seems to be already.
+        self._start_at(checkpoints.read_start_token_id(folder, self.output_vocabulary_size))
+        object.__setattr__(self, "_file_start_token_id", self._start_token_id)
 
     def save_tokenizers(self, folder):
         """Write the tokenizers into a folder; one that serves both sides is written once, without a prefix."""
