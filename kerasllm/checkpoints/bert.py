@@ -5,7 +5,6 @@ from fnmatch import fnmatchcase
 
 from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import Kind, activation, choice, positive, rate, size
-from kerasllm.checkpoints.sentence_transformers import dense_folder
 from kerasllm.checkpoints.weight_map import after, same, transposed
 
 SUFFIXES = {
@@ -135,6 +134,11 @@ def linear(name, path, use_bias=True, **_):
     """The rows of a `torch.nn.Linear` and our dense layer."""
     rows = [(f"{name}.weight", f"{path}/kernel", transposed), (f"{name}.bias", f"{path}/bias", same)]
     return rows if use_bias else rows[:1]
+
+
+def dense_folder(number):
+    """The folder that sentence-transformers has for a dense module after the pooling."""
+    return f"{2 + number}_Dense"
 
 
 def norm(name, path):

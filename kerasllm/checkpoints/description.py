@@ -92,7 +92,7 @@ def _classes(path, config, tensor_names):
     made_for = config.get("architectures")
     made_for = made_for if isinstance(made_for, list) else []
     ours = [name for name in readers if family.ARCHITECTURES.get(name, name) in made_for]
-    if "BERTEmbedder" in readers and path.is_dir() and sentence_transformers.is_embedder(path):
+    if "BERTEmbedder" in readers and sentence_transformers.is_embedder(path):
         ours = ["BERTEmbedder", *ours]
     elif not ours and hasattr(family, "made_for"):
         ours = [family.made_for(tensor_names)]
@@ -102,6 +102,6 @@ def _classes(path, config, tensor_names):
 def _read(path, config, family, class_name, tensor_names):
     """What the constructor takes, and the names of the tensors that have no place in the model."""
     arguments = family.read_config(config, class_name, tensor_names)
-    if class_name == "BERTEmbedder" and path.is_dir():
-        arguments |= sentence_transformers.read_modules(path)
+    if class_name == "BERTEmbedder":
+        arguments |= sentence_transformers.read_modules(path, arguments)
     return arguments, family.left_out(class_name, arguments, tensor_names) if hasattr(family, "left_out") else ()

@@ -101,7 +101,8 @@ def read_preset(source, model_class):
         tensors = read_tensors()
         arguments = family.read_config(config, class_name, list(tensors))
         _check_depth(arguments, len(tensors))
-        arguments |= model_class.read_arguments(path, arguments)
+        if class_name == "BERTEmbedder":
+            arguments |= sentence_transformers.read_modules(path, arguments)
         _check_signature(model_class, arguments)
 
     def read_weights(shapes):

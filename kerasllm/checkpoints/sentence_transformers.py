@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kerasllm.checkpoints import files
+from kerasllm.checkpoints.bert import dense_folder
 from kerasllm.checkpoints.weight_map import renamed
 
 MODULES, SETTINGS, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -50,8 +51,13 @@ def is_embedder(folder):
     return (Path(folder) / MODULES).is_file()
 
 
-def read_modules(folder):
+def read_modules(folder, arguments=None):
     """The arguments of an embedder that a folder's `modules.json` and the files it names say.
+
+    Args:
+        folder: its path.
+        arguments: dict, those of the encoder. Texts are not cut beyond its `max_sequence_length`: the files of a
+            RoBERTa may count positions that it does not use.
 
     Returns:
         dict with `pooling`, `include_prompt`, `dense`, `normalize`, `truncate_at`, `prompts`, `default_prompt_name` and
@@ -70,12 +76,13 @@ def read_modules(folder):
         if (path / files.CONFIG).is_file():
             _read(path / files.CONFIG, (), "Normalize")
     settings = _read(_settings(folder), ("max_seq_length", "do_lower_case"), SETTINGS, optional=True)
+    longest = settings.get("max_seq_length") or _longest(folder)
     config = _read(folder / CONFIG, ("prompts", "default_prompt_name", "similarity_fn_name"), CONFIG, optional=True)
     return {
         **_pooling(modules[1][1] / files.CONFIG),
         "dense": [_dense(path / files.CONFIG) for path in dense],
         "normalize": bool(normalize),
-        "truncate_at": settings.get("max_seq_length") or _longest(folder),
+        "truncate_at": longest and min(longest, (arguments or {}).get("max_sequence_length", longest)),
         "prompts": {name: prompt or "" for name, prompt in (config.get("prompts") or {}).items()},
         "default_prompt_name": config.get("default_prompt_name"),
         "similarity": config.get("similarity_fn_name") or "cosine",
@@ -111,11 +118,6 @@ def write_dense(folder, tensors):
         (Path(folder) / part).mkdir()
         files.write_tensors(Path(folder) / part, own)
     return rest
-
-
-def dense_folder(number):
-    """The folder of a dense module."""
-    return f"{2 + number}_Dense"
 
 
 def write_modules(folder, arguments, dimension):

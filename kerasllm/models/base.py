@@ -115,11 +115,6 @@ class Model(keras.Model):
                 model.adopt_token_ids(tokenizer)
         return model
 
-    @classmethod
-    def read_arguments(cls, folder, arguments):
-        """Arguments that a preset says in other files than config.json, which says `arguments`."""
-        return {}
-
     def save_to_preset(self, folder, max_shard_size="5GB"):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.
 

@@ -107,14 +107,6 @@ class BERTEmbedder(Embedding, BERTModel):
         self.encoder = encoder
         self.tokenizer = tokenizer
 
-    @classmethod
-    def read_arguments(cls, folder, arguments):
-        """What the files of sentence-transformers in a folder say."""
-        own = checkpoints.read_modules(folder)
-        if own.get("truncate_at"):  # the files of a RoBERTa may count positions that it does not use
-            own["truncate_at"] = min(own["truncate_at"], arguments["max_sequence_length"])
-        return own
-
     def load_defaults(self, folder):
         """Read whether a folder's texts are in small letters."""
         super().load_defaults(folder)
