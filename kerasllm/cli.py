@@ -322,7 +322,8 @@ def _tag(model, texts, first, arguments):
 
 
 def _embed(model, texts, first, arguments):
-    prompt = {"prompt": arguments.prompt, "prompt_name": arguments.prompt_name}
+    given = {"prompt": arguments.prompt, "prompt_name": arguments.prompt_name}
+    prompt = {name: value for name, value in given.items() if value is not None}
     return model.embed(texts, truncate=arguments.truncate, verbose=False, **prompt).tolist()
 
 
