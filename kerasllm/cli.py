@@ -11,6 +11,7 @@ error. Errors are one line each and lead to the exit code 1; arguments that cann
 import argparse
 import codecs
 import dataclasses
+import json
 import os
 import sys
 import typing
@@ -138,6 +139,9 @@ def parser():
     chat.add_argument("--system", help="what the model is told first")
     _add_encoding(chat)
     chat.add_argument("--json", action="store_true", help="print an object for each message, one to a line")
+    chat.add_argument(
+        "--template-arguments", metavar="JSON", type=_json_object, default={}, help='such as {"enable_thinking": false}'
+    )
     _add_generation_options(chat)
 
     show = _show_rows("score", "token_str", "sequence")
@@ -202,6 +206,14 @@ def _encoding(name):
         return codecs.lookup(name).name
     except (LookupError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{name!r} is no known encoding") from error
+
+
+def _json_object(text):
+    """A dict written in JSON, for argparse."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
 
 
 def _add_generation_options(parser):
@@ -383,7 +395,7 @@ def _show_score(score):
 
 
 def _chat(arguments):
-    model, options = _load("chat", arguments.source), _generation_options(arguments)
+    model, options = _load("chat", arguments.source), _generation_options(arguments) | arguments.template_arguments
     _ready_to_write(model, arguments)
     messages, all_well = [{"role": "system", "content": arguments.system}] if arguments.system else [], True
     is_typed = arguments.message is None and sys.stdin is not None and sys.stdin.isatty()

@@ -16,7 +16,7 @@ from kerasllm import cli
 from kerasllm.generation import scoring
 
 TEXTS = ["the cat sees the dog", "a dog wants the book", "the king has a horse"]
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{{ mood }}"
 
 
 @pytest.fixture(scope="module")
@@ -243,11 +243,14 @@ def test_generate_prints_what_the_model_generates(gpt, capsys, monkeypatch):
 def test_chat_streams_answers_and_remembers(gpt, capsys, monkeypatch):
     model, folder = gpt
     monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n\na dog\n"))
-    code, printed, _ = run(capsys, "chat", folder, "--system", "king", "--max-new-tokens", 3)
+    mood = json.dumps({"mood": "kind"})
+    code, printed, _ = run(
+        capsys, "chat", folder, "--system", "king", "--max-new-tokens", 3, "--template-arguments", mood
+    )
     messages, answers = [{"role": "system", "content": "king"}], ""
     for text in ("the cat", "a dog"):
         messages.append({"role": "user", "content": text})
-        messages.append({"role": "assistant", "content": model.chat(messages, max_new_tokens=3)})
+        messages.append({"role": "assistant", "content": model.chat(messages, max_new_tokens=3, mood="kind")})
         answers += messages[-1]["content"] + "\n"
     assert (code, printed) == (0, answers)
 
@@ -299,7 +302,10 @@ def test_errors_are_one_line_and_an_exit_code(gpt, capsys):
     assert code == 1 and "can be opened as GPT: none can classify" in error
     code, _, error = run(capsys, "info", folder + "/nothing")
     assert code == 1 and "nothing" in error
-    for arguments in (["generate"], ["fly", folder], ["generate", folder, "a", "--top-k", "many"]):
+    for arguments in (
+        *(["generate"], ["fly", folder], ["generate", folder, "a", "--top-k", "many"]),
+        ["chat", folder, "a", "--template-arguments", "[1]"],
+    ):
         with pytest.raises(SystemExit) as exit:
             cli.main(arguments)
         assert exit.value.code == 2

@@ -1,6 +1,7 @@
 """The text of completions: stop strings cut exactly, streams that hold whole characters."""
 
 import pytest
+import tokenizers
 
 from kerasllm import Tokenizer
 from kerasllm.text.completions import CompletionWriter
@@ -98,3 +99,12 @@ def test_decoders_that_begin_a_text_in_their_own_way_keep_the_space_between():
 def test_special_tokens_are_not_written(tokenizer):
     ids = tokenizer.encode("the cat")
     assert CompletionWriter(tokenizer).write([tokenizer.bos_id], [*ids, tokenizer.eos_id]) == "the cat"
+
+
+def test_a_space_that_may_be_cleaned_up_waits():
+    vocabulary = {"<unk>": 0, "▁is": 1, "▁n": 2, "'t": 3, "▁,": 4}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.decoder = tokenizers.decoders.Metaspace()
+    tokenizer = Tokenizer(backend, unk="<unk>", config={"clean_up_tokenization_spaces": True})
+    ids = [1, 2, 3, 4, 1]
+    assert tokenizer.decode(ids) == "isn't, is" == "".join(CompletionWriter(tokenizer).pieces([], grown(ids)))

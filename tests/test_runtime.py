@@ -31,7 +31,7 @@ from kerasllm.text.completions import REPLACEMENT
 
 TEXTS = ["the cat sees the dog", "a dog wants the book", "", "the king has a horse, naïve"]
 CHAT = [{"role": "user", "content": "the cat"}]
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{{ mood }}"
 SAMPLING = {"max_new_tokens": 12, "temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": 2**32 - 5}
 
 
@@ -117,8 +117,9 @@ def test_streams_hold_whole_characters_and_chats_what_the_model_answers(gpt, run
     whole = gpt.generate(TEXTS[3], **SAMPLING, strip_prompt=True)
     assert "".join(pieces) == whole and len(pieces) > 2
     assert not any(piece.endswith(REPLACEMENT) for piece in pieces[:-1])
-    answer = gpt.chat(CHAT, max_new_tokens=8)
-    assert runner.chat(CHAT, max_new_tokens=8) == answer == "".join(runner.stream(CHAT, max_new_tokens=8))
+    for options in ({"max_new_tokens": 8}, {"max_new_tokens": 8, "mood": "the dog"}):
+        answer = gpt.chat(CHAT, **options)
+        assert runner.chat(CHAT, **options) == answer == "".join(runner.stream(CHAT, **options))
 
 
 def test_what_was_read_is_not_read_again(runner, monkeypatch):

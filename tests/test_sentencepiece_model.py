@@ -11,6 +11,7 @@ from kerasllm.text.sentencepiece_model import SentencePieceModel
 from kerasllm.text.tokenizers import Tokenizer
 
 DATA = pathlib.Path(__file__).parent / "data" / "tokenizers"
+HARD = json.loads((DATA / "answers.json").read_text())["texts"]
 UNK, CONTROL, SYMBOL, UNUSED, BYTE = 2, 3, 4, 5, 6
 
 
@@ -116,10 +117,80 @@ def test_the_class_of_the_tokenizer_or_of_the_model_chooses_the_family(tmp_path)
         Tokenizer.from_folder(folder)
     (folder / "config.json").write_text('{"model_type": "albert"}')
     assert Tokenizer.from_folder(folder).cls_id is not None
-    with pytest.raises(ValueError, match=r"'Qwen2Tokenizer'\) must be GPT2Tokenizer or RobertaTokenizer or Bart"):
-        Tokenizer.from_folder(copy("gpt2", tmp_path / "3", tokenizer_class="Qwen2Tokenizer"))
+    with pytest.raises(ValueError, match=r"'DebertaTokenizer'\) must be GPT2Tokenizer or RobertaTokenizer or CodeGen"):
+        Tokenizer.from_folder(copy("gpt2", tmp_path / "3", tokenizer_class="DebertaTokenizer"))
     named = copy("t5", tmp_path / "2", tokenizer_class="T5TokenizerFast")
     assert Tokenizer.from_folder(named) == Tokenizer.from_folder(DATA / "t5")
+
+
+def model_of(tmp_path, name, model_type):
+    """A folder without a class of tokenizers; config.json says which model it is of."""
+    folder = copy(name, tmp_path / model_type)
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+def write_gemma(path):
+    """Make a model of Llama one of Gemma: tokens in front, runs of spaces and lines that the user defined."""
+    llama = sentencepiece_model.read(path)
+    rows = [
+        ("<pad>", 0, CONTROL),
+        ("<eos>", 0, CONTROL),
+        ("<bos>", 0, CONTROL),
+        ("<unk>", 0, UNK),
+        ("<mask>", 0, SYMBOL),
+    ]
+    rows += [(symbol, 0, SYMBOL) for symbol in ("\n", "\n\n", "▁▁", "▁▁▁", "<start_of_turn>")]
+    own = {piece for piece, *_ in rows}
+    rows += [row for row in zip(llama.pieces, llama.scores, llama.types, strict=True) if row[0] not in own][2:]
+    # By bytes, two to be merged, and without a space before a text.
+    settings = field(2, b"\x18\x02\x98\x02\x01") + field(3, b"\x18\x00\x20\x00")
+    path.write_bytes(pieces_field(rows) + settings)
+
+
+@pytest.mark.parametrize(
+    "files, model_type",
+    [
+        *(("bert", model_type) for model_type in ("electra", "distilbert", "convbert")),
+        *(("gpt2", model_type) for model_type in ("qwen2", "qwen3", "gpt_neox", "phi", "opt", "codegen")),
+        *(("roberta", model_type) for model_type in ("bart", "longformer")),
+        *(("xlm_roberta", model_type) for model_type in ("camembert", "xlm-roberta")),
+        *(("llama", model_type) for model_type in ("gemma", "gemma3_text")),
+        ("t5", "mt5"),
+    ],
+)
+def test_the_type_of_the_model_decides_by_which_convention_files_are_read(files, model_type, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("sentencepiece")
+    folder = model_of(tmp_path, files, model_type)
+    if files == "llama":
+        write_gemma(folder / "tokenizer.model")
+    tokenizer, reference = Tokenizer.from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for text in HARD:
+        ids = reference(text)["input_ids"]
+        assert tokenizer.encode(text) == ids, text
+        assert tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True), text
+
+
+@pytest.mark.parametrize(
+    "files, model_type",
+    [
+        ("bert", "roformer"),
+        ("gpt2", "stablelm"),
+        ("gpt2", "deberta"),
+        ("xlm_roberta", "mbart"),
+        ("xlm_roberta", "barthez"),
+        ("t5", "xlnet"),
+        ("t5", "pegasus"),
+        ("t5", "big_bird"),
+        ("llama", "phi3"),
+        ("llama", "code_llama"),
+    ],
+)
+def test_a_type_of_model_with_another_convention_is_named(files, model_type, tmp_path):
+    with pytest.raises(ValueError, match=rf"model_type \('{model_type}'\) in config.json must be of a model with \w+"):
+        Tokenizer.from_folder(model_of(tmp_path, files, model_type))
 
 
 def test_texts_begin_and_end_as_the_config_says(tmp_path):
@@ -143,13 +214,15 @@ def test_the_first_space_is_left_out_where_the_config_says(tmp_path):
 def test_added_tokens_keep_their_ids(tmp_path):
     size = Tokenizer.from_folder(DATA / "llama").vocabulary_size
     added = {str(size): {"content": "<|im_start|>", "special": True}, "1": {"content": "<s>", "special": True}}
-    folder = copy("llama", tmp_path, added_tokens_decoder=added, pad_token="[PAD]")
-    (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": size + 1}))
+    tokenizer = Tokenizer.from_folder(copy("llama", tmp_path / "0", added_tokens_decoder=added))
+    assert tokenizer.encode("<|im_start|>", special_tokens=False) == [size] and size in tokenizer.special_ids
+    folder = copy("llama", tmp_path, pad_token="[PAD]")
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_start|>": size, "[PAD]": size + 1}))
     tokenizer = Tokenizer.from_folder(folder)
     assert tokenizer.encode("<|im_start|>[PAD]", special_tokens=False) == [size, size + 1]
-    assert tokenizer.pad_id == size + 1 and size in tokenizer.special_ids
+    assert tokenizer.pad_id == size + 1 in tokenizer.special_ids and size not in tokenizer.special_ids
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": size + 7}))
-    with pytest.raises(ValueError, match=rf"tokenizer.model: '\[PAD\]' has id {size + 1}, not {size + 7}"):
+    with pytest.raises(ValueError, match=rf"tokenizer.model: '\[PAD\]' has id {size}, not {size + 7}"):
         Tokenizer.from_folder(folder)
 
 
@@ -177,11 +250,15 @@ def field(number, value):
     return bytes([number << 3 | 2, len(value)]) + value
 
 
+def pieces_field(rows):
+    pieces = (field(1, p.encode()) + b"\x15" + struct.pack("<f", s) + bytes([0x18, t]) for p, s, t in rows)
+    return b"".join(field(1, piece) for piece in pieces)
+
+
 def test_albert_cuts_the_comma_from_a_number(tmp_path):
     rows = [("<pad>", 0, CONTROL), ("<unk>", 0, UNK), *((f"[{name}]", 0, CONTROL) for name in ("CLS", "SEP", "MASK"))]
     rows += [("▁9,", -1, 1), ("▁a,", -1, 1), ("▁9", -3, 1), ("▁a", -3, 1), (",", -3, 1)]
-    pieces = (field(1, p.encode()) + b"\x15" + struct.pack("<f", s) + bytes([0x18, t]) for p, s, t in rows)
-    (tmp_path / "spiece.model").write_bytes(b"".join(field(1, piece) for piece in pieces))
+    (tmp_path / "spiece.model").write_bytes(pieces_field(rows))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
     tokenizer = Tokenizer.from_folder(tmp_path)
     tokens = [tokenizer.id_to_token(i) for i in tokenizer.encode("9, A,")]

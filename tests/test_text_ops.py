@@ -206,6 +206,14 @@ def test_a_part_without_operations_is_refused(parts, reason):
         text_ops.graph_tokenizer(change("words", **parts))
 
 
+@pytest.mark.parametrize("setting", ["split_special_tokens", "clean_up_tokenization_spaces"])
+def test_a_setting_without_operations_is_refused(setting):
+    plain = change("words")
+    tokenizer = Tokenizer(plain.backend, **plain.roles, config={setting: True})
+    with pytest.raises(ValueError, match=f"there are no operations for {setting}"):
+        text_ops.graph_tokenizer(tokenizer)
+
+
 def test_a_normalised_added_token_is_refused():
     tokenizer = change("uncased")
     tokenizer.backend.add_tokens([tokenizers.AddedToken("Foo", normalized=True)])

@@ -14,7 +14,8 @@ SMALL_FILES = (
     "config.json",
     "generation_config.json",
     *("*tokenizer.json", "*tokenizer_config.json", "*special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
     *("modules.json", "sentence_bert_config.json", "*_Pooling/config.json"),
 )
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from kerasllm.export.contents import Check
 from kerasllm.export.language_models import LanguageModelContents
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.language_model import LanguageModel
+from kerasllm.text import chat
 
 PACKAGES = (*litert.PACKAGES, "litert_lm_builder")
 STATIC = True
@@ -80,8 +82,8 @@ class LiteRTLMContents(LanguageModelContents):
         if "\ufffd" not in generation.text and self.options.quantize is None:
             expected["text"] = _string(generation.text.strip())
         if _chat_template(self.model.tokenizer) and _is_installed("jinja2"):
-            chat = self.model.tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
-            expected["chat"] = _string(chat)
+            text = self.model.tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
+            expected["chat"] = _string(text)
         return [*checks, Check([call], expected)]
 
 
@@ -168,8 +170,11 @@ MESSAGES = """\
 def _chat_template(tokenizer):
     """The tokenizer's chat template as LiteRT-LM can fill it in, or ""."""
     template = tokenizer.config.get("chat_template")
-    if not isinstance(template, str):
+    if not template:
         return ""
+    # The tag is for training, and unknown to LiteRT-LM.
+    template = re.sub(r"(\{%-?\s*)generation\b", r"\1if true", chat.choose(template))
+    template = re.sub(r"(\{%-?\s*)endgeneration\b", r"\1endif", template)
     tokens = [f"{{%- set {role}_token = {json.dumps(token)} %}}" for role, token in tokenizer.roles.items()]
     return "".join(tokens) + MESSAGES + template
 

@@ -128,11 +128,13 @@ class Runner:
     def chat(self, messages, config=None, **overrides):
         """Answer a chat: a list of dicts with strings `role` and `content`. The rest is as for `generate`.
 
-        What the chat has in common with the one before is not read again.
+        Among `overrides` may be arguments of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the
+        template. What the chat has in common with the one before is not read again.
         """
         self._check("chat")
+        template = self.tokenizer.take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
         config = self._merged(config, overrides | {"strip_prompt": True}, OPTIONS + SAMPLING)
-        return self._complete([self._read_chat(messages)], config, True)[0]
+        return self._complete([self.tokenizer.encode_chat(messages, **template)], config, True)[0]
 
     def stream(self, prompt, config=None, **overrides):
         """Continue a prompt, a string, or answer a chat, and yield the text in pieces as it is made.
@@ -140,13 +142,15 @@ class Runner:
         A piece holds whole characters. Joined, the pieces are what `generate` returns with `strip_prompt=True`.
         """
         self._check("stream")
+        is_chat = isinstance(prompt, list | tuple) and prompt and all(isinstance(m, dict) for m in prompt)
+        if is_chat:
+            template = self.tokenizer.take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
         config = self._merged(config, overrides, OPTIONS + SAMPLING)
         if config.num_return_sequences > 1:
             raise ValueError(f"num_return_sequences ({config.num_return_sequences}) must be 1 in a stream.")
-        is_chat = isinstance(prompt, list | tuple) and prompt and all(isinstance(m, dict) for m in prompt)
         if not isinstance(prompt, str) and not is_chat:
             raise ValueError(f"prompt ({prompt!r}) must be a string or the messages of a chat.")
-        ids = self._read_chat(prompt) if is_chat else self._read_prompts(prompt)[0][0]
+        ids = self.tokenizer.encode_chat(prompt, **template) if is_chat else self._read_prompts(prompt)[0][0]
         config = config.limited(len(ids), self.settings["max_length"])
         end_ids, writer = self._ends(config, self.tokenizer)
         growth = self._grow(ids, config, end_ids, writer, 0, 0)
@@ -242,9 +246,6 @@ class Runner:
         if self.tokenizer.bos_id is None:
             raise ValueError("prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none.")
         return [self.tokenizer.bos_id]
-
-    def _read_chat(self, messages):
-        return self.tokenizer.encode(self.tokenizer.apply_chat_template(messages), special_tokens=False)
 
     # Translators
 

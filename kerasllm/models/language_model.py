@@ -90,9 +90,11 @@ class LanguageModel(GeneratingModel):
         """Answer a chat, which the tokenizer's chat template turns into text.
 
         Args:
-            messages: a list of dicts with strings `role` ("system", "user" or "assistant") and `content`, the last of
-                them to be answered; or a list of such lists.
-            config, batch_size, **overrides: as for `generate`, whose `strip_prompt` is True here.
+            messages: a list of dicts with strings `role` ("system", "user", "assistant", "tool") and `content`, the
+                last of them to be answered; or a list of such lists.
+            config, batch_size, **overrides: as for `generate`, whose `strip_prompt` is True here; and the arguments of
+                `Tokenizer.apply_chat_template`: `tools`, `documents`, `chat_template`, `continue_final_message`, and
+                the template's own variables, such as `enable_thinking`.
 
         Returns:
             The assistant's answer, a string; a list for a list of chats. With `num_return_sequences` n > 1 each is a
@@ -104,14 +106,17 @@ class LanguageModel(GeneratingModel):
         Example:
             >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
             >>> messages += [{"role": "assistant", "content": model.chat(messages, max_new_tokens=40)}]
+            >>> model.chat(messages, tools=[get_weather], enable_thinking=False, max_new_tokens=200)
         """
         is_one = isinstance(messages, list | tuple) and len(messages) > 0 and isinstance(messages[0], dict)
         chats = [messages] if is_one else messages
         if not isinstance(chats, list | tuple) or not chats:
             raise ValueError(f"messages ({messages!r}) must be a non-empty list of dicts, or a list of such lists.")
         overrides["strip_prompt"] = True
+        template = self.required_tokenizer().take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
-        results = self.complete([self._read_chat(chat) for chat in chats], config, batch_size)
+        ids = [self.tokenizer.encode_chat(chat, **template) for chat in chats]
+        results = self.complete(ids, config, batch_size)
         answers = unnested([[g.text for g in row] for row in results], config.num_return_sequences)
         return answers[0] if is_one else answers
 
@@ -123,7 +128,7 @@ class LanguageModel(GeneratingModel):
 
         Args:
             prompt: a string, or the messages of a chat as for `chat`.
-            config, **overrides: as for `generate`; one sequence, without beams.
+            config, **overrides: as for `generate`, or `chat`; one sequence, without beams.
 
         Returns:
             An iterator of strings.
@@ -135,8 +140,10 @@ class LanguageModel(GeneratingModel):
         is_chat = isinstance(prompt, list | tuple) and prompt and all(isinstance(m, dict) for m in prompt)
         if not isinstance(prompt, str) and not is_chat:
             raise ValueError(f"prompt ({prompt!r}) must be a string or the messages of a chat.")
+        if is_chat:
+            template = self.required_tokenizer().take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
-        ids = self._read_chat(prompt) if is_chat else self._read_prompts([prompt], True)[0][0]
+        ids = self.tokenizer.encode_chat(prompt, **template) if is_chat else self._read_prompts([prompt], True)[0][0]
         return self.stream_text(ids, config, {})
 
     def score(self, texts, batch_size=8):
@@ -174,10 +181,6 @@ class LanguageModel(GeneratingModel):
             return {"token_ids": token_ids, "padding_mask": padding_mask}
 
         return self.score_batches(rows, batch_size, read_inputs)
-
-    def _read_chat(self, messages):
-        tokenizer = self.required_tokenizer()
-        return tokenizer.encode(tokenizer.apply_chat_template(messages), special_tokens=False)
 
     def _read_prompts(self, prompts, strip_prompt):
         """Prompts in any form -> lists of ids, and the function that gives `Generation`s the same form."""

@@ -76,6 +76,7 @@ class CompletionWriter:
         return min((place for place in places if place >= 0), default=None)
 
     def _open_stop(self, text):
-        """How many characters at the end may be the beginning of a stop string."""
-        sizes = [n for string in self.stop for n in range(1, len(string)) if text.endswith(string[:n])]
+        """How many characters at the end may begin a stop string, or what decoding writes otherwise."""
+        strings = (*self.stop, *self.tokenizer.clean_ups)
+        sizes = [n for string in strings for n in range(1, len(string)) if text.endswith(string[:n])]
         return max(sizes, default=0)

@@ -11,6 +11,14 @@ ROBERTA_TOKENS = TRANSLATOR_TOKENS | {"cls": "<s>", "sep": "</s>", "mask": "<mas
 ALBERT_TOKENS = TRANSLATOR_TOKENS | {"bos": "[CLS]", "eos": "[SEP]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 T5_TOKENS = {"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}
 LLAMA_TOKENS = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
+DEBERTA_TOKENS = BERT_TOKENS | {"bos": "[CLS]", "eos": "[SEP]"}
+GEMMA_TOKENS = {"pad": "<pad>", "unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "mask": "<mask>"}
+QWEN2_TOKENS = {"pad": "<|endoftext|>", "unk": "<|endoftext|>", "eos": "<|endoftext|>"}
+# As Qwen2 cuts words: GPT-2's way, but each digit alone, and no line break inside a run of spaces or signs.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def bert(model, lowercase, strip_accents=None, chinese_characters=True):
@@ -29,6 +37,16 @@ def byte_level(model, add_prefix_space=False):
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def qwen2(model, add_prefix_space=False):
+    """Qwen2's normaliser, words and decoder around a `tokenizers` model."""
+    backend = byte_level(model)
+    backend.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(tokenizers.Regex(QWEN2_WORDS), behavior="isolated")
+    symbols = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, symbols])
     return backend
 
 
@@ -58,3 +76,13 @@ def add_bert_template(backend, roles):
     """[CLS] text [SEP] pair [SEP], where the tokenizer has these roles."""
     if "cls" in roles and "sep" in roles:
         add_template(backend, "{cls} $A {sep}", "{cls} $A {sep} $B:1 {sep}:1", roles)
+
+
+def add_roberta_ends(backend, roles, config):
+    """<s> text </s></s> pair </s>, and offsets without the spaces before words, as `config` of its tokenizer says."""
+    ends = [(roles[role], backend.token_to_id(roles[role])) for role in ("sep", "cls")]
+    settings = {
+        "trim_offsets": config.get("trim_offsets", True),
+        "add_prefix_space": bool(config.get("add_prefix_space")),
+    }
+    backend.post_processor = processors.RobertaProcessing(*ends, **settings)

@@ -129,6 +129,18 @@ def with_fairseq_ids(model):
     )
 
 
+def with_camembert_ids(model):
+    """The model with CamemBERT's ids: tokens of fairseq before the pieces, of which the first is never written."""
+    if model.pieces[:3] != ["<unk>", "<s>", "</s>"]:
+        raise ValueError(f"pieces ({model.pieces[:3]} ...) must begin with '<unk>', '<s>', '</s>'.")
+    return dataclasses.replace(
+        model,
+        pieces=["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", *model.pieces[1:], "<mask>"],
+        scores=[0.0] * 5 + model.scores[1:] + [0.0],
+        types=[UNUSED, CONTROL, UNUSED, UNKNOWN, UNUSED, *model.types[1:], CONTROL],
+    )
+
+
 def with_vocabulary(model, vocabulary, unk, special, symbols=()):
     """The model with the ids of `vocabulary`, as Marian has them: one list of tokens for two models.
 
@@ -173,7 +185,9 @@ def _unigram(model):
 
 def _bpe(model):
     """Merges in the order of the merged pieces' scores: each way to cut a piece into two others is one."""
-    scores = {p: s for p, s, t in zip(model.pieces, model.scores, model.types, strict=True) if t == NORMAL}
+    # Runs of spaces that the user defined, as Gemma's: added tokens are looked for where spaces are no ▁ yet.
+    scores = {piece: float("inf") for piece in model.of_type(USER_DEFINED) if not piece.strip(SPACE)}
+    scores |= {p: s for p, s, t in zip(model.pieces, model.scores, model.types, strict=True) if t == NORMAL}
     merges = []
     # Python's sort is stable: ids, then the place of the cut, decide between equal scores.
     for piece in sorted(scores, key=scores.get, reverse=True):

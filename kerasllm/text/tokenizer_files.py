@@ -5,29 +5,17 @@ import json
 import pathlib
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, processors
+from tokenizers import decoders, models, normalizers
 
-from kerasllm.text import families, sentencepiece_model
+from kerasllm.arguments import check_text
+from kerasllm.text import families, sentencepiece_model, tokenizer_classes, tokenizer_json
 
-# The class of the tokenizer by `model_type` of config.json, where tokenizer_config.json does not name it.
-CLASSES = {
-    "albert": "AlbertTokenizer",
-    "bart": "BartTokenizer",
-    "bert": "BertTokenizer",
-    "distilbert": "DistilBertTokenizer",
-    "electra": "ElectraTokenizer",
-    "gpt2": "GPT2Tokenizer",
-    "llama": "LlamaTokenizer",
-    "mistral": "LlamaTokenizer",
-    "mt5": "T5Tokenizer",
-    "roberta": "RobertaTokenizer",
-    "t5": "T5Tokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-}
-# What any family's files may call themselves.
-ANY_CLASS = ("PreTrainedTokenizer", "TokenizersBackend")
 # Entries of tokenizer_config.json that tell how to read the other files, and are wrong about what `save` writes.
-READ = ("tokenizer_class", "added_tokens_decoder", "extra_ids", "sp_model_kwargs", "separate_vocabs")
+READ = ("auto_map", "added_tokens_decoder", "extra_ids", "sp_model_kwargs", "separate_vocabs")
+# What a dictionary of an added token holds, beside the name of its type.
+FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+# Where transformers 5 keeps the chat templates beside the main one.
+TEMPLATES = "additional_chat_templates"
 
 
 def read(folder, prefix=""):
@@ -57,53 +45,146 @@ def read(folder, prefix=""):
 
 
 def _read_files(paths, conventions, folder, start):
-    config = read_json(folder / f"{start}special_tokens_map.json")
-    config |= read_json(folder / f"{start}tokenizer_config.json")
-    template = folder / f"{start}chat_template.jinja"
-    if template.is_file():  # where transformers 5 writes it
-        config["chat_template"] = template.read_text(encoding="utf-8")
-    roles = {role: _content(config.pop(f"{role}_token", None)) for role in families.ROLES}
-    roles = {role: token for role, token in roles.items() if token is not None}
-    if not conventions:
-        return read_with(tokenizers.Tokenizer.from_file, *paths), roles, config
-    convention = _convention(paths, conventions, config, folder)
+    config, tokens = _read_config(folder, start)
+    model = read_json(folder / "config.json")
+    named = {role: config.pop(f"{role}_token") for role in families.ROLES if f"{role}_token" in config}
+    roles = {role: _content(token) for role, token in named.items()}
     try:
-        backend, roles = convention(paths, config, roles)
-        _add_tokens(backend, config, read_json(folder / f"{start}added_tokens.json"))
+        if conventions:
+            convention = _convention(paths, conventions, config, model)
+            backend, roles = convention(
+                paths, config, {role: token for role, token in roles.items() if token is not None}
+            )
+            _add_tokens(backend, tokens, check=True)
+            _check_roles(backend, roles)
+        else:
+            backend, roles = _read_json(*paths, config, model, roles, tokens)
+        _add_new_tokens(backend, [_added_token(named.get(role) or token) for role, token in roles.items()])
+        _add_new_tokens(backend, _extra_tokens(config))
     except ValueError as error:
         if any(str(path) in str(error) for path in paths):
             raise
         raise ValueError(f"{' and '.join(map(str, paths))}: {error}") from error
+    if config.get("tokenizer_class") != "PreTrainedTokenizerFast":  # which `save` writes
+        config.pop("tokenizer_class", None)
     return backend, roles, {name: value for name, value in config.items() if name not in READ}
 
 
-def _convention(paths, conventions, config, folder):
+def _read_config(folder, start):
+    """The entries of tokenizer_config.json, and dict id -> added token."""
+    config = read_json(folder / f"{start}tokenizer_config.json")
+    if isinstance(config.get("added_tokens_decoder"), dict):
+        tokens = {int(i): _added_token(token, special=False) for i, token in config["added_tokens_decoder"].items()}
+    else:
+        # What older versions wrote beside it; where it is not whole, these are newer.
+        config |= read_json(folder / f"{start}special_tokens_map.json")
+        special = {_content(config.get(f"{role}_token")) for role in families.ROLES}
+        special |= {token.content for token in _extra_tokens(config)}
+        ids = read_json(folder / f"{start}added_tokens.json")
+        if not all(isinstance(i, int) for i in ids.values()):
+            raise ValueError(f"{folder / f'{start}added_tokens.json'} must hold the ids of tokens.")
+        tokens = {i: tokenizers.AddedToken(token, special=token in special) for token, i in ids.items()}
+    templates = {name: file.read_text("utf-8") for name, file in template_files(folder, start).items()}
+    if templates:
+        config["chat_template"] = templates["default"] if list(templates) == ["default"] else templates
+    return config, tokens
+
+
+def template_files(folder, start=""):
+    """The files of chat templates in a folder, where transformers 5 writes them, as dict name -> path."""
+    default = pathlib.Path(folder) / f"{start}chat_template.jinja"
+    named = sorted((default.parent / f"{start}{TEMPLATES}").glob("*.jinja"))
+    return ({"default": default} if default.is_file() else {}) | {file.stem: file for file in named}
+
+
+def _read_json(path, config, model, roles, tokens):
+    """Read a tokenizer.json as transformers does, where the class of the tokenizer has a say in it."""
+    backend = read_with(tokenizers.Tokenizer.from_file, path)
+    backend.no_truncation()  # so that all special tokens around a text are seen
+    _add_tokens(backend, tokens, check=False)
+    name = tokenizer_classes.of_json(config, model)
+    is_known = name is not None and tokenizer_json.fits(backend, name)
+    if is_known:
+        if any(not token.special for token in tokens.values()):
+            backend = tokenizers.Tokenizer.from_str(backend.to_str())  # which forgets that one was special
+        roles = _roles(name, backend.get_vocab()) | roles
+        if name == "DistilBertTokenizer":
+            config.setdefault("model_input_names", ["input_ids", "attention_mask"])  # It has no segments.
+    elif not config and not roles:
+        roles = tokenizer_json.evident_roles(backend, model)
+    roles = {role: token for role, token in roles.items() if token is not None}
+    _check_roles(backend, roles)
+    if is_known:
+        tokenizer_json.obey(backend, name, config, roles)
+    return backend, roles
+
+
+def _convention(paths, conventions, config, model):
     """The function that reads the files: by the class of the tokenizer, else of the model, else the first."""
-    named = config.get("tokenizer_class")
-    if isinstance(named, str) and (name := named.removesuffix("Fast")) not in ANY_CLASS:
-        if name not in conventions:
-            known = " or ".join(filter(None, conventions))
+    named, model_type = tokenizer_classes.named_in(config, model), tokenizer_classes.model_type_in(model)
+    known = " or ".join(filter(None, conventions))
+    if named is not None and tokenizer_classes.canonical(named) not in tokenizer_classes.ANY and model_type != "qwen2":
+        if tokenizer_classes.canonical(named) not in conventions:
             raise ValueError(f"{paths[0]}: tokenizer_class ({named!r}) must be {known}, or the files a tokenizer.json.")
-        return conventions[name]
-    by_model = CLASSES.get(read_json(folder / "config.json").get("model_type"))
-    return conventions.get(by_model) or next(iter(conventions.values()))
+        return conventions[tokenizer_classes.canonical(named)]
+    if model_type in (None, "kerasllm"):
+        return next(iter(conventions.values()))
+    by_model = (tokenizer_classes.OF_MODEL | tokenizer_classes.OF_OLDER_FILES).get(model_type)
+    if by_model is None or by_model not in conventions:
+        raise ValueError(
+            f"{paths[0]}: model_type ({model_type!r}) in config.json must be of a model with {known}, "
+            "or tokenizer_config.json name one of these as tokenizer_class, or the files be a tokenizer.json."
+        )
+    return conventions[by_model]
 
 
-def _add_tokens(backend, config, ids):
-    """Add the tokens of `added_tokens.json` and `tokenizer_config.json`, which must get the ids written there."""
-    added = {int(i): {"content": token} for token, i in ids.items()}
-    added |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
-    for i, token in sorted(added.items()):
-        flags = {name: value for name, value in token.items() if name not in ("content", "__type")}
-        backend.add_tokens([tokenizers.AddedToken(token["content"], **{"normalized": False, **flags})])
-        if backend.token_to_id(token["content"]) != i:
-            raise ValueError(f"{token['content']!r} has id {backend.token_to_id(token['content'])}, not {i}.")
-    backend.add_special_tokens([_content(token) for token in config.get("additional_special_tokens") or []])
+def _add_tokens(backend, tokens, check):
+    """Add the tokens of tokenizer_config.json or added_tokens.json, or change their flags.
+
+    Args:
+        backend: a `tokenizers.Tokenizer`.
+        tokens: dict id -> `tokenizers.AddedToken`.
+        check: whether the ids must be these. A tokenizer.json has its own.
+    """
+    known = backend.get_added_tokens_decoder()
+    backend.add_tokens([token for i, token in sorted(tokens.items()) if repr(known.get(i)) != repr(token)])
+    for i, token in tokens.items() if check else ():
+        if backend.token_to_id(token.content) != i:
+            raise ValueError(f"{token.content!r} has id {backend.token_to_id(token.content)}, not {i}.")
+
+
+def _add_new_tokens(backend, tokens):
+    """Add special tokens that are none yet."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for token in tokens if token.content not in known])
+
+
+def _extra_tokens(config):
+    """The special tokens without a role: in a list, or each under a name of its own."""
+    named = [token for name, token in config.items() if name.endswith("_token") and isinstance(token, str | dict)]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    if not isinstance(extra, list | dict):
+        raise ValueError(f"additional_special_tokens ({extra!r:.80}) must be a list of tokens, or a dict.")
+    return [_added_token(t) for t in [*named, *(extra.values() if isinstance(extra, dict) else extra)]]
+
+
+def _added_token(token, special=True):
+    """A string or a dictionary of Hugging Face's as a `tokenizers.AddedToken`."""
+    if isinstance(token, str):
+        return tokenizers.AddedToken(token, special=special)
+    if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+        raise ValueError(f"added token {token!r:.80} must be a string, or a dict with content.")
+    try:
+        added = tokenizers.AddedToken(**{name: token[name] for name in FLAGS if name in token})
+    except TypeError as error:
+        raise ValueError(f"added token {token!r:.80} is not understood: {error}") from error
+    added.special = added.special or special
+    return added
 
 
 def _content(token):
     # Hugging Face writes an added token as a string or as a dictionary.
-    return token["content"] if isinstance(token, dict) else token
+    return _added_token(token).content if isinstance(token, dict) else token
 
 
 # Conventions: (paths, config, roles) -> (backend, roles)
@@ -127,6 +208,17 @@ def _distilbert(paths, config, roles):
     return _bert(paths, config, roles)
 
 
+def _mpnet(paths, config, roles):
+    vocabulary = read_with(models.WordPiece.read_file, *paths)
+    roles = _roles("MPNetTokenizer", vocabulary) | roles
+    backend, _ = _bert(paths, config, roles)
+    _check_roles(backend, roles)
+    _add_mask(backend, roles)
+    families.add_roberta_ends(backend, roles, {})
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])  # It has no segments.
+    return backend, roles
+
+
 def _gpt2_or_roberta(paths, config, roles):
     vocabulary, _ = read_with(models.BPE.read_file, *paths)
     return (_roberta if "cls" in roles or "<mask>" in vocabulary else _gpt2)(paths, config, roles)
@@ -140,17 +232,40 @@ def _gpt2(paths, config, roles):
     return backend, roles
 
 
+def _named_gpt2(paths, config, roles):
+    vocabulary, _ = read_with(models.BPE.read_file, *paths)
+    return _gpt2(paths, config, _roles("GPT2Tokenizer", vocabulary) | roles)
+
+
+def _qwen2(paths, config, roles):
+    vocabulary, merges = read_with(models.BPE.read_file, *paths)
+    backend = families.qwen2(models.BPE(vocabulary, merges), bool(config.get("add_prefix_space", False)))
+    roles = _roles("Qwen2Tokenizer", backend.get_vocab()) | roles
+    _add_ends(backend, config, roles, bos=False)
+    return backend, roles
+
+
+def _gpt_neox(paths, config, roles):
+    vocabulary, _ = read_with(models.BPE.read_file, *paths)
+    backend, roles = _gpt2(paths, config, _roles("GPTNeoXTokenizer", vocabulary) | roles)
+    backend.normalizer = normalizers.NFC()
+    return backend, roles
+
+
 def _roberta(paths, config, roles):
     vocabulary, merges = read_with(models.BPE.read_file, *paths)
     roles = families.ROBERTA_TOKENS | roles
     prefix = config.get("add_prefix_space", False)
     backend = families.byte_level(models.BPE(vocabulary, merges), prefix)
     _check_roles(backend, roles)
-    ends = [(roles[role], backend.token_to_id(roles[role])) for role in ("sep", "cls")]
-    backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=prefix)
+    families.add_roberta_ends(backend, roles, config)
+    _add_mask(backend, roles)
+    return backend, roles
+
+
+def _add_mask(backend, roles):
     # The space before the mask belongs to it: what is filled in begins with one.
     backend.add_special_tokens([tokenizers.AddedToken(roles["mask"], lstrip=True, normalized=False)])
-    return backend, roles
 
 
 def _t5(paths, config, roles):
@@ -187,6 +302,24 @@ def _xlm_roberta(paths, config, roles):
     backend.add_special_tokens([roles["mask"]])
     _check_roles(backend, roles)
     families.add_template(backend, "{cls} $A {sep}", "{cls} $A {sep} {sep} $B {sep}", roles)
+    return backend, roles
+
+
+def _camembert(paths, config, roles):
+    model = sentencepiece_model.with_camembert_ids(_sentencepiece(*paths, config))
+    roles = families.ROBERTA_TOKENS | roles
+    backend = sentencepiece_model.to_tokenizer(model)
+    _check_roles(backend, roles)
+    _add_mask(backend, roles)
+    families.add_template(backend, "{bos} $A {eos}", "{bos} $A {eos} {eos} $B {eos}", roles)
+    return backend, roles
+
+
+def _gemma(paths, config, roles):
+    model = sentencepiece_model.read(*paths)
+    backend = sentencepiece_model.to_tokenizer(dataclasses.replace(model, add_dummy_prefix=False))
+    roles = _roles("GemmaTokenizer", backend.get_vocab()) | roles
+    _add_ends(backend, config, roles, bos=False)
     return backend, roles
 
 
@@ -230,9 +363,16 @@ def _add_ends(backend, config, roles, bos):
         families.add_template(backend, single, f"{single}{' {bos}:1' * bos} $B:1{' {eos}:1' * eos}", roles)
 
 
+def _roles(name, vocabulary):
+    """The roles that a class begins with, as far as the vocabulary has their tokens."""
+    return {role: token for role, token in tokenizer_classes.ROLES[name].items() if token in vocabulary}
+
+
 def _check_roles(backend, roles):
     for role, token in roles.items():
-        if backend.token_to_id(token) is None:
+        if isinstance(token, str):
+            check_text(role, token)
+        if not isinstance(token, str) or backend.token_to_id(token) is None:
             raise ValueError(f"{role} ({token!r}) must be a token of the vocabulary.")
 
 
@@ -240,15 +380,21 @@ KINDS = (
     (("tokenizer.json",), {}),
     (
         ("vocab.txt",),
-        {"BertTokenizer": _bert, "DistilBertTokenizer": _distilbert, "ElectraTokenizer": _bert},
+        {"BertTokenizer": _bert, "DistilBertTokenizer": _distilbert, "MPNetTokenizer": _mpnet},
     ),
     (
         ("vocab.json", "merges.txt"),
-        {None: _gpt2_or_roberta, "GPT2Tokenizer": _gpt2, "RobertaTokenizer": _roberta, "BartTokenizer": _roberta},
+        {
+            **{None: _gpt2_or_roberta, "GPT2Tokenizer": _named_gpt2, "RobertaTokenizer": _roberta},
+            **{"CodeGenTokenizer": _named_gpt2, "GPTNeoXTokenizer": _gpt_neox, "Qwen2Tokenizer": _qwen2},
+        },
     ),
-    (("spiece.model",), {"T5Tokenizer": _t5, "MT5Tokenizer": _t5, "AlbertTokenizer": _albert}),
-    (("sentencepiece.bpe.model",), {"XLMRobertaTokenizer": _xlm_roberta}),
-    (("tokenizer.model",), {"LlamaTokenizer": _llama}),
+    (("spiece.model",), {"T5Tokenizer": _t5, "AlbertTokenizer": _albert}),
+    (
+        ("sentencepiece.bpe.model",),
+        {"XLMRobertaTokenizer": _xlm_roberta, "CamembertTokenizer": _camembert},
+    ),
+    (("tokenizer.model",), {"LlamaTokenizer": _llama, "GemmaTokenizer": _gemma}),
 )
 """Files that make a tokenizer, and the classes of tokenizers that write them; without a class, the first reads them."""
 

@@ -14,6 +14,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from kerasllm.arguments import check_positive, check_text
 from kerasllm.text import chat, families, tokenizer_files
 
+# In transformers, for tokenizers of whole words.
+CLEAN_UPS = {f" {end}": end.strip() for end in (*".?!,", "' ", "n't", "'m", "'s", "'ve", "'re")}
+
 
 class Tokenizer:
     """Turns strings into token ids and back.
@@ -43,6 +46,8 @@ class Tokenizer:
         self.backend.no_truncation()
         self.roles = {role: token for role, token in tokens.items() if token is not None}
         self.config = dict(config or {})
+        # Not among what a tokenizer.json holds.
+        self.backend.encode_special_tokens = bool(self.config.get("split_special_tokens", False))
         for role, token in self.roles.items():
             if isinstance(token, str):
                 check_text(role, token)
@@ -138,26 +143,68 @@ class Tokenizer:
         for i in ids[ids < 0][:1]:
             raise ValueError(f"ids holds {i}; the vocabulary's ids are 0 to {self.vocabulary_size - 1}.")
         known = ids[ids < self.vocabulary_size].tolist()
-        return self.backend.decode(known, skip_special_tokens=skip_special_tokens)
+        text = self.backend.decode(known, skip_special_tokens=skip_special_tokens)
+        for spaced, clean in self.clean_ups.items():
+            text = text.replace(spaced, clean)
+        return text
 
-    def apply_chat_template(self, messages, add_generation_prompt=True):
+    @property
+    def clean_ups(self):
+        """What `decode` writes without spaces where the config says `clean_up_tokenization_spaces`, in their order."""
+        forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+        is_bpe = isinstance(self.backend.model, models.BPE)
+        cleans = self.config.get("clean_up_tokenization_spaces") and (not is_bpe or self.config.get(forced))
+        return CLEAN_UPS if cleans else {}
+
+    def apply_chat_template(
+        self,
+        messages,
+        add_generation_prompt=None,
+        tools=None,
+        documents=None,
+        chat_template=None,
+        continue_final_message=False,
+        **variables,
+    ):
         """Write a chat as the model that the tokenizer came with was taught to read it.
 
+            tokenizer.apply_chat_template(messages, tools=[get_weather], enable_thinking=False)
+
         Args:
-            messages: list of dicts with strings `role` ("system", "user", "assistant") and `content`.
-            add_generation_prompt: whether the text ends with the beginning of the assistant's answer.
+            messages: list of dicts with strings `role` ("system", "user", "assistant", "tool") and `content`, and
+                what else the template reads: `tool_calls`, `reasoning_content`. The content may be a list of parts,
+                dicts with `type` and `text`; a template that reads no parts gets their text. With `tool_calls` it may
+                be None.
+            add_generation_prompt: whether the text ends with the beginning of the assistant's answer. Default: yes,
+                but for `continue_final_message`.
+            tools: list of what the assistant may call: JSON schemas, or functions with types and a docstring in
+                Google's style, which are described by them. A template that knows of no tools leaves them out.
+            documents: list of dicts, with `title` and `text` for example, for templates that read them.
+            chat_template: the name of one where the tokenizer has several, or another template. Default: "tool_use"
+                where there are tools and it is one of them, else "default".
+            continue_final_message: whether the text ends where the last message does, to be gone on with. A string
+                names another field of it than `content`, such as "reasoning_content".
+            **variables: what the template reads besides, such as `enable_thinking=False`.
 
         Returns:
             A string; `encode(text, special_tokens=False)` turns it into ids.
 
         Raises:
-            ValueError: the tokenizer has no chat template, or it refuses the messages.
+            ValueError: the tokenizer has no chat template, or none of this name; it refuses the messages, or does not
+                read what they hold.
         """
-        template = self.config.get("chat_template")
-        if not isinstance(template, str):
-            raise ValueError("tokenizer has no chat_template.")
-        tokens = {f"{role}_token": token for role, token in self.roles.items()}
-        text = chat.render(template, messages, add_generation_prompt=add_generation_prompt, **tokens)
+        template = chat.choose(self.config.get("chat_template"), chat_template, tools)
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        text = chat.render(
+            template,
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **self._named_tokens() | variables,
+        )
         check_text("messages", text)
         return text
 
@@ -170,6 +217,27 @@ class Tokenizer:
         rest = [backend.normalizer] if backend.normalizer else []
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
         return Tokenizer(backend, **self.roles, config=self.config)
+
+    def encode_chat(self, messages, **arguments):
+        """The token ids of a chat. The template writes the special tokens. Arguments are `apply_chat_template`'s."""
+        return self.encode(self.apply_chat_template(messages, **arguments), special_tokens=False)
+
+    def take_chat_arguments(self, options, others):
+        """Take those of `apply_chat_template`, and variables of the template, out of a dict of a call's options.
+
+        Args:
+            options: dict, which what is returned leaves.
+            others: names of options that are something else.
+        """
+        return chat.take_arguments(self.config.get("chat_template"), options, others)
+
+    def _named_tokens(self):
+        extra = self.config.get("extra_special_tokens")
+        named = {name: token for name, token in self.config.items() if name.endswith("_token")}
+        named |= extra if isinstance(extra, dict) else {}
+        named = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
+        named = {name: token for name, token in named.items() if isinstance(token, str)}
+        return named | {f"{role}_token": token for role, token in self.roles.items()}
 
     def token_to_id(self, token):
         """The id of a token of the vocabulary, or None."""
@@ -211,6 +279,10 @@ class Tokenizer:
             check_text("pair", pair)
         return self.backend.encode(text, pair, add_special_tokens=special_tokens)
 
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.backend.encode_special_tokens = bool(self.config.get("split_special_tokens", False))
+
     def __eq__(self, other):
         if not isinstance(other, Tokenizer):
             return NotImplemented
@@ -230,20 +302,22 @@ class Tokenizer:
         """Read a tokenizer from a folder, also from one of Hugging Face.
 
         The files are the first of these that are there; `tokenizer_class` in `tokenizer_config.json` says whose
-        they are, else `model_type` in `config.json`, else the family named first.
+        they are, else `model_type` in `config.json`, else the family named first. Others are an error.
 
-        ============================================= =======================================
+        ============================================= =============================================
         `tokenizer.json`                              any
-        `vocab.txt`                                   BERT, DistilBERT, ELECTRA
-        `vocab.json` and `merges.txt`                 GPT-2, RoBERTa, BART
+        `vocab.txt`                                   BERT, DistilBERT, ELECTRA, MPNet
+        `vocab.json` and `merges.txt`                 GPT-2, RoBERTa, BART, CodeGen, GPT-NeoX, Qwen2
         `spiece.model`                                T5, ALBERT
-        `sentencepiece.bpe.model`                     XLM-RoBERTa
-        `tokenizer.model`                             Llama, Mistral
+        `sentencepiece.bpe.model`                     XLM-RoBERTa, CamemBERT
+        `tokenizer.model`                             Llama, Mistral, Gemma
         `source.spm`, `target.spm` and `vocab.json`   Marian, with prefix "source_" or "target_"
-        ============================================= =======================================
+        ============================================= =============================================
 
-        The roles stand in `tokenizer_config.json` or `special_tokens_map.json`; without these they are those of the
-        family, and none for a `tokenizer.json`.
+        `tokenizer_config.json` rules beside a `tokenizer.json` where transformers obeys it: for the classes of known
+        families `do_lower_case`, `add_prefix_space` and their like, for all of them the added tokens and their flags.
+        The roles stand there or in `special_tokens_map.json`; without these they are those of the family, and for a
+        `tokenizer.json` without a family those that its contents leave no doubt of.
 
         Args:
             folder: path of the folder.
@@ -259,7 +333,8 @@ class Tokenizer:
     def save(self, folder, prefix=""):
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers opens too.
 
-        A file is replaced only when the new one is complete.
+        A file is replaced only when the new one is complete. Files of chat templates, which would hide the new ones,
+        go.
         """
         # Without this list transformers feeds segment ids to every model, and GPT-2 adds their embeddings.
         has_segments = "cls" in self.roles and 1 in self.backend.encode("a", "a").type_ids
@@ -270,6 +345,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             **self.config,
             **{f"{role}_token": token for role, token in self.roles.items()},
+            # With these, what older versions of transformers wrote into the folder is not read.
+            "added_tokens_decoder": {i: _flags(token) for i, token in self.backend.get_added_tokens_decoder().items()},
         }
         _write(
             folder,
@@ -278,6 +355,8 @@ class Tokenizer:
                 f"{prefix}tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
             },
         )
+        for file in tokenizer_files.template_files(folder, prefix).values():
+            file.unlink()
 
     def save_vocabulary(self, folder, prefix=""):
         """Write the older files: `vocab.txt` of WordPiece, `vocab.json` and `merges.txt` of BPE."""
@@ -463,6 +542,10 @@ def _roles(defaults, given, required=None):
     if required and required not in roles:
         raise ValueError(f"{required} (None) must be a token: this kind of tokenizer needs one.")
     return roles
+
+
+def _flags(token):
+    return {name: getattr(token, name) for name in tokenizer_files.FLAGS}
 
 
 def _unique(roles):

@@ -30,6 +30,12 @@ class GraphTokenizer(tf.Module):
 
     def __init__(self, tokenizer):
         super().__init__()
+        if tokenizer.backend.encode_special_tokens:
+            raise ValueError("there are no operations for split_special_tokens (True) of the tokenizer's config.")
+        if tokenizer.clean_ups:
+            raise ValueError(
+                "there are no operations for clean_up_tokenization_spaces (True) of the tokenizer's config."
+            )
         spec = json.loads(tokenizer.backend.to_str())
         self.added = AddedTokens(spec["added_tokens"], spec["normalizer"])
         self.normalization = normalization.normalization(spec["normalizer"])
