@@ -50,6 +50,8 @@ def test_steps_follow_the_formula():
         {},
         {"global_clipnorm": 0.5},
         {"global_clipnorm": 100.0},
+        {"global_clipnorm": 0.0},
+        {"loss_scale_factor": 8.0},
         {"clipnorm": 0.5},
         {"clipvalue": 0.1},
         {"amsgrad": True},
@@ -66,6 +68,43 @@ def test_it_is_the_adamw_of_keras_without_decay_of_vectors_and_biases(arguments)
     theirs.exclude_from_weight_decay(var_names=["vector", "bias"])
     assert isinstance(ours, keras.optimizers.AdamW)
     assert_close(stepped(ours), stepped(theirs), atol=1e-5)
+
+
+class Signed:
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, learning_rate * ops.sign(gradient))
+
+
+class Doubled:
+    def assign_sub(self, variable, value):
+        super().assign_sub(variable, 2 * value)
+
+
+@pytest.mark.parametrize("change", [Signed, Doubled])
+def test_what_a_subclass_changes_is_done(change):
+    ours, theirs = (type(change.__name__, (change, cls), {}) for cls in (AdamW, keras.optimizers.AdamW))
+    assert_close(stepped(ours(0.1, weight_decay=0.0)), stepped(theirs(0.1, weight_decay=0.0)), atol=1e-5)
+
+
+def test_gradients_that_are_not_finite_spoil_all_variables_as_in_keras():
+    infinite = {**GRADIENTS[0], "vector": np.full((5,), np.inf, "float32")}
+    assert all(np.isnan(x).all() for x in stepped(AdamW(0.1, global_clipnorm=1.0), [infinite]).values())
+
+
+def test_gradients_of_half_precision_train_variables_of_float32():
+    variable = keras.Variable(np.ones((2, 2), "float32"))
+    optimizer = AdamW(0.1, weight_decay=0.0)
+    optimizer.build([variable])
+    optimizer.apply([ops.ones((2, 2), "float16")], [variable])
+    np.testing.assert_allclose(ops.convert_to_numpy(variable.value), 0.9, atol=1e-5)
+
+
+def test_biases_alone_can_be_trained():
+    bias = keras.Variable(np.ones(3, "float32"), name="bias")
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    optimizer.build([bias])
+    optimizer.apply([ops.ones(3)], [bias])
+    np.testing.assert_allclose(ops.convert_to_numpy(bias.value), 0.9, atol=1e-5)
 
 
 def small_model(dtype=None):
@@ -96,7 +135,8 @@ def test_biases_and_norms_do_not_decay():
 
 
 def test_embeddings_decay_only_if_asked():
-    assert decayed(small_model(), AdamW(0.1, weight_decay=0.5, no_decay=["embeddings"])) == KERNELS
+    for no_decay in (["embeddings"], "embeddings"):
+        assert decayed(small_model(), AdamW(0.1, weight_decay=0.5, no_decay=no_decay)) == KERNELS
 
 
 def test_a_saved_model_goes_on_without_decaying_what_is_excluded(tmp_path):

@@ -4,6 +4,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from kerasllm.training.schedules import InverseSquareRoot, WarmupCosine, WarmupLinear
 
@@ -55,9 +56,29 @@ def test_noam_equals_the_formula_of_the_paper():
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
+SCHEDULES = pytest.mark.parametrize(
     "schedule", [WarmupLinear(1e-3, 2, 9), WarmupCosine(1e-3, 2, 9, 1e-5), InverseSquareRoot.noam(16, 7)]
 )
+
+
+@SCHEDULES
+def test_numbers_give_floats_and_tensors_give_tensors_of_the_same_value(schedule):
+    for step in STEPS:
+        rate = schedule(step)
+        assert type(rate) is float and rate == schedule(np.int64(step)) == schedule(float(step))
+        tensor = schedule(ops.convert_to_tensor(step))
+        assert ops.is_tensor(tensor) and float(tensor) == pytest.approx(rate, rel=1e-5)
+
+
+def test_a_callback_of_keras_sets_the_rate_of_each_epoch():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1.0), loss="mse")
+    callback = keras.callbacks.LearningRateScheduler(WarmupLinear(1.0, 2, 4))
+    history = model.fit(np.ones((1, 1)), np.ones((1, 1)), epochs=4, callbacks=[callback], verbose=0).history
+    assert history["learning_rate"] == pytest.approx([0.0, 0.5, 1.0, 0.5])
+
+
+@SCHEDULES
 def test_config_brings_the_schedule_back(schedule):
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(schedule)))
     copy = keras.saving.deserialize_keras_object(config)

@@ -10,8 +10,16 @@ def adamw_class():
 
     They follow Keras's formula, in two fifths (tensorflow: a kernel a variable) or a fifth (torch: one for all) of
     the time. Under torch `global_clipnorm` scales the gradients in place, as `torch.nn.utils.clip_grad_norm_` does.
+    Where a subclass has its own `update_step` or `assign...`, Keras's steps call these.
     """
     return {"tensorflow": _tensorflow_adamw, "torch": _torch_adamw}.get(name(), lambda: keras.optimizers.AdamW)()
+
+
+def _is_changed(optimizer, *methods):
+    """Whether some of the methods are not those of Keras's AdamW."""
+    return any(
+        getattr(getattr(optimizer, m), "__func__", None) is not getattr(keras.optimizers.AdamW, m) for m in methods
+    )
 
 
 def _tensorflow_adamw():
@@ -19,7 +27,7 @@ def _tensorflow_adamw():
 
     class FusedAdamW(keras.optimizers.AdamW):
         def update_step(self, gradient, variable, learning_rate):
-            if self.amsgrad:
+            if self.amsgrad or _is_changed(self, "assign", "assign_add", "assign_sub"):
                 return super().update_step(gradient, variable, learning_rate)
             index, dtype = self._get_variable_index(variable), variable.dtype
             step = tf.cast(self.iterations + 1, dtype)
@@ -47,6 +55,12 @@ def _torch_adamw():
     torch_adamw = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
     class FusedAdamW(torch_adamw):
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            if not _is_changed(self, "update_step", "assign", "assign_add", "assign_sub"):
+                return super()._backend_update_step(grads, trainable_variables, learning_rate)
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                self.update_step(gradient, variable, learning_rate)
+
         def _parallel_update_step(self, grads, variables, learning_rate):
             if self.amsgrad:
                 return super()._parallel_update_step(grads, variables, learning_rate)
@@ -54,7 +68,7 @@ def _torch_adamw():
             done = float(self.iterations)
             adam(
                 [v.value for v in variables],
-                grads,
+                [g.to(v.value.dtype) for g, v in zip(grads, variables, strict=True)],
                 [self._momentums[i].value for i in indices],
                 [self._velocities[i].value for i in indices],
                 max_exp_avg_sqs=[],
@@ -70,11 +84,17 @@ def _torch_adamw():
                 maximize=False,
             )
 
+        def _apply_weight_decay(self, variables):
+            # Keras's fails where there is nothing to decay.
+            if any(self._use_weight_decay(v) for v in variables):
+                super()._apply_weight_decay(variables)
+
         def _clip_gradients(self, grads):
-            if self.global_clipnorm is None:
+            if not self.global_clipnorm or self.global_clipnorm < 0:
                 return super()._clip_gradients(grads)
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            torch._foreach_mul_(grads, self.global_clipnorm / norm.clamp(min=self.global_clipnorm))
+            scale = self.global_clipnorm / norm.clamp(min=self.global_clipnorm)
+            torch._foreach_mul_(grads, scale + (norm - norm))  # nan, as in Keras, where the norm is not finite
             return grads
 
     return FusedAdamW

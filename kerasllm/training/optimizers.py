@@ -30,7 +30,7 @@ class AdamW(backend.adamw_class()):
 
     def __init__(self, learning_rate=1e-3, no_decay=(), **kwargs):
         super().__init__(learning_rate, **kwargs)
-        self.no_decay = tuple(no_decay)
+        self.no_decay = (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
 
     def build(self, variables):
         named = re.compile("|".join(("bias$", *self.no_decay)))  # in keras.layers a bias may be a matrix

@@ -3,11 +3,15 @@
 Keras hands a schedule the number of batches trained on, 0 at the first, whose learning rate is therefore 0
 (as with transformers' schedules). With `gradient_accumulation_steps` it still counts batches, not updates: so
 must `warmup_steps` and `total_steps`.
+
+Given a number in place of a tensor a schedule returns a float: `keras.callbacks.LearningRateScheduler(schedule)` hands
+it the epoch, in which `warmup_steps` and `total_steps` are then counted.
 """
 
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasllm.arguments import check_positive
@@ -24,12 +28,14 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = warmup_steps
 
     def __call__(self, step):
-        step = ops.cast(step, "float32")
+        is_number = isinstance(step, int | float | np.number)
+        step = float(step) if is_number else ops.cast(step, "float32")
         rise = step / max(self.warmup_steps, 1)
-        return self.peak_learning_rate * ops.where(step < self.warmup_steps, rise, self.decay(step))
+        rate = self.peak_learning_rate * _of(step).where(step < self.warmup_steps, rise, self.decay(step))
+        return float(rate) if is_number else rate
 
     def decay(self, step):
-        """Share of the peak from `warmup_steps` on: scalar float32 -> scalar float32."""
+        """Share of the peak from `warmup_steps` on: scalar float32 -> scalar float32, or float -> float."""
         raise NotImplementedError
 
     def get_config(self):
@@ -53,7 +59,7 @@ class WarmupLinear(Warmup):
 
     def decay(self, step):
         left = (self.total_steps - step) / (self.total_steps - self.warmup_steps)
-        return ops.maximum(left, 0.0)
+        return _of(step).maximum(left, 0.0)
 
     def get_config(self):
         return {**super().get_config(), "total_steps": self.total_steps}
@@ -78,9 +84,9 @@ class WarmupCosine(Warmup):
         self.final_learning_rate = final_learning_rate
 
     def decay(self, step):
-        done = ops.minimum((step - self.warmup_steps) / (self.total_steps - self.warmup_steps), 1.0)
+        done = _of(step).minimum((step - self.warmup_steps) / (self.total_steps - self.warmup_steps), 1.0)
         final = self.final_learning_rate / self.peak_learning_rate
-        return final + (1 - final) * 0.5 * (1 + ops.cos(math.pi * done))
+        return final + (1 - final) * 0.5 * (1 + _of(step).cos(math.pi * done))
 
     def get_config(self):
         own = {"total_steps": self.total_steps, "final_learning_rate": self.final_learning_rate}
@@ -114,7 +120,12 @@ class InverseSquareRoot(Warmup):
         return cls(scale * (hidden_dim * warmup_steps) ** -0.5, warmup_steps)
 
     def decay(self, step):
-        return ops.sqrt(self.warmup_steps / ops.maximum(step, 1.0))
+        return _of(step).sqrt(self.warmup_steps / _of(step).maximum(step, 1.0))
+
+
+def _of(step):
+    """The functions for a number, or for a tensor."""
+    return np if isinstance(step, float) else ops
 
 
 def _check_number(name, value, wanted="positive"):
