@@ -209,3 +209,39 @@ def test_int8_models_have_activations_of_12_bits_unless_told_otherwise():
 
     assert {quantizer.value_range for quantizer in activations()} == {(-2032, 2032)}
     assert activations(keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)) == {None}
+
+
+@pytest.mark.parametrize("name", ["gpt", "general", "transformer", "masked_lm"])
+def test_a_model_has_the_policy_it_was_given_and_outputs_of_its_dtype(name):
+    make = {**LANGUAGE_MODELS, **TRANSLATORS, **ENCODERS}[name]
+    model = make(dtype=keras.DTypePolicy("mixed_float16"))
+    assert model.dtype_policy.name == type(model).from_config(model.get_config()).dtype_policy.name == "mixed_float16"
+    assert (model.compute_dtype, model.variable_dtype) == ("float16", "float32")
+    x = {key: np.ones((2, 3), "bool" if key.endswith("padding_mask") else "int32") for key in model.input}
+    assert keras.backend.standardize_dtype(model(x).dtype) == model.output.dtype == "float16"
+
+
+def test_quantised_layers_stand_in_a_model_of_floats():
+    assert LANGUAGE_MODELS["gpt"](dtype="int8_from_float32").dtype_policy.name == "float32"
+
+
+def test_maps_of_policies_are_refused():
+    policies = keras.dtype_policies.DTypePolicyMap("mixed_bfloat16", {"decoder/block_0": keras.DTypePolicy("float32")})
+    with pytest.raises(ValueError, match="dtype .<DTypePolicyMap.* must be one policy for all layers"):
+        LANGUAGE_MODELS["gpt"](dtype=policies)
+
+
+def test_the_loss_of_a_model_in_mixed_float16_is_scaled(tmp_path):
+    model = LANGUAGE_MODELS["gpt"](dtype="mixed_float16")
+    model.compile(keras.optimizers.Adam(0.01), loss=TokenCrossentropy())
+    losses = model.fit(*language_batch(), epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] and int(model.optimizer.step_counter) > 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is keras.optimizers.LossScaleOptimizer
+    for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a.value), ops.convert_to_numpy(b.value))
+    # Files written before models had a policy hold the state of an optimizer without a scale.
+    config = {key: value for key, value in model.get_compile_config().items() if key != "auto_scale_loss"}
+    loaded.compile_from_config(config)
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)

@@ -65,6 +65,7 @@ class TransformerEmbeddings(keras.layers.Layer):
             vocabulary_size,
             embedding_dim,
             embeddings_initializer=keras.initializers.get(initializer),
+            reverse_dtype=self.compute_dtype,  # which Keras leaves where a layer of mixed precision stands in another
             name="token",
             **policy,
         )
@@ -156,6 +157,10 @@ class TiedHead(keras.layers.Layer):
         """Score all symbols."""
         logits = self.embedding(hidden if self.scale == 1 else hidden * self.scale, reverse=True)
         return logits if self.bias is None else logits + self.bias
+
+    def compute_output_shape(self, hidden_shape):
+        """(B, T, V)."""
+        return (*hidden_shape[:-1], self.embedding.input_dim)
 
 
 def normal_initializer(stddev):

@@ -139,6 +139,7 @@ class RecurrentDecoder(keras.layers.Layer):
             vocabulary_size,
             self.embedding_dim,
             embeddings_initializer=keras.initializers.RandomNormal(stddev=output_dim**-0.5 if tie_embeddings else 1.0),
+            reverse_dtype=self.compute_dtype,  # as in `TransformerEmbeddings`
             name="embedding",
             **policy,
         )

@@ -58,6 +58,9 @@ class Model(keras.Model):
 
     def __init__(self, inputs, outputs, arguments, name):
         super().__init__(inputs, outputs, name=name)
+        # Keras gives functional models the global policy, and scales the loss of those whose own is "mixed_float16".
+        # Of "int8_from_mixed_float16" its calls want the floats' part.
+        self.dtype_policy = arguments["dtype"].rpartition("_from_")[2]
         self.arguments = arguments
         # Hidden from Keras's tracking, which would wrap the dict.
         object.__setattr__(self, "tokenizers", {})
@@ -76,6 +79,17 @@ class Model(keras.Model):
         model = cls(**config)
         object.__setattr__(model, "named_token_ids", ids)
         return model
+
+    def get_compile_config(self):
+        """What `compile` was given, with `auto_scale_loss`, which Keras forgets."""
+        config = super().get_compile_config()
+        if config:
+            config["auto_scale_loss"] = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        return config
+
+    def compile_from_config(self, config):
+        """Compile as before saving; files that do not say so hold the state of an optimizer without a scale."""
+        super().compile_from_config({"auto_scale_loss": False, **config})
 
     @classmethod
     def from_preset(cls, source, **arguments):
@@ -301,4 +315,6 @@ def _array(variable, read):
 def resolved_dtype(dtype):
     """The name of a dtype policy, so that a model's config says what `None` stood for when it was built."""
     policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        raise ValueError(f"dtype ({policy}) must be one policy for all layers, such as 'mixed_bfloat16'.")
     return policy.name
