@@ -1,6 +1,7 @@
 """Checks of arguments, whose errors name the argument, its value and what is accepted."""
 
 import math
+from collections.abc import Mapping
 
 
 def check_positive(name, value):
@@ -44,6 +45,13 @@ def check_text(name, text):
         raise ValueError(f"{name} ({text!r:.80}) holds {half}; it must be text that UTF-8 can hold.") from error
 
 
+def read_sequence(name, value):
+    """The list of an iterable. Strings and mappings, read as their letters and keys, are errors, and None."""
+    if isinstance(value, str | bytes | Mapping | None):
+        raise ValueError(f"{name} ({value!r:.80}) must be a sequence, such as a list.")
+    return list(value)
+
+
 def read_texts(name, texts):
     """A string or a list of strings as a checked list, and the function that undoes it on the results.
 
@@ -56,7 +64,7 @@ def read_texts(name, texts):
         check_text(name, texts)
         return [texts], lambda results: results[0]
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"{name} ({texts!r}) must be a string or a non-empty list of strings.")
+        raise ValueError(f"{name} ({texts!r:.200}) must be a string or a non-empty list of strings.")
     blank = next((i for i, t in enumerate(texts) if not t.strip()), None)
     if blank is not None:
         raise ValueError(f"{name}[{blank}] ({texts[blank]!r}) must not be empty.")

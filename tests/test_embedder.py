@@ -266,3 +266,9 @@ def test_equal_texts_come_in_their_order():
 def test_a_bad_index_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_a_mapping_is_no_list_of_texts(model):
+    for call in (model.embed, model.index, lambda texts: model.search("a", texts)):
+        with pytest.raises(ValueError, match="texts .* must be a s"):
+            call({"input_ids": [[1, 2]], "attention_mask": [[1, 1]]})

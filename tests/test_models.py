@@ -1,5 +1,6 @@
 """What all models share: the contract of `keras.Model`, of generation, of files."""
 
+import collections
 import pathlib
 import types
 
@@ -181,6 +182,71 @@ def test_ids_come_back_in_the_form_they_came_in():
     array = model.generate(np.array([[1, 2], [3, 4]]), max_new_tokens=3)
     assert array.shape == (2, 5) and array.dtype == "int32"
     assert model.generate(np.array([[1, 2]]), max_new_tokens=3, num_return_sequences=2).shape == (1, 2, 5)
+
+
+MAPPINGS = {
+    "dict": lambda ids, mask: {"token_ids": ids, "padding_mask": mask},
+    "UserDict": lambda ids, mask: collections.UserDict(token_ids=ids, padding_mask=mask.astype(bool)),
+    "names of transformers": lambda ids, mask: types.MappingProxyType({"input_ids": ids, "attention_mask": mask}),
+    "lists": lambda ids, mask: collections.UserDict(input_ids=ids.tolist(), attention_mask=mask.tolist()),
+    "tensors": lambda ids, mask: {"token_ids": ops.convert_to_tensor(ids), "padding_mask": mask},
+}
+
+
+@pytest.mark.parametrize("make", MAPPINGS.values(), ids=MAPPINGS)
+def test_any_mapping_of_ids_and_mask_is_read_as_its_rows(make):
+    model, rows = LANGUAGE_MODELS["gpt"](), [[1, 2, 3], [4, 5]]
+    mapping = make(np.array([[1, 2, 3], [0, 4, 5]]), np.array([[1, 1, 1], [0, 1, 1]]))
+    model.tokenizer = Tokenizer.train_words(["a b"], V)  # with which keys could be read as texts
+    expected = model.generate(rows, max_new_tokens=2, return_scores=True)
+    for got, row in zip(model.generate(mapping, max_new_tokens=2, return_scores=True), expected, strict=True):
+        assert got.token_ids.tolist() == row.token_ids.tolist()
+    for got, row in zip(model.score(mapping), model.score(rows), strict=True):
+        np.testing.assert_allclose(got.log_probs, row.log_probs, atol=1e-6)
+
+
+def test_translators_read_mappings_and_arrays_too():
+    model, rows = TRANSLATORS["transformer"](), [[1, 2, 3], [4, 5]]
+    mapping = MAPPINGS["names of transformers"](np.array([[1, 2, 3], [0, 4, 5]]), np.array([[1, 1, 1], [0, 1, 1]]))
+    targets = [[1, 2], [1, 3]]
+    expected = model.generate(rows, targets, max_new_tokens=2)
+    assert model.generate(mapping, np.array(targets), max_new_tokens=2) == expected
+    for got, row in zip(model.score(mapping, np.array(targets)), model.score(rows, targets), strict=True):
+        np.testing.assert_allclose(got.log_probs, row.log_probs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [{"input_ids": [[1]]}, {"input_ids": [[1]], "attention_mask": [[1]], "token_type_ids": [[0]]}, {"text": ["a"]}],
+)
+def test_other_mappings_are_errors_that_name_the_keys(mapping):
+    for model in (LANGUAGE_MODELS["gpt"](), TRANSLATORS["transformer"]()):
+        for method in (model.generate, lambda x, model=model: model.score(x, *[[[1, 2]]] * (model.name != "gpt"))):
+            with pytest.raises(ValueError, match="must hold token_ids and padding_mask, or input_ids and attention"):
+                method(mapping)
+
+
+def test_class_weights_are_refused_where_each_token_has_a_label():
+    batches = [("gpt", language_batch), ("transformer", translation_batch)]
+    for name, make_batch in batches:
+        model = {**LANGUAGE_MODELS, **TRANSLATORS}[name]()
+        model.compile("sgd", TokenCrossentropy())
+        for call in (model.fit, model.train_on_batch):
+            with pytest.raises(ValueError, match="class_weight .* is for rows of one label"):
+                call(*make_batch(), class_weight={0: 5.0})
+    assert not ENCODERS["masked_lm"]().has_one_label
+    classifiers = {"single_label": 3, "multi_label": 3, "regression": 3}
+    one = [BERTClassifier(V, **SMALL, labels=n, problem_type=kind).has_one_label for kind, n in classifiers.items()]
+    assert one == [True, False, False]
+
+
+def test_a_classifier_weighs_classes():
+    model = ENCODERS["electra"]()
+    x, y = {"token_ids": ids(4, 6), "padding_mask": ragged()}, np.array([0, 1, 2, 0])
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    weighted = model.fit(x, y, class_weight={0: 3.0}, verbose=0).history["loss"]
+    weights = np.array([3.0, 1.0, 1.0, 3.0])
+    assert weighted == pytest.approx(model.fit(x, y, sample_weight=weights, verbose=0).history["loss"])
 
 
 def test_every_kind_of_tokenizer_file_is_found(tmp_path):

@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import pytest
 
+from kerasllm import GPT as GPTModel
 from kerasllm.text.tokenizers import Tokenizer
+from kerasllm.training import Perplexity, TokenCrossentropy
 from kerasllm.training.datasets import LanguageModelDataset, MaskedLMDataset, TranslationDataset
 
 WORDS = "the cat dog sat ran on under mat log a big small and then it was good bad very not".split()
@@ -286,6 +288,52 @@ def test_fit_goes_through_every_batch_of_an_epoch_once():
         assert set(asked[epoch]) == set(range(50))
 
 
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def recorded_batches(dataset):
+    """A set that is filled with `(epoch, examples)` of all batches that are made from now on."""
+    seen, make_batch = set(), dataset.make_batch
+
+    def recorded(indices, widths, generator):
+        seen.add((dataset.epoch, *indices))
+        return make_batch(indices, widths, generator)
+
+    dataset.make_batch = recorded
+    return seen
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_resumed_fit_sees_the_batches_of_its_epoch(workers, tmp_path):
+    model = GPTModel(GPT.vocabulary_size, num_layers=1, num_heads=1, hidden_dim=4, max_sequence_length=16)
+    whole, interrupted, resumed, later = (language_model(workers=workers) for _ in range(4))
+
+    def fit(dataset, **arguments):
+        model.compile("sgd", TokenCrossentropy(), metrics=[Perplexity()])
+        seen = recorded_batches(dataset)
+        model.fit(dataset, shuffle=False, verbose=0, **arguments)
+        return {batch for batch in seen if batch[0] > 1}  # those of the epochs after the first
+
+    expected = fit(whole, epochs=3)
+    assert {epoch for epoch, *_ in expected} == {2, 3}
+    assert fit(later, epochs=3, initial_epoch=1) == expected
+    whole.epoch = 1
+    assert fit(whole, epochs=2) == expected  # a second fit goes on counting
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, epochs=3, callbacks=[keras.callbacks.BackupAndRestore(tmp_path), Stop()])
+    assert fit(resumed, epochs=3, callbacks=keras.callbacks.BackupAndRestore(tmp_path)) == expected
+
+
+def test_a_model_of_keras_is_told_the_epoch_by_a_callback():
+    dataset = language_model()
+    model = tiny_model(dataset)
+    model.fit(dataset, initial_epoch=4, epochs=6, callbacks=[dataset.epoch_callback()], verbose=0)
+    assert dataset.epoch == 7
+
+
 CHILD = """
 import sys
 import numpy as np, keras
@@ -328,6 +376,8 @@ NO_EOS = Tokenizer.train_words(SENTENCES, 100, bos=None, eos=None)
         (lambda: translation(max_length=1, too_long="drop"), "all have more than 1 tokens"),
         (lambda: translation(seed=-1), "seed .-1."),
         (lambda: MaskedLMDataset("a text", BERT), "texts .'a text'. must be a sequence"),
+        (lambda: LanguageModelDataset({"input_ids": [[1]]}, GPT), "documents .{'input_ids'.* must be a sequence"),
+        (lambda: TranslationDataset(dict(PAIRS), SOURCE, TARGET), "pairs .* must be a sequence"),
         (lambda: MaskedLMDataset(SENTENCES, GPT), "tokenizer .* must have a token for cls"),
         (lambda: masked(rate=1.0), "rate .1.0."),
         (lambda: masked(max_length=2), "max_length . 2 .0."),

@@ -1,5 +1,7 @@
 """The caller's own texts or ids, on which a quantised file is calibrated and compared."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -26,14 +28,14 @@ def read(model, options, data):
         return ()
     if options.quantize is None:
         raise ValueError("calibration_data must be None where quantize is None.")
-    if isinstance(data, str | dict) or not hasattr(data, "__len__") or not len(data):
+    if isinstance(data, str | Mapping) or not hasattr(data, "__len__") or not len(data):
         raise ValueError(f"calibration_data ({data!r}) must be a list of texts, lists of ids or dicts of inputs.")
     return tuple(_inputs(model, options, i, entry) for i, entry in enumerate(data))
 
 
 def _inputs(model, options, i, entry):
     name = f"calibration_data[{i}]"
-    inputs = entry if isinstance(entry, dict) else _of_one_sequence(model, name, entry)
+    inputs = entry if isinstance(entry, Mapping) else _of_one_sequence(model, name, entry)
     if set(inputs) != set(model.input):
         raise ValueError(f"{name} has the inputs {', '.join(inputs)}; the model takes {', '.join(model.input)}.")
     inputs = {key: np.asarray(x) for key, x in inputs.items()}

@@ -1,5 +1,7 @@
 """What every model shares: its config, its tokenizers, presets, export."""
 
+import functools
+import inspect
 import pathlib
 
 import keras
@@ -65,6 +67,38 @@ class Model(keras.Model):
         # Hidden from Keras's tracking, which would wrap the dict.
         object.__setattr__(self, "tokenizers", {})
         object.__setattr__(self, "named_token_ids", None)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
+        self._check_class_weight(call.arguments.get("class_weight"))
+        dataset, callbacks = call.arguments.get("x"), call.arguments.get("callbacks")
+        if hasattr(dataset, "epoch_callback") and not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
+            call.arguments["callbacks"] = [*callbacks, dataset.epoch_callback()]
+            if dataset.workers > 1 or dataset.use_multiprocessing:
+                # Otherwise Keras builds losses and metrics on batches that the workers then hand out once more.
+                getattr(self, "_maybe_symbolic_build", self._symbolic_build)(data_batch=dataset[0])
+        return super().fit(*call.args[1:], **call.kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        call = inspect.signature(keras.Model.train_on_batch).bind(self, *args, **kwargs)
+        self._check_class_weight(call.arguments.get("class_weight"))
+        return super().train_on_batch(*args, **kwargs)
+
+    def _check_class_weight(self, class_weight):
+        """Keras weighs a row by its one label, and takes the place of the largest where there are more."""
+        if class_weight and not self.has_one_label:
+            raise ValueError(
+                f"class_weight ({class_weight!r:.80}) is for rows of one label; where each token has one, weigh "
+                "tokens: sample_weight (B, T)."
+            )
+
+    @property
+    def has_one_label(self):
+        """Whether a row has one label, a class, and no label for each token."""
+        return len(getattr(self.output, "shape", ())) == 2
 
     def get_config(self):
         """The arguments the model was built from, and `named_token_ids` of one from a preset."""

@@ -69,6 +69,10 @@ class BERTClassifier(Classification, BERTModel):
         self.encoder, self.pooler, self.classifier = encoder, pooler, classifier
         self.tokenizer = tokenizer
 
+    @property
+    def has_one_label(self):
+        return self.problem_type == "single_label" or self.problem_type == "multi_label" and self.output.shape[1] == 1
+
 
 def read_labels(labels):
     """The names of labels given by names or by number, checked."""

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm import checkpoints
-from kerasllm.arguments import check_choice, check_positive
+from kerasllm.arguments import check_choice, check_positive, read_sequence
 from kerasllm.models.bert import BERTModel, encode
 from kerasllm.models.embedding_index import SIMILARITIES, EmbeddingIndex
 from kerasllm.tasks.embedding import ARGUMENTS as EMBEDDING_ARGUMENTS
@@ -125,7 +125,7 @@ class BERTEmbedder(Embedding, BERTModel):
 
         Without `prompt` and `prompt_name` the prompt is that named "document", "passage" or "corpus", if there is one.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = [texts] if isinstance(texts, str) else read_sequence("texts", texts)
         if prompt is None and prompt_name is None:
             prompt = self._first_prompt(DOCUMENT)
         return EmbeddingIndex(texts, self.embed(texts, batch_size, truncate, verbose, prompt, prompt_name))

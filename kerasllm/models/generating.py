@@ -1,6 +1,8 @@
 """Models that write token after token: what `generate`, `translate`, streaming and scoring share."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -305,22 +307,52 @@ class GeneratingModel(Model):
 
 
 def read_token_ids(name, rows, vocabulary_size):
-    """Lists of ids, or an int array (B, T), as checked lists of Python ints.
+    """Ids in any form as checked lists of Python ints.
+
+    Args:
+        name: of the argument, for errors.
+        rows: lists of ids, an int array or tensor (B, T); or a mapping of `token_ids` and `padding_mask`, or of
+            `input_ids` and `attention_mask` as the tokenizers of transformers give them.
+        vocabulary_size: what all ids are below.
 
     Raises:
         ValueError: no rows, an empty row, or ids that are no whole numbers in [0, vocabulary_size).
     """
+    if isinstance(rows, Mapping):
+        rows = _unpadded(name, rows)
     lists = []
     for i, row in enumerate(rows):
-        row = keras.ops.convert_to_numpy(row) if not isinstance(row, list | tuple | str) else row
-        array = np.asarray(row)
+        array = _as_numpy(row)
         if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-            raise ValueError(f"{name}[{i}] ({row!r}) must be a non-empty list of token ids.")
+            raise ValueError(f"{name}[{i}] ({row!r:.80}) must be a non-empty list of token ids.")
         lists.append(array.tolist())
     if not lists:
         raise ValueError(f"{name} ({rows!r}) must not be empty.")
     batches.check_ids(np.concatenate(lists), vocabulary_size, name)
     return lists
+
+
+def _unpadded(name, mapping):
+    """The rows of ids of a mapping, without padding."""
+    keys = ("token_ids", "padding_mask") if "token_ids" in mapping else ("input_ids", "attention_mask")
+    if set(keys) != set(mapping):
+        raise ValueError(
+            f"{name} ({sorted(map(str, mapping))}) must hold token_ids and padding_mask, or input_ids and "
+            "attention_mask, and nothing else."
+        )
+    ids, masks = ([_as_numpy(row) for row in mapping[key]] for key in keys)
+    for i, (row, mask) in enumerate(itertools.zip_longest(ids, masks)):
+        if row is None or mask is None or row.ndim != 1 or row.shape != mask.shape or not np.isin(mask, (0, 1)).all():
+            shapes = [np.shape(mapping[key]) if hasattr(mapping[key], "shape") else "a list" for key in keys]
+            raise ValueError(
+                f"{name}[{i}]: {keys[0]} ({shapes[0]}) and {keys[1]} ({shapes[1]}) must be of one shape (B, P), the "
+                "mask True or 1 where a token is real."
+            )
+    return [row[mask.astype("bool")] for row, mask in zip(ids, masks, strict=True)]
+
+
+def _as_numpy(row):
+    return np.asarray(row if isinstance(row, list | tuple | str) else keras.ops.convert_to_numpy(row))
 
 
 def unnested(rows, n):

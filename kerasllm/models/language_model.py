@@ -1,7 +1,6 @@
 """Models that continue text: the base of GPT and of the recurrent language model."""
 
-import keras
-import numpy as np
+from collections.abc import Mapping
 
 from kerasllm.arguments import check_text
 from kerasllm.generation.config import GenerationConfig
@@ -33,8 +32,9 @@ class LanguageModel(GeneratingModel):
 
         Args:
             prompts: a string or a list of strings (with a tokenizer); a list of lists of ids; an int array (B, P); or a
-                dict of `token_ids` (B, P) and `padding_mask` (B, P), True = real, padded on either side. An empty
-                string stands for the tokenizer's start token.
+                mapping of `token_ids` (B, P) and `padding_mask` (B, P), True = real, padded on either side, which may
+                be called `input_ids` and `attention_mask`, as by the tokenizers of transformers. An empty string
+                stands for the tokenizer's start token.
             config: a `GenerationConfig`. What it leaves at its default, `model.generation_defaults` decides.
             batch_size: number of prompts continued at a time. It does not change the texts.
             return_scores: whether to return `Generation`s instead: text, ids, the log-probability of each token, the
@@ -151,7 +151,7 @@ class LanguageModel(GeneratingModel):
 
         Args:
             texts: a string or a list of strings, which are read with the tokenizer's start token, where it has one, in
-                front; or a list of lists of two ids or more.
+                front; or ids as for `generate`, two or more in a row.
             batch_size: number of texts scored at a time.
 
         Returns:
@@ -163,19 +163,19 @@ class LanguageModel(GeneratingModel):
         """
         if isinstance(texts, str):
             return self.score([texts], batch_size)[0]
-        if not isinstance(texts, list | tuple) or len(texts) == 0:
+        if not _is_list(texts):
             raise ValueError(f"texts ({texts!r:.80}) must be a string, or a list of strings or of lists of ids.")
         rows = texts
-        if all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, Mapping) and all(isinstance(text, str) for text in texts):
             tokenizer = self.required_tokenizer()
             for i, text in enumerate(texts):
                 check_text(f"texts[{i}]", text)
             start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
             rows = [start + tokenizer.encode(text, special_tokens=False) for text in texts]
-        for i, row in enumerate(rows):
-            if not hasattr(row, "__len__") or len(row) < 2:
-                raise ValueError(f"texts[{i}] ({texts[i]!r:.80}) must be of two tokens at least.")
         rows = read_token_ids("texts", rows, self.output_vocabulary_size)
+        for i, row in enumerate(rows):
+            if len(row) < 2:
+                raise ValueError(f"texts[{i}] ({row!r:.80}) must be of two tokens at least.")
 
         def read_inputs(places, token_ids, padding_mask):
             return {"token_ids": token_ids, "padding_mask": padding_mask}
@@ -187,19 +187,16 @@ class LanguageModel(GeneratingModel):
         if isinstance(prompts, str):
             ids, rebuild = self._read_prompts([prompts], strip_prompt)
             return ids, lambda rows, n: rebuild(rows, n)[0]
-        if isinstance(prompts, dict):
-            rows, as_array = _unpadded(prompts), True
-        elif prompts is None or not hasattr(prompts, "__len__") or len(prompts) == 0:
+        if not _is_list(prompts):
             raise ValueError(f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array.")
-        elif all(isinstance(p, str) for p in prompts):
+        if not isinstance(prompts, Mapping) and all(isinstance(p, str) for p in prompts):
             tokenizer = self.required_tokenizer()
             for i, prompt in enumerate(prompts):
                 check_text(f"prompts[{i}]", prompt)
             ids = [tokenizer.encode(text) or self._start(tokenizer) for text in prompts]
             return ids, lambda rows, n: unnested([[g.text for g in row] for row in rows], n)
-        else:
-            rows, as_array = prompts, not isinstance(prompts, list | tuple)
-        ids = read_token_ids("prompts", rows, self.arguments["vocabulary_size"])
+        as_array = not isinstance(prompts, list | tuple)
+        ids = read_token_ids("prompts", prompts, self.arguments["vocabulary_size"])
         pad_id = self.token_id("pad") or 0
 
         def rebuild(rows, n):
@@ -217,14 +214,6 @@ class LanguageModel(GeneratingModel):
         return [tokenizer.bos_id]
 
 
-def _unpadded(prompts):
-    """The rows of `{"token_ids": (B, P), "padding_mask": (B, P)}`, without padding."""
-    if set(prompts) != {"token_ids", "padding_mask"}:
-        raise ValueError(f"prompts ({sorted(prompts)}) must hold token_ids and padding_mask.")
-    token_ids, mask = (keras.ops.convert_to_numpy(prompts[name]) for name in ("token_ids", "padding_mask"))
-    if token_ids.ndim != 2 or token_ids.shape != mask.shape or not np.isin(mask, (0, 1)).all():
-        raise ValueError(
-            f"prompts: token_ids {token_ids.shape} and padding_mask {mask.shape} must be of one shape (B, P), "
-            "the mask True or 1 where a token is real."
-        )
-    return [row[real.astype("bool")] for row, real in zip(token_ids, mask, strict=True)]
+def _is_list(value):
+    """Whether it has an axis of rows, one at least."""
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0 and len(value) > 0

@@ -119,7 +119,8 @@ class Translator(GeneratingModel):
         """Generate target ids from source ids.
 
         Args:
-            sources: non-empty lists of source ids.
+            sources: non-empty lists of source ids; an int array (B, S); or a mapping of ids and mask, as for
+                `LanguageModel.generate`.
             prompts: for each source the ids its target begins with, the start token first. Default: `start_token_id`.
             config, batch_size, return_scores, **arguments: as for `translate`.
 
@@ -165,7 +166,7 @@ class Translator(GeneratingModel):
         """
         if isinstance(sources, str) and isinstance(targets, str):
             return self.score([sources], [targets], batch_size)[0]
-        if sources and all(isinstance(text, str) for text in sources):
+        if isinstance(sources, list | tuple) and sources and all(isinstance(text, str) for text in sources):
             sources = self.required_tokenizer("source_tokenizer").encode_batch(read_texts("sources", sources)[0])
             ids = self.required_output_tokenizer().encode_batch(targets)
             targets = [

@@ -6,6 +6,7 @@ after each batch.
 """
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def answer_each(name, texts, answer, verbose):
     Returns:
         One answer; a list of answers; or an iterator of answers, which reads the stream as it goes.
     """
-    if isinstance(texts, str | list | tuple) or not hasattr(texts, "__iter__"):
+    # A mapping is no stream of its keys.
+    if isinstance(texts, str | list | tuple | Mapping) or not hasattr(texts, "__iter__"):
         texts, unlist = read_texts(name, texts)
         return unlist(answer(texts, verbose))
     stream = iter(texts)

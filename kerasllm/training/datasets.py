@@ -3,15 +3,16 @@
 All are `keras.utils.PyDataset`s that tokenize once, when they are made, and draw a batch by `(seed, epoch,
 index)` alone. The batches are cheap, so one worker does.
 
-Two habits of Keras's `fit`: it shuffles the order of batches once more, with Python's `random`, unless it is
-given `shuffle=False` (the datasets shuffle by themselves); and with two or more workers the first `fit` after
-`compile` begins with batches of epoch 0 that it fetched to build the model.
+Habits of Keras's `fit`: it shuffles the order of batches once more, with Python's `random`, unless it is given
+`shuffle=False` (the datasets shuffle by themselves). With `steps_per_epoch` it goes on in the middle of a dataset whose
+order has changed with the epoch, so that some batches come twice and some not at all. And with two or more workers the
+first `fit` of a model that is not kerasllm's begins, after `compile`, with batches that it fetched to build the model.
 """
 
 import keras
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.arguments import check_choice, check_positive, check_rate, read_sequence
 from kerasllm.text import batches
 
 
@@ -19,8 +20,11 @@ class BucketedDataset(keras.utils.PyDataset):
     """The base of the datasets: examples of like length in a batch, a new order in every epoch.
 
     Attributes:
-        epoch: counts up at the end of each epoch, and once at the start of each `fit`. Set it to the number
-            of finished epochs to go on with an interrupted training as if nothing had happened.
+        epoch: counts up at the end of each epoch, and once at the start of each `fit`: epoch e of the first `fit` has
+            the order of `epoch` e + 1. A second `fit` goes on counting, unless it begins at an `initial_epoch` above 0,
+            its own or that of `keras.callbacks.BackupAndRestore`: then it has the orders that the first would have had.
+            Dropout and Keras's own shuffling draw anew all the same. Models that are not kerasllm's need
+            `epoch_callback()` for that.
 
     Args:
         lengths: (N,) or (N, C) int, the lengths that decide an example's batch.
@@ -72,6 +76,10 @@ class BucketedDataset(keras.utils.PyDataset):
         if self.shuffle:
             self.epoch += 1
 
+    def epoch_callback(self):
+        """A callback for `fit` that tells the dataset which epoch begins; kerasllm's models add it themselves."""
+        return EpochCallback(self)
+
     def __len__(self):
         return len(self._plan)
 
@@ -84,6 +92,24 @@ class BucketedDataset(keras.utils.PyDataset):
         ((indices, widths),) = batches.bucket(self.lengths, len(self.lengths), self.multiple, None, self.max_length)
         order = np.argsort(indices)
         return self.make_batch(indices[order], widths, np.random.default_rng([self.seed, self.epoch]))
+
+
+class EpochCallback(keras.callbacks.Callback):
+    """Sets a dataset's epoch at the beginning of each epoch of `fit`: before workers fetch the first batch."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset, self.before = dataset, None
+
+    def on_train_begin(self, logs=None):
+        self.before = None  # the number of epochs in earlier fits
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.before is None:
+            self.before = 0 if epoch else self.dataset.epoch - 1
+        current = self.before + epoch + 1
+        if self.dataset.shuffle and self.dataset.epoch != current:
+            self.dataset.epoch = current
 
 
 class TranslationDataset(BucketedDataset):
@@ -128,7 +154,7 @@ class TranslationDataset(BucketedDataset):
         for role in ("bos", "eos") if start_token_id is None else ("eos",):
             if role not in target_tokenizer.roles:
                 raise ValueError(f"target_tokenizer ({target_tokenizer}) must have a token for {role}.")
-        pairs = list(pairs)
+        pairs = read_sequence("pairs", pairs)
         for index, pair in enumerate(pairs):
             if isinstance(pair, str | None) or len(pair) != 2:
                 raise ValueError(f"pairs[{index}] ({pair!r:.80}) must be a (source, target).")
@@ -270,9 +296,7 @@ class LanguageModelDataset(BucketedDataset):
 
 def tokenize(texts, tokenizer, name, special_tokens=False):
     """Token ids (int32 arrays) of strings; token ids are checked against the vocabulary and kept."""
-    if isinstance(texts, str | None):
-        raise ValueError(f"{name} ({texts!r:.80}) must be a sequence of strings or of token ids.")
-    texts = list(texts)
+    texts = read_sequence(name, texts)
     if not texts:
         raise ValueError(f"{name} must not be empty.")
     if any(isinstance(text, str) for text in texts):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive
+from kerasllm.arguments import check_choice, check_positive, read_sequence
 from kerasllm.text import batches
 from kerasllm.training.datasets import BucketedDataset, fitting
 
@@ -67,7 +67,7 @@ class ClassificationDataset(EncodingsDataset):
     ):
         check_positive("max_length", max_length)
         check_choice("too_long", too_long, ("error", "drop", "truncate"))
-        texts, labels = list(texts), read_labels(labels, label_names)
+        texts, labels = read_sequence("texts", texts), read_labels(labels, label_names)
         if not texts or len(labels) != len(texts):
             raise ValueError(f"labels ({len(labels)} of them) must be as many as texts ({len(texts)}), at least one.")
         encodings, keep, self.num_too_long = encode(tokenizer, texts, pairs, max_length, too_long)
@@ -111,7 +111,7 @@ class TokenClassificationDataset(EncodingsDataset):
     ):
         check_positive("max_length", max_length)
         check_choice("too_long", too_long, ("error", "drop", "truncate"))
-        words, labels = list(words), list(labels)
+        words, labels = read_sequence("words", words), read_sequence("labels", labels)
         if not words or len(words) != len(labels):
             raise ValueError(f"labels ({len(labels)} of them) must be as many as words ({len(words)}), at least one.")
         for i, (row, marks) in enumerate(zip(words, labels, strict=True)):
@@ -167,7 +167,8 @@ class QuestionAnsweringDataset(EncodingsDataset):
     ):
         check_positive("max_length", max_length)
         check_choice("too_long", too_long, ("error", "drop"))
-        questions, contexts, answers = list(questions), list(contexts), list(answers)
+        given = {"questions": questions, "contexts": contexts, "answers": answers}
+        questions, contexts, answers = (read_sequence(name, value) for name, value in given.items())
         if not questions or len({len(questions), len(contexts), len(answers)}) > 1:
             raise ValueError(
                 f"questions ({len(questions)} of them), contexts ({len(contexts)}) and answers ({len(answers)}) "
@@ -211,11 +212,9 @@ def answer_tokens(index, encoding, context, answer):
 
 def read_labels(labels, label_names, name="labels"):
     """Labels as an array: numbers or names as (N,) int32, rows of numbers as (N, L) float32."""
-    if isinstance(labels, str | None):
-        raise ValueError(f"{name} ({labels!r:.80}) must be a sequence.")
+    labels = read_sequence(name, labels)
     if label_names is not None:
         numbers = {label: i for i, label in enumerate(label_names)}
-        labels = list(labels)
         for i, label in enumerate(labels):
             if label not in numbers:
                 raise ValueError(f"{name}[{i}] ({label!r}) must be one of label_names ({label_names!r:.200}).")
@@ -230,7 +229,7 @@ def read_labels(labels, label_names, name="labels"):
 
 def encode(tokenizer, texts, pairs, max_length, too_long):
     """`(encodings, indices of the examples they belong to, number of examples that were too long)`."""
-    pairs = None if pairs is None else list(pairs)
+    pairs = None if pairs is None else read_sequence("pairs", pairs)
     encodings = tokenizer.encodings(texts, pairs)
     lengths = np.array([len(e) for e in encodings])
     keep = fitting(lengths, max_length, too_long, "texts")
