@@ -197,7 +197,7 @@ MAPPINGS = {
 def test_any_mapping_of_ids_and_mask_is_read_as_its_rows(make):
     model, rows = LANGUAGE_MODELS["gpt"](), [[1, 2, 3], [4, 5]]
     mapping = make(np.array([[1, 2, 3], [0, 4, 5]]), np.array([[1, 1, 1], [0, 1, 1]]))
-    model.tokenizer = Tokenizer.train_words(["a b"], V)  # with which keys could be read as texts
+    model.tokenizer = Tokenizer.train_words(["a b c d e f g h i"], V)  # with which keys could be read as texts
     expected = model.generate(rows, max_new_tokens=2, return_scores=True)
     for got, row in zip(model.generate(mapping, max_new_tokens=2, return_scores=True), expected, strict=True):
         assert got.token_ids.tolist() == row.token_ids.tolist()
