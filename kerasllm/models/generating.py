@@ -343,10 +343,10 @@ def _unpadded(name, mapping):
     ids, masks = ([_as_numpy(row) for row in mapping[key]] for key in keys)
     for i, (row, mask) in enumerate(itertools.zip_longest(ids, masks)):
         if row is None or mask is None or row.ndim != 1 or row.shape != mask.shape or not np.isin(mask, (0, 1)).all():
-            shapes = [np.shape(mapping[key]) if hasattr(mapping[key], "shape") else "a list" for key in keys]
+            shapes = [np.shape(mapping[key]) if hasattr(mapping[key], "shape") else "(a list)" for key in keys]
             raise ValueError(
-                f"{name}[{i}]: {keys[0]} ({shapes[0]}) and {keys[1]} ({shapes[1]}) must be of one shape (B, P), the "
-                "mask True or 1 where a token is real."
+                f"{name}[{i}]: {keys[0]} {shapes[0]} and {keys[1]} {shapes[1]} must be of one shape (B, P), the mask "
+                "True or 1 where a token is real."
             )
     return [row[mask.astype("bool")] for row, mask in zip(ids, masks, strict=True)]
 
