@@ -15,6 +15,7 @@ from keras import tree
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.generator import generate
 from kerasllm.generation.task import Task
+from kerasllm.models.base import Model
 from kerasllm.text import batches
 
 
@@ -82,6 +83,9 @@ def check_model(make, batch, *, loss, unreached=(), tolerance=1e-5):
     copy = _round_trip(model)
     copy.set_weights(model.get_weights())
     _check_equal(outputs, _outputs(copy(x, training=False)), tolerance, "after get_config and from_config")
+    assert "parts" not in model.get_config(), "a fresh model's config says more than its arguments"
+    if isinstance(model, Model):
+        _check_parts(make(), x, loss, tolerance)
 
     model.compile(keras.optimizers.Adam(0.01), loss=loss)
     model.optimizer.build(model.trainable_variables)  # Or TensorFlow traces the first step twice.
@@ -96,6 +100,7 @@ def check_model(make, batch, *, loss, unreached=(), tolerance=1e-5):
     assert optimizer and int(optimizer.iterations) == 3, "the saved file loses the optimizer"
 
     mixed = make(dtype="mixed_bfloat16")
+    assert "parts" not in mixed.get_config(), "a fresh model's config says more than its arguments"
     for v in mixed.trainable_variables:
         assert v.dtype == "float32", f"{v.path} is {v.dtype} under mixed_bfloat16"
     mixed.compile("sgd", loss=loss)
@@ -169,6 +174,32 @@ def _round_trip(thing):
     assert type(copy) is type(thing), f"{type(thing).__name__} comes back as {type(copy).__name__}"
     assert copy.get_config() == thing.get_config(), "get_config is not what from_config was given"
     return copy
+
+
+def _check_parts(model, x, loss, tolerance):
+    """A file keeps what is set on parts: what is trained, LoRA, quantised weights; and the optimizer's state."""
+    first = next(layer for layer in model.layers if layer.weights)
+    first.trainable = False
+    for part in [part for part in first._flatten_layers(include_self=False) if part.weights][:1]:
+        part.trainable = True
+    adaptable = [layer for layer in model._flatten_layers() if hasattr(layer, "enable_lora")]
+    for layer, mode, rank in zip(adaptable, ("int8", None, "int4", "int8"), (2, 1, None, None), strict=False):
+        if mode:
+            layer.quantize(mode)
+        if rank:
+            layer.enable_lora(rank, lora_alpha=3)
+    model.compile(keras.optimizers.Adam(0.01), loss=loss)
+    model.optimizer.build(model.trainable_variables)
+    rng = np.random.default_rng(0)
+    for v in (*model.optimizer.variables, *(v for v in model.trainable_variables if "lora" in v.path)):
+        v.assign(rng.normal(size=v.shape).astype(v.dtype))
+    loaded = _check_file(model, x, tolerance)
+    for kept, again in ((model.weights, loaded.weights), (model.trainable_variables, loaded.trainable_variables)):
+        assert [v.path for v in kept] == [v.path for v in again], "other variables after save and load"
+    optimizers = [thing.optimizer.variables for thing in (model, loaded)]
+    for v, again in zip(*optimizers, strict=True):
+        same = np.array_equal(*(keras.ops.convert_to_numpy(state.value) for state in (v, again)))
+        assert same, f"{v.path} is not the same after save and load"
 
 
 def _check_file(model, x, tolerance):

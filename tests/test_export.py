@@ -1,6 +1,8 @@
 import importlib.util
+import json
 import os
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -205,10 +207,28 @@ def test_what_was_there_comes_back_if_the_new_cannot_take_its_place(tmp_path, mo
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not IN_CHILD, reason="the model itself is exported, with all it has")
-def test_what_a_copy_would_lack_is_named(tmp_path):
+def test_a_quantised_model_with_lora_is_written_as_it_is(tmp_path):
     model = make("simple rnn")
-    model.quantize("int8")
+    with warnings.catch_warnings(action="ignore"):
+        model.quantize("int8")
+    model.head.enable_lora(2)
+    model.head.lora_kernel_b.assign(np.ones(model.head.lora_kernel_b.shape))
+    path = export(model, tmp_path, "tf_saved_model", signatures=["forward"])
+    parity = json.loads((path / "assets.extra" / "parity.json").read_text())
+    assert parity["agreement"] > 0.9
+    assert max(y["largest difference"] for check in parity["checks"] for y in check["outputs"].values()) < 0.01
+    model = make("simple rnn")
+    model.head.quantize("float8")
+    with pytest.raises(ValueError, match="format .'litert'. must be 'tf_saved_model' for weights of float8"):
+        export(model, tmp_path)
+
+
+@pytest.mark.skipif(not IN_CHILD, reason="the model itself is exported, with all it has")
+def test_what_a_copy_would_lack_is_named(tmp_path, monkeypatch):
+    model = make("simple rnn")
+    with warnings.catch_warnings(action="ignore"):
+        model.quantize("int8")
+    monkeypatch.setattr(child, "merged_config", lambda model: {"name": model.name, **model.arguments})
     with pytest.raises(ValueError, match="config does not account for .*head/kernel_scale"):
         export(model, tmp_path, verify=False)
     assert not list(tmp_path.iterdir())

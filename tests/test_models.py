@@ -1,6 +1,7 @@
 """What all models share: the contract of `keras.Model`, of generation, of files."""
 
 import collections
+import json
 import pathlib
 import types
 
@@ -10,7 +11,16 @@ import pytest
 from checks import check_generation, check_model, check_padding_changes_nothing
 from keras import ops
 
-from kerasllm import BERT, GPT, BERTClassifier, BERTMaskedLM, LSTMTranslator, RNNLanguageModel, TransformerTranslator
+from kerasllm import (
+    BERT,
+    GPT,
+    BERTClassifier,
+    BERTMaskedLM,
+    LSTMTranslator,
+    RNNLanguageModel,
+    Summarizer,
+    TransformerTranslator,
+)
 from kerasllm.models.base import Model
 from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import TokenCrossentropy
@@ -154,6 +164,39 @@ def test_a_preset_gives_the_model_back(make, tmp_path):
     assert given.items() <= copy.get_config().items()
     for a, b in zip(model.get_weights(), copy.get_weights(), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_a_quantised_preset_gives_the_model_back(tmp_path):
+    model, x = LANGUAGE_MODELS["llama"](), language_batch()[0]
+    with pytest.warns(UserWarning, match="does not have a `quantize`"):
+        model.quantize("int8", filters=["query", "token", "output"])
+    for part, rank in ((model.decoder.blocks[0].attention.query, 2), (model.head, 1)):  # of int8 and of floats
+        part.enable_lora(rank, lora_alpha=3)
+        part.lora_kernel_b.assign(np.ones(part.lora_kernel_b.shape))
+    model.decoder.trainable = False  # which a preset leaves to its user
+    model.save_to_preset(tmp_path / "preset")
+    copy = GPT.from_preset(tmp_path / "preset")
+    assert [v.path for v in copy.weights] == [v.path for v in model.weights if "head/lora" not in v.path]
+    assert copy.decoder.trainable and copy.decoder.blocks[0].attention.query.lora_enabled
+    outputs = [ops.convert_to_numpy(each(x, training=False)) for each in (model, copy)]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+    assert copy.generate([[1, 2], [3]], max_new_tokens=4) == model.generate([[1, 2], [3]], max_new_tokens=4)
+    config = json.loads((tmp_path / "preset" / "config.json").read_text())
+    config["parts"]["head"] = {"quantization": {"module": "keras.utils", "class_name": "get_file", "config": {}}}
+    (tmp_path / "preset" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="parts: module .'keras.utils'. must be 'keras.quantizers'"):
+        GPT.from_preset(tmp_path / "preset")
+
+
+def test_nothing_begins_with_the_weights_of_a_quantised_model(tmp_path):
+    model = ENCODERS["bert"]()
+    model.encoder.embeddings.token.quantize("int8")
+    model.save_to_preset(tmp_path)
+    for begin, options in (BERTClassifier.from_preset, {"fresh_head": True}), (Summarizer.from_bert, {}):
+        with pytest.raises(ValueError, match="has quantised weights: begin with those from before"):
+            begin(tmp_path, **options)
+    with pytest.raises(ValueError, match="dtype .'int8_from_float32'. must be a policy of floats"):
+        ENCODERS["bert"](dtype="int8_from_float32")
 
 
 def test_a_trained_model_generates_with_its_new_weights():

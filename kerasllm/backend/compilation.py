@@ -116,23 +116,30 @@ def _recorded(function, model):
     """
     import torch
 
-    recordings, whole = {}, None
+    recordings, wholes = {}, {}  # the latter by the shapes of the arguments
 
     def run(*arguments):
-        nonlocal whole
+        shapes = tuple(tuple(x.shape) for x in keras.tree.flatten(arguments))
         token = _recordings.set(recordings)
         try:
             with torch.no_grad():
-                if whole:
-                    return whole(arguments)
+                if wholes.get(shapes):
+                    return wholes[shapes](arguments)
                 results = function(*arguments)
-                if not recordings and any(v.dtype == "int8" for v in model.variables):
-                    whole = _Whole(function, arguments, results)
+                if shapes not in wholes and not recordings and any(v.dtype == "int8" for v in model.variables):
+                    wholes[shapes] = _whole(function, arguments, results)
                 return results
         finally:
             _recordings.reset(token)
 
     return run
+
+
+def _whole(function, arguments, results):
+    try:
+        return _Whole(function, arguments, results)
+    except RuntimeError:  # recurrences look at the values of a padding mask, which a recording cannot
+        return None
 
 
 class _Whole:

@@ -1,10 +1,12 @@
 """Our own layout, for models that no foreign family can say: variables and arguments by their names."""
 
+import numpy as np
+
 from kerasllm.checkpoints import weight_map
 
 MODEL_TYPE = "kerasllm"
 ARCHITECTURES = {}  # config.json names our class
-FIELDS = {"model_type", "architectures", "arguments"}
+FIELDS = {"model_type", "architectures", "arguments", "parts"}
 
 
 def read_config(config, class_name, tensor_names):
@@ -17,6 +19,25 @@ def read_config(config, class_name, tensor_names):
     return config["arguments"]
 
 
+def read_parts(config):
+    """What is set on parts of the model, a dict, or None."""
+    parts = config.get("parts")
+    if parts is not None and not (isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())):
+        raise ValueError(f"config.json: parts ({parts!r:.80}) must be an object of objects.")
+    _check_objects(parts)
+    return parts
+
+
+def _check_objects(value):
+    """Raise `ValueError` if a nest describes Python objects other than Keras's quantizers, which a file may make."""
+    if isinstance(value, dict):
+        if value.keys() & {"class_name", "module"} and value.get("module") != "keras.quantizers":
+            raise ValueError(f"config.json: parts: module ({value.get('module')!r}) must be 'keras.quantizers'.")
+        value = value.values()
+    for entry in value if not isinstance(value, str | int | float | None) else ():
+        _check_objects(entry)
+
+
 def write_config(class_name, arguments):
     """config.json for any model."""
     return {"arguments": arguments}
@@ -24,7 +45,7 @@ def write_config(class_name, arguments):
 
 def read_weights(class_name, arguments, tensors, shapes):
     """Values of the variables: dict path -> array."""
-    return weight_map.read(_rows(shapes), tensors, shapes)
+    return weight_map.read(_rows(shapes), tensors, shapes, dtypes=weight_map.FLOATS | {np.dtype("int8")})
 
 
 def write_weights(class_name, arguments, arrays):

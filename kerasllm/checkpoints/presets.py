@@ -51,6 +51,7 @@ class Preset:
         source: path of the preset on this machine.
         files: the tokenizer's files and others, dict name -> text; None if `source` is a folder that holds them.
         token_ids: the ids of special tokens that config.json names, dict name -> id, list of ids or None.
+        parts: dict, what is set on parts of the model (`kerasllm.layers.parts`), where its layout says that.
     """
 
     arguments: dict
@@ -58,6 +59,7 @@ class Preset:
     source: str | Path
     files: dict | None = None
     token_ids: dict | None = None
+    parts: dict | None = None
 
     @contextmanager
     def folder(self):
@@ -109,10 +111,13 @@ def read_preset(source, model_class):
         with errors_name(source):
             return family.read_weights(class_name, arguments, tensors, shapes)
 
-    return Preset(arguments, read_weights, path, texts, _token_ids(config, arguments))
+    held = ours.read_parts(config) if family is ours else None
+    return Preset(arguments, read_weights, path, texts, _token_ids(config, arguments), held)
 
 
-def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, write_files=None, max_shard_size=None):
+def write_preset(
+    folder, class_name, arguments, arrays, special_token_ids=None, write_files=None, max_shard_size=None, parts=None
+):
     """Write a preset, in the first layout that can say the model; the whole folder is written or nothing is.
 
     Args:
@@ -125,12 +130,13 @@ def write_preset(folder, class_name, arguments, arrays, special_token_ids=None, 
             generating at the second.
         write_files: function of a folder that writes what else belongs to the preset, such as the tokenizer.
         max_shard_size: the most bytes of weights in a file, as for `files.write_tensors`.
+        parts: dict, what is set on parts of the model. Our own layout alone can say it.
 
     Raises:
         ValueError: the folder cannot be written; what was there before is whole.
     """
     arguments = {name: value for name, value in arguments.items() if name != "dtype"}
-    family, config = _layout_of(class_name, arguments)
+    family, config = _layout_of(class_name, arguments, parts)
     if family is not ours:
         config = (special_token_ids or {}) | config  # RoBERTa's layout rests on its padding token
         config["dtype"] = next(iter(arrays.values())).dtype.name
@@ -196,13 +202,18 @@ def _check_depth(arguments, num_tensors):
             raise ValueError(f"config.json: {name} ({value}) must be at most the number of tensors, {num_tensors}.")
 
 
-def _layout_of(class_name, arguments):
-    for family in FAMILIES:
+def _layout_of(class_name, arguments, parts):
+    for family in [ours] if parts else FAMILIES:
         if class_name in family.ARCHITECTURES or family is ours:
             config = family.write_config(class_name, arguments)
             if config is not None:
                 architecture = family.ARCHITECTURES.get(class_name, class_name)
-                return family, {"model_type": family.MODEL_TYPE, "architectures": [architecture], **config}
+                return family, {
+                    "model_type": family.MODEL_TYPE,
+                    "architectures": [architecture],
+                    **config,
+                    **({"parts": parts} if parts else {}),
+                }
 
 
 def _check_signature(model_class, arguments):

@@ -95,7 +95,7 @@ def expand(table, num_layers):
     return rows
 
 
-def read(rows, tensors, shapes, ignored=(), tied=None):
+def read(rows, tensors, shapes, ignored=(), tied=None, dtypes=FLOATS):
     """Values for our variables from the tensors of a checkpoint.
 
     Args:
@@ -105,6 +105,7 @@ def read(rows, tensors, shapes, ignored=(), tied=None):
         ignored: patterns (`fnmatch`) of foreign names that hold nothing a model of ours has.
         tied: dict of foreign names, duplicate -> original. A duplicate must equal its original; it stands in
             for an original that is absent.
+        dtypes: numpy dtypes that tensors may have.
 
     Returns:
         dict variable path -> array, a view of the tensor where the layout allows it; or `LazyArray` for tensors
@@ -124,7 +125,7 @@ def read(rows, tensors, shapes, ignored=(), tied=None):
         expected = tuple(layout.foreign_shape(path_shapes))
         if tuple(tensor.shape) != expected:
             misshaped.append(f"{name} {tensor.shape} instead of {expected}")
-        elif tensor.dtype not in FLOATS:
+        elif tensor.dtype not in dtypes:
             mistyped.append(f"{name} {tensor.dtype}")
         else:
             arrays.update(zip(paths, _to_ours(layout, tensor, path_shapes), strict=True))

@@ -22,7 +22,7 @@ from kerasllm.checkpoints import files
 from kerasllm.export import verification
 from kerasllm.export.contents import Options
 from kerasllm.export.families import contents_of
-from kerasllm.models.base import merged_arrays
+from kerasllm.models.base import merged_arrays, merged_config
 
 REQUEST, ASSETS, CALLS, OUTPUTS, REFUSAL = "request.json", "assets", "calls", "outputs", "refusal.json"
 
@@ -64,7 +64,7 @@ def write_in_child(writer, model, path, options, calls):
     request = {
         "module": cls.__module__,
         "class": cls.__qualname__,
-        "config": model.get_config(),
+        "config": merged_config(model),
         "writer": writer.__name__,
         "path": str(path),
         "options": dataclasses.asdict(options),

@@ -31,6 +31,7 @@ class Options:
         default_signature: the name of the function that `serving_default` is. Default: `Contents.default_signature`.
         quantize: how weights are kept: None (float32), or one of the format's QUANTIZATIONS.
         calibration_data: inputs of `forward`, dicts of nested lists (see `calibration.read`).
+        rounded: whether the model rounds what its layers read to whole numbers, as `quantize("int8")` makes it do.
     """
 
     static: bool = False
@@ -45,6 +46,7 @@ class Options:
     default_signature: str | None = None
     quantize: str | None = None
     calibration_data: tuple = ()
+    rounded: bool = False
 
     def __post_init__(self):
         check_positive("batch_size", self.batch_size)
@@ -54,6 +56,11 @@ class Options:
             check_positive("max_length", self.max_length)
         for length in self.prefill_lengths:
             check_positive("prefill_lengths", length)
+
+    @property
+    def exact(self):
+        """Whether the file gives what the model gives, and not only nearly: roundings fall otherwise here and there."""
+        return self.quantize is None and not self.rounded
 
     @property
     def batch(self):

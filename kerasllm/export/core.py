@@ -15,7 +15,7 @@ from kerasllm.export.contents import Contents, Options
 from kerasllm.export.families import contents_of
 from kerasllm.export.placement import replacing
 from kerasllm.generation.programs import Programs
-from kerasllm.models.base import merged_arrays
+from kerasllm.models.base import merged_arrays, merged_config, rounds_activations
 
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
 # load(path); and contents_of(model, options), where it holds other functions than families.py says.
@@ -64,6 +64,8 @@ def export_model(
     if quantize is not None and not writer.QUANTIZATIONS:
         raise ValueError(f"quantize ({quantize!r}) must be None for the format {format!r}: its weights are float32.")
     check_choice("quantize", quantize, (None, *writer.QUANTIZATIONS))
+    if writer.STATIC and any(layer.quantization_mode == "float8" for layer in model._flatten_layers()):
+        raise ValueError(f"format ({format!r}) must be 'tf_saved_model' for weights of float8, which TFLite has not.")
     check_part("min_agreement", min_agreement)
     path = Path(path).absolute()
     if not path.parent.is_dir():
@@ -81,6 +83,7 @@ def export_model(
         truncate=truncate,
         default_signature=default_signature,
         quantize=quantize,
+        rounded=rounds_activations(model),
     )
     options = dataclasses.replace(options, calibration_data=calibration.read(model, options, calibration_data))
     model = in_float32(model)
@@ -96,7 +99,7 @@ def export_model(
     with replacing(*places) as (staged, *_), verification.full_precision():
         checks = _checks(contents) if verify else []
         described, outputs = write(writer, model, staged, options, [check.calls for check in checks])
-        report = verification.compare(checks, outputs, None if quantize is None else min_agreement)
+        report = verification.compare(checks, outputs, None if options.exact else min_agreement)
         assets = writer.assets_folder(staged)
         assets.mkdir(exist_ok=True)
         model.save_assets(assets)
@@ -187,11 +190,11 @@ def read_shapes(model, given=None):
 
 
 def in_float32(model):
-    """The model itself if it computes in float32, else a copy of it that does."""
-    if model.arguments["dtype"] == "float32":
-        return model
-    copy = type(model).from_config({**model.get_config(), "dtype": "float32"})
+    """The model itself if it computes in float32 and without LoRA to merge, else a copy of it that does."""
     arrays = merged_arrays(model)
+    if model.arguments["dtype"] == "float32" and len(arrays) == len(model.weights):
+        return model
+    copy = type(model).from_config({**merged_config(model), "dtype": "float32"})
     for variable in copy.weights:
         variable.assign(arrays[variable.path])
     with tempfile.TemporaryDirectory() as folder:

@@ -94,7 +94,7 @@ class HeadContents(Contents):
     @property
     def num_compared(self):
         """How many of the best choices must be the model's own: of a quantised file the first one."""
-        return 3 if self.options.quantize is None else 1
+        return 3 if self.options.exact else 1
 
     @functools.cached_property
     def tokenizer(self):

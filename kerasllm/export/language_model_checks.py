@@ -26,7 +26,7 @@ class LanguageModelChecks:
         Of a quantised file only logits and what is generated greedily: who draws among others draws others.
         """
         proofs = {"decode": self._step_checks, "generate": self._generate_checks}
-        if self.contents.options.quantize is None:
+        if self.contents.options.exact:
             proofs |= {
                 "sample": self._sample_checks,
                 "score": self._score_checks,
@@ -72,7 +72,7 @@ class LanguageModelChecks:
 
     def _generate_checks(self):
         checks = []
-        sampled = [(PROMPT, 2, SAMPLED)] if self.contents.options.quantize is None else [(PROMPT, 1, GREEDY)]
+        sampled = [(PROMPT, 2, SAMPLED)] if self.contents.options.exact else [(PROMPT, 1, GREEDY)]
         for length, num_rows, options in [(1, 1, GREEDY), *sampled]:
             count = min(NUM_TOKENS, self._room - length)
             if count < 1:

@@ -136,7 +136,7 @@ class LanguageModelContents(Contents):
         After random tokens many are about as likely, and each rounding chooses another.
         """
         examples = super().examples()
-        return examples if self.options.quantize is None else [self._own_text(**x) for x in examples]
+        return examples if self.options.exact else [self._own_text(**x) for x in examples]
 
     def _own_text(self, token_ids, padding_mask):
         length = token_ids.shape[1]

@@ -5,10 +5,12 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.attention import softmax
+from kerasllm.layers.parts import Composite
 
 
-class Alignment(keras.layers.Layer):
+class Alignment(Composite):
     """The base of both attentions: softmax over the scores, then the mean of the memory under it.
 
         context_t = sum_s softmax_s(score(query_t, key_s)) memory_s
@@ -50,9 +52,9 @@ class AdditiveAttention(Alignment):
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
         check_positive("units", units)
-        self.query = keras.layers.Dense(units, use_bias=False, dtype=self.dtype_policy, name="query")
-        self.key = keras.layers.Dense(units, use_bias=False, dtype=self.dtype_policy, name="key")
-        self.energy = keras.layers.Dense(1, use_bias=False, dtype=self.dtype_policy, name="energy")
+        self.query = Dense(units, use_bias=False, dtype=self.dtype_policy, name="query")
+        self.key = Dense(units, use_bias=False, dtype=self.dtype_policy, name="key")
+        self.energy = Dense(1, use_bias=False, dtype=self.dtype_policy, name="energy")
 
     def build(self, query_shape, memory_shape):
         """Create W, U and v for a query (B, T, D) and a memory (B, S, M)."""
@@ -99,7 +101,7 @@ class DotAttention(Alignment):
     def build(self, query_shape, memory_shape):
         """Create W of "general" for a query (B, T, D) and a memory (B, S, M)."""
         if self.general:
-            self.key = keras.layers.Dense(query_shape[-1], use_bias=False, dtype=self.dtype_policy, name="key")
+            self.key = Dense(query_shape[-1], use_bias=False, dtype=self.dtype_policy, name="key")
             self.key.build(memory_shape)
         elif query_shape[-1] != memory_shape[-1]:
             raise ValueError(

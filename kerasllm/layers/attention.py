@@ -5,12 +5,14 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_positive, check_positive_number, check_rate
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.block import make_norm
+from kerasllm.layers.parts import Composite
 from kerasllm.layers.positions import rotate
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class MultiHeadAttention(keras.layers.Layer):
+class MultiHeadAttention(Composite):
     """Multi-head attention: self or cross, grouped heads, rotary and biased, with a cache that goes in and comes out.
 
         head_n = softmax(scale q_n k_n^T + bias + mask) v_n,   output = concat(head_1 .. head_N) W_output
@@ -106,7 +108,7 @@ class MultiHeadAttention(keras.layers.Layer):
             norm.build((None, None, None, self.head_dim))
 
     def _projection(self, name, units, input_shape, use_bias):
-        layer = keras.layers.Dense(
+        layer = Dense(
             units,
             use_bias=use_bias,
             kernel_initializer=keras.initializers.get(self.kernel_initializer),

@@ -3,12 +3,13 @@
 import keras
 
 from kerasllm.arguments import check_choice, check_rate
+from kerasllm.layers.parts import Composite
 
 NORMS = ("layer", "rms")
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(Composite):
     """Attention, perhaps cross-attention, and feed-forward, each with a norm and a residual connection.
 
         pre-norm:   x + sublayer(norm(x))          post-norm:   norm(x + sublayer(x))

@@ -4,7 +4,9 @@ import keras
 from keras import ops
 
 from kerasllm.arguments import check_positive, check_rate
+from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.block import make_norm
+from kerasllm.layers.parts import Composite
 from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions
 
 # Whether sines and cosines take turns.
@@ -12,7 +14,7 @@ SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class TransformerEmbeddings(keras.layers.Layer):
+class TransformerEmbeddings(Composite):
     """Token, position and segment embeddings, summed; perhaps a norm; dropout; perhaps a projection.
 
     Args:
@@ -61,7 +63,7 @@ class TransformerEmbeddings(keras.layers.Layer):
         self.hidden_dim, self.embedding_dim, self.scale = hidden_dim, embedding_dim, scale
         initializer = normal_initializer(initializer_range or hidden_dim**-0.5)
 
-        self.token = token_embedding or keras.layers.ReversibleEmbedding(
+        self.token = token_embedding or ReversibleEmbedding(
             vocabulary_size,
             embedding_dim,
             embeddings_initializer=keras.initializers.get(initializer),
@@ -77,7 +79,7 @@ class TransformerEmbeddings(keras.layers.Layer):
             self.position = SinusoidalPositions(interleaved=SINUSOIDAL[positions], name="position", **policy)
         self.segment = None
         if num_segments:
-            self.segment = keras.layers.Embedding(
+            self.segment = Embedding(
                 num_segments,
                 embedding_dim,
                 embeddings_initializer=keras.initializers.get(initializer),
@@ -88,7 +90,7 @@ class TransformerEmbeddings(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
         self.projection = None
         if embedding_dim != hidden_dim:
-            self.projection = keras.layers.Dense(
+            self.projection = Dense(
                 hidden_dim,
                 kernel_initializer=keras.initializers.get(initializer),
                 name="projection",
@@ -128,7 +130,7 @@ class TransformerEmbeddings(keras.layers.Layer):
         return (*token_ids_shape, self.hidden_dim)
 
 
-class TiedHead(keras.layers.Layer):
+class TiedHead(Composite):
     """Logits by the transposed embeddings E: scale x E^T + b.
 
     Args:

@@ -4,14 +4,16 @@ import keras
 from keras import ops
 
 from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.alignment import AdditiveAttention, DotAttention
+from kerasllm.layers.parts import Composite
 from kerasllm.layers.recurrent import CELLS, Recurrent
 
 ATTENTIONS = ("additive", "dot", "general", None)
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class RecurrentEncoder(keras.layers.Layer):
+class RecurrentEncoder(Composite):
     """Embeddings and recurrent layers over a source, in both directions or one.
 
     The embeddings begin with standard deviation 1, as PyTorch's; with Keras's 0.03 a translator learns more slowly.
@@ -49,7 +51,7 @@ class RecurrentEncoder(keras.layers.Layer):
         self.output_dim = hidden_dim * (2 if bidirectional else 1)
         self.embedding_dim = embedding_dim or hidden_dim
         policy = {"dtype": self.dtype_policy}
-        self.embedding = keras.layers.Embedding(
+        self.embedding = Embedding(
             vocabulary_size, self.embedding_dim, keras.initializers.RandomNormal(stddev=1.0), name="embedding", **policy
         )
         self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
@@ -86,7 +88,7 @@ class RecurrentEncoder(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class RecurrentDecoder(keras.layers.Layer):
+class RecurrentDecoder(Composite):
     """Embeddings, recurrent layers, and attention to a memory after the last of them (Luong et al. 2015).
 
         outputs = layers(embed(token_ids)),   context = attention(outputs, memory),   tanh(W [context; outputs])
@@ -135,7 +137,7 @@ class RecurrentDecoder(keras.layers.Layer):
         self.hidden_dim, self.embedding_dim = hidden_dim, embedding_dim or hidden_dim
         output_dim = self.embedding_dim if tie_embeddings else hidden_dim
         policy = {"dtype": self.dtype_policy}
-        self.embedding = keras.layers.ReversibleEmbedding(
+        self.embedding = ReversibleEmbedding(
             vocabulary_size,
             self.embedding_dim,
             embeddings_initializer=keras.initializers.RandomNormal(stddev=output_dim**-0.5 if tie_embeddings else 1.0),
@@ -152,7 +154,7 @@ class RecurrentDecoder(keras.layers.Layer):
             self.attention = DotAttention(attention, name="attention", **policy)
         self.combine = None
         if attention or output_dim != hidden_dim:
-            self.combine = keras.layers.Dense(output_dim, "tanh", use_bias=False, name="combine", **policy)
+            self.combine = Dense(output_dim, "tanh", use_bias=False, name="combine", **policy)
 
     def build(self, token_ids_shape, memory_shape=None):
         """Build the layers for token ids (B, T) and a memory (B, S, M)."""
@@ -192,7 +194,7 @@ class RecurrentDecoder(keras.layers.Layer):
         return self.dropout(x, training=training), last_states
 
 
-class Bridge(keras.layers.Layer):
+class Bridge(Composite):
     """The decoder's first states from the encoder's last: h = tanh(W h'), c = W c', where the widths differ.
 
     Call arguments:
@@ -212,7 +214,7 @@ class Bridge(keras.layers.Layer):
         for i, shapes in enumerate(states_shape):
             for name, activation, shape in zip("hc", ("tanh", None), shapes, strict=False):
                 if shape[-1] != self.hidden_dim:
-                    layer = keras.layers.Dense(self.hidden_dim, activation, dtype=self.dtype_policy, name=f"{name}_{i}")
+                    layer = Dense(self.hidden_dim, activation, dtype=self.dtype_policy, name=f"{name}_{i}")
                     layer.build(shape)
                     self.projections.append(layer)
 

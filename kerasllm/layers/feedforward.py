@@ -4,6 +4,8 @@ import keras
 from keras import ops
 
 from kerasllm.arguments import check_positive, check_rate
+from kerasllm.layers.adapters import Dense
+from kerasllm.layers.parts import Composite
 
 
 def get_activation(name):
@@ -23,7 +25,7 @@ def gelu_tanh(x):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class FeedForward(keras.layers.Layer):
+class FeedForward(Composite):
     """y = W_output activation(W_input x + b) + b, for each position alike (Vaswani et al. 2017).
 
     Args:
@@ -64,7 +66,7 @@ class FeedForward(keras.layers.Layer):
         self.output_projection = self._projection("output", x_shape[-1], (*x_shape[:-1], self.intermediate_dim))
 
     def _projection(self, name, units, input_shape):
-        layer = keras.layers.Dense(
+        layer = Dense(
             units,
             use_bias=self.use_bias,
             kernel_initializer=keras.initializers.get(self.kernel_initializer),

@@ -5,6 +5,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.layers.parts import Composite
 
 
 class RecurrentCell(keras.layers.Layer):
@@ -178,7 +179,7 @@ CELLS = {"lstm": LSTMCell, "gru": GRUCell, "simple": SimpleRNNCell}
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class Recurrent(keras.layers.Layer):
+class Recurrent(Composite):
     """A recurrent layer over a sequence: the walk of its cell, in the backend's fastest form.
 
     Where `padding_mask` is False the states are carried over and the output is zero, wherever in a row that

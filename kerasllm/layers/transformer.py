@@ -9,12 +9,13 @@ from kerasllm.layers.attention import MultiHeadAttention, causal_mask, padding_a
 from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
 from kerasllm.layers.embeddings import SINUSOIDAL, TransformerEmbeddings, normal_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
+from kerasllm.layers.parts import Composite
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 
 POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
 
 
-class TransformerStack(keras.layers.Layer):
+class TransformerStack(Composite):
     """Token ids to hidden states: embeddings, blocks, final norm. The base of encoder and decoder.
 
     Args:
@@ -258,7 +259,7 @@ class TransformerEncoder(TransformerStack):
         return self.encode(token_ids, padding_mask, segment_ids, training)
 
 
-class SharedEncoder(keras.layers.Layer):
+class SharedEncoder(Composite):
     """A decoder's stack as an encoder: all weights but the cross-attention's are shared (Rothe et al. 2020).
 
     Args:

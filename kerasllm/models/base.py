@@ -3,14 +3,17 @@
 import functools
 import inspect
 import pathlib
+from functools import partial
 
 import keras
 import numpy as np
+from keras import ops
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text
 from kerasllm.backend.variables import built_with
 from kerasllm.checkpoints.weight_map import LazyArray
+from kerasllm.layers import parts
 
 # Each holds a vocabulary, and tells that a tokenizer is there.
 TOKENIZER_FILES = (
@@ -64,6 +67,7 @@ class Model(keras.Model):
         # Of "int8_from_mixed_float16" its calls want the floats' part.
         self.dtype_policy = arguments["dtype"].rpartition("_from_")[2]
         self.arguments = arguments
+        parts.remember([self])
         # Hidden from Keras's tracking, which would wrap the dict.
         object.__setattr__(self, "tokenizers", {})
         object.__setattr__(self, "named_token_ids", None)
@@ -101,17 +105,20 @@ class Model(keras.Model):
         return len(getattr(self.output, "shape", ())) == 2
 
     def get_config(self):
-        """The arguments the model was built from, and `named_token_ids` of one from a preset."""
+        """The arguments the model was built from; `named_token_ids` of one from a preset; `parts`, what was set on some."""
         ids = {} if self.named_token_ids is None else {"named_token_ids": self.named_token_ids}
-        return {"name": self.name, **self.arguments, **ids}
+        changes = parts.changes(self)
+        return {"name": self.name, **self.arguments, **ids, **({"parts": changes} if changes else {})}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """The inverse of `get_config`."""
         config = dict(config)
-        ids = config.pop("named_token_ids", None)
+        ids, changes = config.pop("named_token_ids", None), config.pop("parts", None)
         model = cls(**config)
         object.__setattr__(model, "named_token_ids", ids)
+        if changes:
+            parts.restore(model, changes)
         return model
 
     def get_compile_config(self):
@@ -149,7 +156,8 @@ class Model(keras.Model):
         given = dict.fromkeys(cls.tokenizer_prefixes, arguments.pop("tokenizer")) if "tokenizer" in arguments else {}
         given |= {name: arguments.pop(name) for name in cls.tokenizer_prefixes if name in arguments}
         preset = checkpoints.read_preset(source, cls)
-        model = built_with(lambda: cls(**{**preset.arguments, **arguments}), preset.read_weights)
+        config = {**preset.arguments, **arguments} | ({"parts": preset.parts} if preset.parts else {})
+        model = built_with(lambda: cls.from_config(config) if preset.parts else cls(**config), preset.read_weights)
         with preset.folder() as folder:
             try:
                 model.load_tokenizers(folder, given)
@@ -167,8 +175,9 @@ class Model(keras.Model):
         """Write `config.json`, `model.safetensors` and the tokenizers into a folder: all of them, or none.
 
         BERT, GPT-2, Llama and their relatives, Marian, BART and T5 have the layout of Hugging Face transformers, which
-        opens the folder; other models have our own, with variables named by their paths. What `enable_lora` added is
-        written as part of the weights it changes.
+        opens the folder; other models have our own, with variables named by their paths, and so has a model whose parts
+        are quantised or compute something else than its arguments say. What `enable_lora` added is written as part of
+        the weights it changes, unless they are quantised. Which parts are trained is left to `save`.
 
         Args:
             folder: its path; it is made if need be. Files of an older preset in it are replaced.
@@ -178,9 +187,9 @@ class Model(keras.Model):
         Raises:
             ValueError: the folder cannot be written; what was there before is whole.
         """
-        ids, arrays = self.special_token_ids(), merged_arrays(self)
+        ids, arrays, changes = self.special_token_ids(), merged_arrays(self), parts.computed(parts.changes(self))
         checkpoints.write_preset(
-            folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size
+            folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size, changes
         )
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
@@ -191,7 +200,7 @@ class Model(keras.Model):
         perplexity; int8 weights alone cost nothing.
 
         Args:
-            mode: "int8", "int4", "float8" or "gptq".
+            mode: "int8", "int4" or "float8".
             config: a `keras.quantizers.QuantizationConfig`. `Int8QuantizationConfig(activation_quantizer=...)` says
                 otherwise: None computes in floats.
             filters: which layers: a regular expression of their names, a list of those, or a function of a layer.
@@ -200,7 +209,8 @@ class Model(keras.Model):
         if config.get_config() == keras.quantizers.Int8QuantizationConfig().get_config():  # what Keras makes of "int8"
             activations = keras.quantizers.AbsMaxQuantizer(axis=-1, value_range=(-2032, 2032), output_dtype="int32")
             config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=activations)
-        super().quantize(mode, config=config, filters=filters, **kwargs)
+        with parts.cheap_collections():
+            super().quantize(mode, config=config, filters=filters, **kwargs)
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **options):
         """Write what the model does as a file that runs without kerasllm, from any backend.
@@ -325,25 +335,43 @@ def adopted(ids, tokenizer):
     return ids
 
 
+def merged_config(model):
+    """A model's config without what only its training needs, and without the LoRA that `merged_arrays` merges."""
+    changes = parts.computed(parts.changes(model))
+    return {**model.get_config(), "parts": changes}
+
+
 def merged_arrays(model):
-    """A model's weights by their paths, as if it had been trained without LoRA: what its config accounts for.
+    """A model's weights by their paths, those of LoRA as part of what it adapts, unless that is quantised.
 
     Returns:
         Dict path -> array that is made when it is asked for.
     """
-    arrays, extra = {v.path: _array(v, lambda v=v: v.value) for v in model.weights}, set()
+    arrays, merged = {v.path: _array(v, lambda v=v: ops.convert_to_numpy(v.value)) for v in model.weights}, set()
+    if len(arrays) < len(model.weights):
+        raise ValueError(f"model ({model.name!r}) has several variables of one path: their layers need other names.")
     for layer in model._flatten_layers():
-        if getattr(layer, "lora_enabled", False):
+        if getattr(layer, "lora_enabled", False) and not layer.quantization_mode:
             name = "kernel" if hasattr(layer, "_kernel") else "embeddings"
-            variable = getattr(layer, f"_{name}")  # the property of this name adds LoRA's product to it
-            arrays[variable.path] = _array(variable, lambda layer=layer, name=name: getattr(layer, name))
-            extra |= {getattr(layer, f"lora_{name}_{factor}").path for factor in "ab"}
-    return {path: array for path, array in arrays.items() if path not in extra}
+            variable, factors = getattr(layer, f"_{name}"), [getattr(layer, f"lora_{name}_{f}") for f in "ab"]
+            arrays[variable.path] = _array(variable, partial(_with_lora, layer, variable, factors))
+            merged |= {factor.path for factor in factors}
+    return {path: array for path, array in arrays.items() if path not in merged}
+
+
+def _with_lora(layer, variable, factors):
+    weights, a, b = (ops.convert_to_numpy(ops.cast(v.value, "float32")) for v in (variable, *factors))
+    return weights + layer.lora_alpha / layer.lora_rank * np.matmul(a, b)
 
 
 def _array(variable, read):
     dtype = np.dtype(keras.backend.standardize_dtype(variable.dtype))
-    return LazyArray(tuple(variable.shape), dtype, lambda: keras.ops.convert_to_numpy(read()).astype(dtype))
+    return LazyArray(tuple(variable.shape), dtype, lambda: read().astype(dtype))
+
+
+def rounds_activations(model):
+    """Whether layers of a model round what they read to whole numbers."""
+    return any(getattr(layer, "inputs_quantizer", None) for layer in model._flatten_layers())
 
 
 def resolved_dtype(dtype):
@@ -351,4 +379,9 @@ def resolved_dtype(dtype):
     policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         raise ValueError(f"dtype ({policy}) must be one policy for all layers, such as 'mixed_bfloat16'.")
+    if policy.quantization_mode:
+        raise ValueError(
+            f"dtype ({policy.name!r}) must be a policy of floats: `model.quantize({policy.quantization_mode!r})` makes "
+            "whole numbers of the weights that are there."
+        )
     return policy.name

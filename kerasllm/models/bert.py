@@ -7,6 +7,7 @@ import keras
 
 from kerasllm.arguments import check_choice
 from kerasllm.checkpoints.bert import FAMILIES
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.feedforward import get_activation
 from kerasllm.layers.transformer import TransformerEncoder
 from kerasllm.models.base import Model, carried_tokenizer, resolved_dtype
@@ -74,6 +75,7 @@ class BERTModel(Model):
             return super().from_preset(source, **arguments)
         given = {name: arguments[name] for name in (*ENCODER_ARGUMENTS, "tokenizer") if name in arguments}
         encoder = BERT.from_preset(source, **given)
+        check_floats(source, encoder)
         arguments.pop("tokenizer", None)
         shared = {name: encoder.arguments[name] for name in (*ENCODER_ARGUMENTS, "family")}
         model = cls(**{**shared, **arguments})
@@ -156,6 +158,12 @@ class BERT(BERTModel):
         self.tokenizer = tokenizer
 
 
+def check_floats(source, model):
+    """Raise `ValueError` where the weights of a model that others begin with are quantised."""
+    if any(layer.quantization_mode for layer in model._flatten_layers()):
+        raise ValueError(f"source ({str(source)!r}) has quantised weights: begin with those from before `quantize`.")
+
+
 def encode(given):
     """What the constructor of every head begins with.
 
@@ -184,4 +192,4 @@ def make_pooler(arguments, activation):
 def make_dense(arguments, units, name, activation=None):
     """A dense layer, initialised as the encoder with these arguments is."""
     initializer = keras.initializers.RandomNormal(stddev=arguments["initializer_range"])
-    return keras.layers.Dense(units, activation, kernel_initializer=initializer, dtype=arguments["dtype"], name=name)
+    return Dense(units, activation, kernel_initializer=initializer, dtype=arguments["dtype"], name=name)

@@ -3,6 +3,7 @@
 import keras
 
 from kerasllm.arguments import check_choice
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.transformer import TransformerDecoder
 from kerasllm.models.base import resolved_dtype
 from kerasllm.models.language_model import LanguageModel
@@ -118,7 +119,7 @@ class GPT(LanguageModel):
         decoder = TransformerDecoder(**stack_arguments, name="decoder")
         head = decoder.logits
         if not tie_embeddings:
-            head = keras.layers.Dense(vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head")
+            head = Dense(vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head")
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
         logits = head(decoder(token_ids, padding_mask=padding_mask))

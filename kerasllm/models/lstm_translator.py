@@ -2,6 +2,7 @@
 
 import keras
 
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.encoder_decoder import Bridge, RecurrentDecoder, RecurrentEncoder
 from kerasllm.models.base import resolved_dtype
@@ -82,7 +83,7 @@ class LSTMTranslator(Translator):
         bridge = Bridge(hidden_dim, dtype=decoder.dtype_policy, name="bridge")
         head = TiedHead(decoder.embedding, dtype=decoder.dtype_policy, name="head")
         if not tie_embeddings:
-            head = keras.layers.Dense(target_vocabulary_size, dtype=decoder.dtype_policy, name="head")
+            head = Dense(target_vocabulary_size, dtype=decoder.dtype_policy, name="head")
 
         inputs = translation_inputs()
         memory, last_states = encoder(inputs["source_token_ids"], padding_mask=inputs["source_padding_mask"])

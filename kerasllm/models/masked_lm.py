@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.block import make_norm
 from kerasllm.layers.feedforward import get_activation
+from kerasllm.layers.parts import Composite
 from kerasllm.models.bert import BERTModel, encode
 from kerasllm.tasks.mask_filling import MaskFilling
 
@@ -64,7 +66,7 @@ class BERTMaskedLM(MaskFilling, BERTModel):
         self.tokenizer = tokenizer
 
 
-class MaskedLMHead(keras.layers.Layer):
+class MaskedLMHead(Composite):
     """Transform, norm and output layer at some positions: scores = norm(activation(W x + b)) E^T + c.
 
     Args:
@@ -82,7 +84,7 @@ class MaskedLMHead(keras.layers.Layer):
     def __init__(self, token_embedding, activation, norm_epsilon, initializer_range, **kwargs):
         super().__init__(**kwargs)
         self.token_embedding = token_embedding
-        self.dense = keras.layers.Dense(
+        self.dense = Dense(
             token_embedding.output_dim,
             get_activation(activation),
             kernel_initializer=keras.initializers.RandomNormal(stddev=initializer_range),

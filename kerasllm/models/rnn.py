@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm.arguments import check_positive
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.attention import MultiHeadAttention, padding_attention_mask
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.encoder_decoder import RecurrentDecoder
@@ -72,7 +73,7 @@ class RNNLanguageModel(LanguageModel):
         if tie_embeddings:
             head = TiedHead(decoder.embedding, name="head", **policy)
         else:
-            head = keras.layers.Dense(vocabulary_size, name="head", **policy)
+            head = Dense(vocabulary_size, name="head", **policy)
 
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")

@@ -7,7 +7,7 @@ from kerasllm.generation.config import GenerationConfig
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import SharedEncoder, TransformerDecoder, TransformerEncoder
 from kerasllm.models.base import carried_tokenizer, resolved_dtype
-from kerasllm.models.bert import BERT
+from kerasllm.models.bert import BERT, check_floats
 from kerasllm.models.transformer_translator import EncoderDecoder
 from kerasllm.models.translator import translation_inputs
 
@@ -108,6 +108,7 @@ class Summarizer(EncoderDecoder):
             ValueError: as `BERT.from_preset`; or the BERT's embeddings are narrower than its layers (ELECTRA).
         """
         bert = BERT.from_preset(source, **{name: arguments.pop(name) for name in ("tokenizer",) if name in arguments})
+        check_floats(source, bert)
         shared = {name: value for name, value in bert.arguments.items() if name not in ("pooler", "family")}
         if shared.pop("embedding_dim") not in (None, shared["hidden_dim"]):
             raise ValueError(f"source ({str(source)!r}) has embeddings narrower than its layers, which cannot write.")

@@ -2,6 +2,7 @@
 
 import keras
 
+from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import TransformerDecoder, TransformerEncoder
 from kerasllm.models.base import resolved_dtype
@@ -170,7 +171,7 @@ class TransformerTranslator(EncoderDecoder):
             scale = hidden_dim**-0.5 if scale_head else 1.0
             head = TiedHead(decoder.embeddings.token, use_head_bias, scale, **policy)
         else:
-            head = keras.layers.Dense(target_vocabulary_size, use_bias=use_head_bias, **policy)
+            head = Dense(target_vocabulary_size, use_bias=use_head_bias, **policy)
 
         inputs = translation_inputs()
         hidden = decoder(

@@ -1,0 +1,107 @@
+"""Keras's dense layer and embeddings, whose files keep the factors of LoRA.
+
+Keras writes LoRA's product as part of the weights, and zeros for both factors, which then no gradient reaches: training
+cannot go on.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+FACTORS = "lora_a", "lora_b"
+
+
+class Adaptable:
+    """What the three layers share; it stands before Keras's class, and names its table of weights in `adapted`."""
+
+    adapted = "kernel"
+
+    @property
+    def lora_factors(self):
+        """LoRA's variables A and B."""
+        return [getattr(self, f"lora_{self.adapted}_{factor}") for factor in "ab"]
+
+    def enable_lora(self, rank, lora_alpha=None, **kwargs):
+        """Add LoRA, as Keras does; a layer from a config that says `lora_alpha` keeps that."""
+        super().enable_lora(rank, lora_alpha=self.lora_alpha if lora_alpha is None else lora_alpha, **kwargs)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Quantise the weights, as Keras does: "int8", "int4" or "float8"."""
+        if mode in ("gptq", "awq"):
+            raise ValueError(
+                f"mode ({mode!r}) must be 'int8', 'int4' or 'float8': what it calibrates with are calls of single "
+                "blocks, which know neither masks nor positions."
+            )
+        super().quantize(mode, type_check=False, config=config)
+
+    def save_own_variables(self, store):
+        """Write the weights as they are without LoRA, then the factors and the number their product is times."""
+        if not (self.built and self.lora_enabled):
+            return super().save_own_variables(store)
+        self.lora_enabled = False
+        try:
+            super().save_own_variables(store)
+        finally:
+            self.lora_enabled = True
+        for name, variable in zip(FACTORS, self.lora_factors, strict=True):
+            store[name] = variable
+        store["lora_alpha"] = ops.convert_to_tensor(float(self.lora_alpha))
+
+    def load_own_variables(self, store):
+        """Read them; a layer without LoRA takes its product as part of the weights."""
+        weights = {name: store[name] for name in store.keys()}  # noqa: SIM118 - Keras's stores are no dicts
+        factors = [weights.pop(name) for name in FACTORS if name in weights]
+        alpha = weights.pop("lora_alpha", None)
+        if not self.built or not (factors or self.lora_enabled):
+            return super().load_own_variables(weights)
+        if not self.lora_enabled:
+            return self._load_merged(weights, factors, float(alpha[()]))
+        # Without a factor A but zeros, no gradient reaches B.
+        values = factors or [self.lora_factors[0] + 0, ops.zeros_like(self.lora_factors[1])]
+        super().load_own_variables(weights)
+        for variable, value in zip(self.lora_factors, values, strict=True):
+            variable.assign(value)
+
+    def _load_merged(self, weights, factors, alpha):
+        rank = factors[0].shape[1]
+        if self.quantization_mode is None:
+            product = np.matmul(*(np.asarray(factor, "float32") for factor in factors))
+            weights["0"] = np.asarray(weights["0"], "float32") + alpha / rank * product
+            return super().load_own_variables(weights)
+        twin = type(self).from_config(self.get_config())
+        twin.build_from_config(self.get_build_config())
+        twin.enable_lora(rank, lora_alpha=alpha)
+        super(Adaptable, twin).load_own_variables(weights)
+        for variable, value in zip(twin.lora_factors, factors, strict=True):
+            variable.assign(value)
+        merged = {}
+        super(Adaptable, twin).save_own_variables(merged)
+        super().load_own_variables(merged)
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class Dense(Adaptable, keras.layers.Dense):
+    """`keras.layers.Dense`."""
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class Embedding(Adaptable, keras.layers.Embedding):
+    """`keras.layers.Embedding`."""
+
+    adapted = "embeddings"
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class ReversibleEmbedding(Adaptable, keras.layers.ReversibleEmbedding):
+    """`keras.layers.ReversibleEmbedding`."""
+
+    adapted = "embeddings"
+
+    def quantized_call(self, inputs, reverse=False):
+        """As Keras's, whose reverse direction forgets LoRA."""
+        outputs = super().quantized_call(inputs, reverse=reverse)
+        if not (reverse and self.lora_enabled and self.tie_weights):
+            return outputs
+        a, b = self.lora_factors
+        product = ops.matmul(ops.matmul(inputs, ops.transpose(b)), ops.transpose(a))
+        return outputs + ops.cast(self.lora_alpha / self.lora_rank * product, outputs.dtype)

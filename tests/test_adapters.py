@@ -1,0 +1,77 @@
+"""Keras's layers with LoRA, and their files."""
+
+import keras
+import numpy as np
+import pytest
+
+from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
+
+LAYERS = {
+    "dense": lambda: Dense(3, name="layer"),
+    "embedding": lambda: Embedding(5, 4, name="layer"),
+    "reversible": lambda: ReversibleEmbedding(5, 4, name="layer"),
+}
+
+
+def model_of(name, mode=None, rank=None):
+    layer = LAYERS[name]()
+    inputs = keras.Input((4,), dtype="float32" if name == "dense" else "int32")
+    x = layer(inputs)
+    model = keras.Model(inputs, layer(x, reverse=True) if name == "reversible" else x)
+    if mode:
+        layer.quantize(mode)
+    if rank:
+        layer.enable_lora(rank, lora_alpha=3)
+        for i, v in enumerate(layer.lora_factors):
+            v.assign(keras.random.normal(v.shape, seed=i))
+    return model, layer
+
+
+def values(variables):
+    return [keras.ops.convert_to_numpy(v.value) for v in variables]
+
+
+@pytest.mark.parametrize("mode", [None, "int8"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_files_keep_the_factors_of_lora(name, mode, tmp_path):
+    (model, layer), x = model_of(name, mode, 2), np.arange(8).reshape(2, 4) % 5
+    expected = keras.ops.convert_to_numpy(model(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    copy = loaded.get_layer("layer")
+    assert (copy.lora_rank, copy.lora_alpha, copy.quantization_mode) == (2, 3, mode)
+    for a, b in zip(values(layer.weights), values(copy.weights), strict=True):
+        assert np.array_equal(a, b)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(loaded(x)), expected, atol=1e-6)
+
+    model.save_weights(tmp_path / "adapted.weights.h5")
+    plain, _ = model_of(name, mode)
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    plain.load_weights(tmp_path / "adapted.weights.h5")  # which merges
+    tolerance = 1e-5 if mode is None else 0.2 * np.abs(expected).max()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(plain(x)), expected, atol=tolerance)
+
+    before = values(layer.lora_factors)
+    model.load_weights(tmp_path / "plain.weights.h5")
+    a, b = values(layer.lora_factors)
+    assert np.array_equal(a, before[0]) and not b.any()
+
+
+def test_quantised_embeddings_have_lora_in_both_directions():
+    layer = ReversibleEmbedding(5, 4)
+    layer.build()
+    x = keras.random.normal((2, 4), seed=0)
+    layer.quantize("int8")
+    before = keras.ops.convert_to_numpy(layer(x, reverse=True))
+    layer.enable_lora(2, lora_alpha=6)
+    a, b = layer.lora_factors
+    b.assign(keras.ops.ones(b.shape))
+    product = 3 * keras.ops.convert_to_numpy(x) @ values([b])[0].T @ values([a])[0].T
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(x, reverse=True)), before + product, atol=1e-5)
+
+
+def test_calibrated_quantisation_is_refused():
+    _, layer = model_of("dense")
+    config = keras.quantizers.GPTQConfig(dataset=["text"], tokenizer=str)
+    with pytest.raises(ValueError, match="mode .'gptq'. must be 'int8', 'int4' or 'float8'"):
+        layer.quantize("gptq", config=config)
