@@ -57,7 +57,7 @@ class Adaptable:
         if not self.lora_enabled:
             return self._load_merged(weights, factors, float(alpha[()]))
         # Without a factor A but zeros, no gradient reaches B.
-        values = factors or [self.lora_factors[0] + 0, ops.zeros_like(self.lora_factors[1])]
+        values = factors or [self.lora_factors[0] + 0, ops.zeros(self.lora_factors[1].shape)]
         super().load_own_variables(weights)
         for variable, value in zip(self.lora_factors, values, strict=True):
             variable.assign(value)

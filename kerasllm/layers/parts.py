@@ -38,9 +38,8 @@ class Composite(keras.layers.Layer):
     def _post_build(self):  # Keras calls it when `build` is done
         super()._post_build()
         remember([self])
-        if not self.trainable:
-            self.trainable = False  # also of what `build` has made
-        if pending := self.__dict__.pop("_pending_parts", None):
+        pending = self.__dict__.pop("_pending_parts", {})
+        if pending or not self.trainable:  # nor is then what `build` has made
             restore(self, pending)
 
     def get_config(self):
