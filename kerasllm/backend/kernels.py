@@ -26,7 +26,7 @@ def small_masked_scores():
         _masked_score.reset(token)
 
 
-def attention(q, k, v, mask=None, bias=None, scale=None):
+def attention(q, k, v, mask=None, bias=None, scale=None, grouped=False):
     """softmax(scale q k^T + bias) v by the backend's fused kernel, or None where it has none.
 
     Args:
@@ -35,6 +35,7 @@ def attention(q, k, v, mask=None, bias=None, scale=None):
         mask: boolean, broadcasts to (B, 1, T, S); True means "may look".
         bias: float, broadcasts to (B, N, T, S).
         scale: factor of the scores. Default: 1 / sqrt(H).
+        grouped: whether K is not N. A shape cannot tell: while torch traces a graph, its sizes are tensors.
 
     Returns:
         (B, N, T, H), or None.
@@ -48,9 +49,7 @@ def attention(q, k, v, mask=None, bias=None, scale=None):
         lowest = -3e4 if q.dtype == torch.float16 else -1e30
         additive = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~mask, lowest)
         bias = additive if bias is None else bias.to(q.dtype).masked_fill(~mask, lowest)
-    return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
-    )
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
 
 
 def write_slots(cache, update, index):

@@ -7,10 +7,10 @@ from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.attention import softmax
-from kerasllm.layers.parts import Composite
+from kerasllm.layers.base import Layer, first_given, method_of_graph
 
 
-class Alignment(Composite):
+class Alignment(Layer):
     """The base of both attentions: softmax over the scores, then the mean of the memory under it.
 
         context_t = sum_s softmax_s(score(query_t, key_s)) memory_s
@@ -18,8 +18,13 @@ class Alignment(Composite):
     An attention offers `project(memory)`, the keys, and `score(query, keys)`.
     """
 
-    def call(self, query, memory, padding_mask=None, keys=None, return_attention_scores=False):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, query, memory, padding_mask=None, keys=None, return_attention_scores=False, memory_mask=None):
         """Attend; the arguments are in the docstring of the subclass."""
+        padding_mask = first_given(padding_mask, memory_mask)
         scores = self.score(query, self.project(memory) if keys is None else keys)  # (B, T, S)
         if padding_mask is not None:
             looked_at = ops.expand_dims(ops.cast(padding_mask, "bool"), 1)
@@ -44,6 +49,7 @@ class AdditiveAttention(Alignment):
         padding_mask: boolean or 0/1 (B, S), True where the memory is real. A row without any sees all alike.
         keys: `project(memory)`, to compute it once for many steps of decoding.
         return_attention_scores: whether to return the weights as well.
+        memory_mask: Keras's mask of the memory (B, S), which Keras passes by itself, in place of `padding_mask`.
 
     Returns:
         The context (B, T, M), and with `return_attention_scores` the weights (B, T, S).
@@ -62,10 +68,12 @@ class AdditiveAttention(Alignment):
         self.key.build(memory_shape)
         self.energy.build((None, None, None, self.key.units))
 
+    @method_of_graph
     def project(self, memory):
         """The keys U memory: (B, S, M) -> (B, S, units)."""
         return self.key(memory)
 
+    @method_of_graph
     def score(self, query, keys):
         """Score each query against each key: (B, T, S)."""
         sums = ops.expand_dims(self.query(query), 2) + ops.expand_dims(keys, 1)  # (B, T, S, units)
@@ -88,6 +96,7 @@ class DotAttention(Alignment):
         padding_mask: boolean or 0/1 (B, S), True where the memory is real. A row without any sees all alike.
         keys: `project(memory)`, to compute it once for many steps of decoding.
         return_attention_scores: whether to return the weights as well.
+        memory_mask: Keras's mask of the memory (B, S), which Keras passes by itself, in place of `padding_mask`.
 
     Returns:
         The context (B, T, M), and with `return_attention_scores` the weights (B, T, S).
@@ -109,10 +118,12 @@ class DotAttention(Alignment):
                 "score='dot' takes equal widths."
             )
 
+    @method_of_graph
     def project(self, memory):
         """The keys: W memory (B, S, D) of "general", else the memory itself."""
         return self.key(memory) if self.general else memory
 
+    @method_of_graph
     def score(self, query, keys):
         """Score each query against each key: (B, T, S)."""
         return ops.matmul(query, ops.transpose(keys, (0, 2, 1)))

@@ -6,13 +6,15 @@ from keras import ops
 from kerasllm import backend
 from kerasllm.arguments import check_positive, check_positive_number, check_rate
 from kerasllm.layers.adapters import Dense
+from kerasllm.layers.base import Layer, first_given, method_of_graph, new_initializer
 from kerasllm.layers.block import make_norm
-from kerasllm.layers.parts import Composite
+from kerasllm.layers.masks import causal_mask, implicit_attention_mask
+from kerasllm.layers.masks import padding_attention_mask as padding_attention_mask  # where users find it
 from kerasllm.layers.positions import rotate
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class MultiHeadAttention(Composite):
+class MultiHeadAttention(Layer):
     """Multi-head attention: self or cross, grouped heads, rotary and biased, with a cache that goes in and comes out.
 
         head_n = softmax(scale q_n k_n^T + bias + mask) v_n,   output = concat(head_1 .. head_N) W_output
@@ -41,6 +43,8 @@ class MultiHeadAttention(Composite):
             from slot `index` on, and attention looks at the whole of it.
         index: scalar, the slot of the first query.
         return_attention_scores: whether to return the attention weights (B, N, T, S) as well.
+        mask, query_mask, context_mask: Keras's masks (B, T), (B, S) of padding, which Keras passes by itself. Keys that
+            they call padding are not looked at, unless `attention_mask` says what is.
 
     Returns:
         (B, T, D); with `cache` a pair of that and the new cache; with `return_attention_scores` a pair of that and
@@ -89,6 +93,7 @@ class MultiHeadAttention(Composite):
             self.query_norm = make_norm("rms", norm_epsilon, self.dtype_policy, "query_norm")
             self.key_norm = make_norm("rms", norm_epsilon, self.dtype_policy, "key_norm")
         self.kernel_initializer = kernel_initializer
+        self.supports_masking = True
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, query_shape, context_shape=None):
@@ -111,7 +116,7 @@ class MultiHeadAttention(Composite):
         layer = Dense(
             units,
             use_bias=use_bias,
-            kernel_initializer=keras.initializers.get(self.kernel_initializer),
+            kernel_initializer=new_initializer(self.kernel_initializer),
             dtype=self.dtype_policy,
             name=name,
         )
@@ -129,9 +134,15 @@ class MultiHeadAttention(Composite):
         cache=None,
         index=0,
         return_attention_scores=False,
+        mask=None,
+        query_mask=None,
+        context_mask=None,
         training=None,
     ):
         """Attend; the arguments are in the class docstring."""
+        if attention_mask is None:
+            padding_mask = first_given(mask, query_mask) if context is None else context_mask
+            attention_mask = implicit_attention_mask(padding_mask, cache, index)
         keys_values = self.project(query if context is None else context, rotary)
         if cache is not None:
             keys_values = append(cache, keys_values, index)
@@ -148,6 +159,7 @@ class MultiHeadAttention(Composite):
         )
         return results if len(results) > 1 else output
 
+    @method_of_graph
     def project(self, context, rotary=None):
         """Keys and values of a context (B, S, C): two (B, key/value heads, S, H)."""
         keys = self._split(self.key(context), self.num_key_value_heads)
@@ -155,6 +167,7 @@ class MultiHeadAttention(Composite):
         keys = self.key_norm(keys) if self.key_norm else keys
         return (keys if rotary is None else rotate(keys, *rotary)), values
 
+    @method_of_graph
     def attend(
         self,
         query,
@@ -176,7 +189,8 @@ class MultiHeadAttention(Composite):
             mixed = mix(self.dropout(weights, training=training), v)
         else:
             weights = None
-            mixed = backend.attention(q, k, v, attention_mask, attention_bias, self.scale)
+            grouped = self.num_key_value_heads != self.num_heads
+            mixed = backend.attention(q, k, v, attention_mask, attention_bias, self.scale, grouped)
             if mixed is None:
                 mixed = mix(attention_weights(q, k, attention_mask, attention_bias, self.scale), v)
         mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (B, T, N, H)
@@ -237,19 +251,6 @@ def _ungrouped(x, num_heads, length):
     if x.shape[1] == num_heads:
         return x
     return ops.reshape(x, (-1, num_heads, length, ops.shape(x)[3]))
-
-
-def causal_mask(query_length, key_length, index=0, window=None):
-    """Query t sits in slot s = index + t and sees slots 0 .. s, or the last `window` of them: (1, 1, T, S) boolean."""
-    query_slots = ops.reshape(ops.arange(query_length, dtype="int32") + index, (1, 1, -1, 1))
-    key_slots = ops.reshape(ops.arange(key_length, dtype="int32"), (1, 1, 1, -1))
-    mask = ops.less_equal(key_slots, query_slots)
-    return mask if window is None else ops.logical_and(mask, key_slots > query_slots - window)
-
-
-def padding_attention_mask(padding_mask):
-    """Every query sees the real keys: (B, S) boolean or 0/1 -> (B, 1, 1, S) boolean."""
-    return ops.reshape(ops.cast(padding_mask, "bool"), (-1, 1, 1, ops.shape(padding_mask)[1]))
 
 
 def append(cache, update, index):

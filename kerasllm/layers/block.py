@@ -3,18 +3,19 @@
 import keras
 
 from kerasllm.arguments import check_choice, check_rate
-from kerasllm.layers.parts import Composite
+from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph
+from kerasllm.layers.masks import implicit_attention_mask
 
 NORMS = ("layer", "rms")
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class TransformerBlock(Composite):
+class TransformerBlock(Layer):
     """Attention, perhaps cross-attention, and feed-forward, each with a norm and a residual connection.
 
         pre-norm:   x + sublayer(norm(x))          post-norm:   norm(x + sublayer(x))
 
-    Whether the block belongs to an encoder or a decoder is a matter of `attention_mask`.
+    Whether the block belongs to an encoder or a decoder is a matter of `use_causal_mask` or `attention_mask`.
 
     Args:
         attention: the self-attention, a `MultiHeadAttention`.
@@ -27,16 +28,18 @@ class TransformerBlock(Composite):
 
     Call arguments:
         x: (B, T, D).
-        attention_mask, attention_bias, rotary, cache, index: as for `MultiHeadAttention`.
+        attention_mask, attention_bias, rotary, use_causal_mask, cache, index: as for `MultiHeadAttention`.
         memory: (B, S, D), or its keys and values from `project_memory`. Without it there is no cross-attention.
         cross_attention_mask: boolean, broadcasts to (B, 1, T, S).
+        mask, x_mask, memory_mask: Keras's masks of padding, which Keras passes by itself; they count where
+            `attention_mask` and `cross_attention_mask` are not given.
 
     Returns:
         (B, T, D); with `cache` a pair of that and the new cache.
 
     Example:
         >>> block = TransformerBlock(MultiHeadAttention(8), FeedForward(2048))
-        >>> y = block(x, attention_mask=causal_mask(100, 100))  # x, y: (B, 100, D)
+        >>> y = block(x, use_causal_mask=True)  # x, y: (B, T, D)
     """
 
     def __init__(
@@ -61,15 +64,16 @@ class TransformerBlock(Composite):
         )
         self.feed_forward_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "feed_forward_norm")
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.supports_masking = True
 
     def build(self, x_shape, memory_shape=None):
         """Build the sublayers for x (B, T, D) and memory (B, S, C)."""
-        self.attention.build(x_shape)
+        build_once(self.attention, x_shape)
         self.attention_norm.build(x_shape)
         if self.cross_attention:
-            self.cross_attention.build(x_shape, memory_shape)
+            build_once(self.cross_attention, x_shape, memory_shape)
             self.cross_attention_norm.build(x_shape)
-        self.feed_forward.build(x_shape)
+        build_once(self.feed_forward, x_shape)
         self.feed_forward_norm.build(x_shape)
 
     def call(
@@ -82,9 +86,18 @@ class TransformerBlock(Composite):
         index=0,
         memory=None,
         cross_attention_mask=None,
+        use_causal_mask=False,
+        mask=None,
+        x_mask=None,
+        memory_mask=None,
         training=None,
     ):
         """Run the sublayers; the arguments are in the class docstring."""
+        if attention_mask is None:
+            attention_mask = implicit_attention_mask(first_given(mask, x_mask), cache, index)
+        is_projected = isinstance(memory, tuple | list)
+        if cross_attention_mask is None and not is_projected:
+            cross_attention_mask = implicit_attention_mask(memory_mask)
 
         def attend(h):
             nonlocal cache
@@ -93,6 +106,7 @@ class TransformerBlock(Composite):
                 attention_mask=attention_mask,
                 attention_bias=attention_bias,
                 rotary=rotary,
+                use_causal_mask=use_causal_mask,
                 cache=cache,
                 index=index,
                 training=training,
@@ -102,7 +116,7 @@ class TransformerBlock(Composite):
             return h
 
         def attend_memory(h):
-            keys_values = memory if isinstance(memory, tuple | list) else self.project_memory(memory)
+            keys_values = memory if is_projected else self.project_memory(memory)
             return self.cross_attention.attend(h, keys_values, cross_attention_mask, training=training)[0]
 
         x = self._residual(x, self.attention_norm, attend, training)
@@ -116,6 +130,7 @@ class TransformerBlock(Composite):
             return x + self.dropout(sublayer(norm(x)), training=training)
         return norm(x + self.dropout(sublayer(x), training=training))
 
+    @method_of_graph
     def project_memory(self, memory):
         """Keys and values of a memory (B, S, C), which decoding computes once: two (B, N, S, H)."""
         return self.cross_attention.project(memory)
@@ -124,34 +139,10 @@ class TransformerBlock(Composite):
         """The shape of x: (B, T, D)."""
         return x_shape
 
-    def get_config(self):
-        """The arguments, layers serialised."""
-
-        def serialize(layer):
-            config = keras.saving.serialize_keras_object(layer)
-            config.pop("build_config", None)  # the block builds its layers
-            return config
-
-        return {
-            **super().get_config(),
-            "attention": serialize(self.attention),
-            "feed_forward": serialize(self.feed_forward),
-            "cross_attention": self.cross_attention and serialize(self.cross_attention),
-            "norm": self.norm,
-            "norm_first": self.norm_first,
-            "norm_epsilon": self.norm_epsilon,
-            "dropout": self.dropout.rate,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        layers = ("attention", "feed_forward", "cross_attention")
-        restored = {key: keras.saving.deserialize_keras_object(config[key]) for key in layers if config[key]}
-        return super().from_config({**config, **restored})
-
 
 def make_norm(kind, epsilon, dtype, name):
     """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis."""
     layer = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}[kind]
-    return layer(epsilon=epsilon, dtype=dtype, name=name)
+    norm = layer(epsilon=epsilon, dtype=dtype, name=name)
+    norm.supports_masking = True  # which Keras forgets of RMSNormalization
+    return norm

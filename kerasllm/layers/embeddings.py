@@ -5,8 +5,8 @@ from keras import ops
 
 from kerasllm.arguments import check_positive, check_rate
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
+from kerasllm.layers.base import Layer, build_once
 from kerasllm.layers.block import make_norm
-from kerasllm.layers.parts import Composite
 from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions
 
 # Whether sines and cosines take turns.
@@ -14,7 +14,7 @@ SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class TransformerEmbeddings(Composite):
+class TransformerEmbeddings(Layer):
     """Token, position and segment embeddings, summed; perhaps a norm; dropout; perhaps a projection.
 
     Args:
@@ -71,6 +71,7 @@ class TransformerEmbeddings(Composite):
             name="token",
             **policy,
         )
+        self.token.supports_masking = True  # or it warns that a mask of the ids ends here
         self.position = None
         if positions == "learned":
             check_positive("max_sequence_length", max_sequence_length)
@@ -96,12 +97,12 @@ class TransformerEmbeddings(Composite):
                 name="projection",
                 **policy,
             )
+        self.supports_masking = True
 
     def build(self, token_ids_shape):
         """Create the tables."""
         x_shape = (*token_ids_shape, self.embedding_dim)
-        if not self.token.built:
-            self.token.build(token_ids_shape)
+        build_once(self.token, token_ids_shape)
         if self.position:
             self.position.build(x_shape)
         if self.segment:
@@ -125,12 +126,19 @@ class TransformerEmbeddings(Composite):
         x = self.dropout(x, training=training)
         return self.projection(x) if self.projection else x
 
+    def compute_mask(self, token_ids, previous_mask=None):
+        """Keras's mask of the token ids (B, T): what they carry, or where they are not 0, or None."""
+        if previous_mask is None and getattr(self.token, "mask_zero", False):
+            return ops.not_equal(token_ids, 0)
+        return previous_mask
+
     def compute_output_shape(self, token_ids_shape, *args, **kwargs):
         """(B, T, D)."""
         return (*token_ids_shape, self.hidden_dim)
 
 
-class TiedHead(Composite):
+@keras.saving.register_keras_serializable("kerasllm")
+class TiedHead(Layer):
     """Logits by the transposed embeddings E: scale x E^T + b.
 
     Args:
@@ -145,12 +153,16 @@ class TiedHead(Composite):
         (B, T, V).
     """
 
+    shared_argument = "embedding"
+
     def __init__(self, embedding, use_bias=True, scale=1.0, **kwargs):
         super().__init__(**kwargs)
         self.embedding, self.use_bias, self.scale = embedding, use_bias, scale
+        self.supports_masking = True
 
     def build(self, hidden_shape):
         """Create the bias."""
+        build_once(self.embedding, None)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight((self.embedding.input_dim,), initializer="zeros", name="bias")

@@ -6,14 +6,14 @@ from keras import ops
 from kerasllm.arguments import check_choice, check_positive, check_rate
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.alignment import AdditiveAttention, DotAttention
-from kerasllm.layers.parts import Composite
+from kerasllm.layers.base import Layer, build_once, first_given, with_token_embedding
 from kerasllm.layers.recurrent import CELLS, Recurrent
 
 ATTENTIONS = ("additive", "dot", "general", None)
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class RecurrentEncoder(Composite):
+class RecurrentEncoder(Layer):
     """Embeddings and recurrent layers over a source, in both directions or one.
 
     The embeddings begin with standard deviation 1, as PyTorch's; with Keras's 0.03 a translator learns more slowly.
@@ -29,7 +29,7 @@ class RecurrentEncoder(Composite):
 
     Call arguments:
         token_ids: (B, S) int.
-        padding_mask: (B, S), True or 1 = real. Default: all real.
+        padding_mask: (B, S), True or 1 = real. Default: what Keras's mask of the token ids says, or all real.
 
     Returns:
         The memory (B, S, M), M = 2 U or U, and the last states of each layer: a list of lists of (B, M).
@@ -63,6 +63,7 @@ class RecurrentEncoder(Composite):
             ]
             for i in range(num_layers)
         ]
+        self.supports_masking = self.embedding.supports_masking = True
 
     def build(self, token_ids_shape):
         """Build embeddings and layers for token ids (B, S)."""
@@ -73,8 +74,9 @@ class RecurrentEncoder(Composite):
                 layer.build((*token_ids_shape, width))
             width = self.output_dim
 
-    def call(self, token_ids, padding_mask=None, training=None):
+    def call(self, token_ids, padding_mask=None, mask=None, token_ids_mask=None, training=None):
         """Encode."""
+        padding_mask = first_given(padding_mask, mask, token_ids_mask)
         x = self.embedding(token_ids)
         last_states = []
         for directions in self.layers:
@@ -88,7 +90,7 @@ class RecurrentEncoder(Composite):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class RecurrentDecoder(Composite):
+class RecurrentDecoder(Layer):
     """Embeddings, recurrent layers, and attention to a memory after the last of them (Luong et al. 2015).
 
         outputs = layers(embed(token_ids)),   context = attention(outputs, memory),   tanh(W [context; outputs])
@@ -105,14 +107,15 @@ class RecurrentDecoder(Composite):
         tie_embeddings: whether the embeddings, transposed, are to be the output layer as well. Then the width D of the
             result is theirs, else `hidden_dim`; and they begin with standard deviation D ** -0.5, else 1.
         dropout: rate before each layer and on the result in training.
+        token_embedding: the token embeddings of another layer, to be shared. Default: its own.
 
     Call arguments:
         token_ids: (B, T) int.
         states: for each layer the list of its states (B, U). Default: zeros.
-        padding_mask: (B, T), True or 1 = real. Default: all real. Padding on the right changes nothing at the real
-            tokens, so that it may be left out unless the last states matter.
+        padding_mask: (B, T), True or 1 = real. Default: what Keras's mask of the token ids says, or all real. Padding
+            on the right changes nothing at the real tokens, so that it may be left out unless the last states matter.
         memory: (B, S, M), with attention.
-        memory_padding_mask: (B, S), True or 1 = real.
+        memory_padding_mask: (B, S), True or 1 = real. Default: what Keras's mask of the memory says, or all real.
         keys: (B, S, K), `attention.project(memory)`, which decoding computes once.
 
     Returns:
@@ -129,6 +132,7 @@ class RecurrentDecoder(Composite):
         attention=None,
         tie_embeddings=False,
         dropout=0.0,
+        token_embedding=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -137,7 +141,7 @@ class RecurrentDecoder(Composite):
         self.hidden_dim, self.embedding_dim = hidden_dim, embedding_dim or hidden_dim
         output_dim = self.embedding_dim if tie_embeddings else hidden_dim
         policy = {"dtype": self.dtype_policy}
-        self.embedding = ReversibleEmbedding(
+        self.embedding = token_embedding or ReversibleEmbedding(
             vocabulary_size,
             self.embedding_dim,
             embeddings_initializer=keras.initializers.RandomNormal(stddev=output_dim**-0.5 if tie_embeddings else 1.0),
@@ -155,10 +159,11 @@ class RecurrentDecoder(Composite):
         self.combine = None
         if attention or output_dim != hidden_dim:
             self.combine = Dense(output_dim, "tanh", use_bias=False, name="combine", **policy)
+        self.supports_masking = self.embedding.supports_masking = True
 
     def build(self, token_ids_shape, memory_shape=None):
         """Build the layers for token ids (B, T) and a memory (B, S, M)."""
-        self.embedding.build(token_ids_shape)
+        build_once(self.embedding, token_ids_shape)
         width = self.embedding_dim
         for layer in self.layers:
             layer.build((*token_ids_shape, width))
@@ -177,9 +182,14 @@ class RecurrentDecoder(Composite):
         memory=None,
         memory_padding_mask=None,
         keys=None,
+        mask=None,
+        token_ids_mask=None,
+        memory_mask=None,
         training=None,
     ):
         """Decode; the arguments are in the class docstring."""
+        padding_mask = first_given(padding_mask, mask, token_ids_mask)
+        memory_padding_mask = first_given(memory_padding_mask, memory_mask)
         x = self.embedding(token_ids)
         last_states = []
         for i, layer in enumerate(self.layers):
@@ -193,8 +203,13 @@ class RecurrentDecoder(Composite):
             x = self.combine(x)
         return self.dropout(x, training=training), last_states
 
+    def get_config(self):
+        """The constructor's arguments, and while a model is saved the token embeddings."""
+        return with_token_embedding(super().get_config(), self.embedding)
 
-class Bridge(Composite):
+
+@keras.saving.register_keras_serializable("kerasllm")
+class Bridge(Layer):
     """The decoder's first states from the encoder's last: h = tanh(W h'), c = W c', where the widths differ.
 
     Call arguments:

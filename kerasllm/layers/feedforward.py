@@ -5,7 +5,7 @@ from keras import ops
 
 from kerasllm.arguments import check_positive, check_rate
 from kerasllm.layers.adapters import Dense
-from kerasllm.layers.parts import Composite
+from kerasllm.layers.base import Layer, build_once, method_of_graph, new_initializer
 
 
 def get_activation(name):
@@ -25,12 +25,12 @@ def gelu_tanh(x):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class FeedForward(Composite):
+class FeedForward(Layer):
     """y = W_output activation(W_input x + b) + b, for each position alike (Vaswani et al. 2017).
 
     Args:
         intermediate_dim: width F between the two projections.
-        activation: name of the activation, or "gelu_tanh".
+        activation: name of the activation, or "gelu_tanh"; or a function or layer.
         use_bias: whether the projections have a bias.
         dropout: rate at which intermediate channels are dropped in training.
         kernel_initializer: initializer of the kernels.
@@ -59,17 +59,20 @@ class FeedForward(Composite):
         self.use_bias = use_bias
         self.kernel_initializer = kernel_initializer
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.supports_masking = True
 
     def build(self, x_shape):
         """Create the projections for x (B, T, D)."""
         self.input_projection = self._projection("input", self.intermediate_dim, x_shape)
         self.output_projection = self._projection("output", x_shape[-1], (*x_shape[:-1], self.intermediate_dim))
+        if isinstance(self.activation, keras.layers.Layer):
+            build_once(self.activation, (*x_shape[:-1], self.intermediate_dim))
 
     def _projection(self, name, units, input_shape):
         layer = Dense(
             units,
             use_bias=self.use_bias,
-            kernel_initializer=keras.initializers.get(self.kernel_initializer),
+            kernel_initializer=new_initializer(self.kernel_initializer),
             dtype=self.dtype_policy,
             name=name,
         )
@@ -80,6 +83,7 @@ class FeedForward(Composite):
         """Widen, activate, narrow."""
         return self.output_projection(self.dropout(self.hidden(x), training=training))
 
+    @method_of_graph
     def hidden(self, x):
         """The activated intermediate channels: (B, T, D) -> (B, T, F)."""
         return self.activation(self.input_projection(x))
@@ -110,6 +114,7 @@ class GatedFeedForward(FeedForward):
         super().build(x_shape)
         self.gate_projection = self._projection("gate", self.intermediate_dim, x_shape)
 
+    @method_of_graph
     def hidden(self, x):
         """The gated intermediate channels: (B, T, D) -> (B, T, F)."""
         return self.activation(self.gate_projection(x)) * self.input_projection(x)

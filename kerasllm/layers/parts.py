@@ -27,39 +27,6 @@ COMPUTED = ("quantization", "lora", "activation", "base", "epsilon", "scale", "s
 _made = weakref.WeakKeyDictionary()
 
 
-class Composite(keras.layers.Layer):
-    """The base of layers that are made of layers: their configs say what was set on their parts."""
-
-    def __setattr__(self, name, value):
-        super().__setattr__(name, value)
-        if isinstance(value, keras.layers.Layer | list):
-            remember(part for part in keras.tree.flatten(value) if isinstance(part, keras.layers.Layer))
-
-    def _post_build(self):  # Keras calls it when `build` is done
-        super()._post_build()
-        remember([self])
-        pending = self.__dict__.pop("_pending_parts", {})
-        if pending or not self.trainable:  # nor is then what `build` has made
-            restore(self, pending)
-
-    def get_config(self):
-        """The constructor's arguments, and `parts`, if any was changed."""
-        parts = self.__dict__.get("_pending_parts") or changes(self, self.trainable)
-        return super().get_config() | ({"parts": parts} if parts else {})
-
-    get_config._is_default = True  # or Keras no longer finds the constructor's arguments by itself
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`; parts get what was set on them when the layer is built."""
-        config = dict(config)
-        parts = config.pop("parts", None)
-        layer = super().from_config(config)
-        if parts:
-            object.__setattr__(layer, "_pending_parts", parts)  # hidden from Keras's tracking
-        return layer
-
-
 def remember(layers):
     """Keep how layers are that were just made, and their parts, for `changes` to compare with."""
     for layer in layers:

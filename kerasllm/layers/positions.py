@@ -7,10 +7,11 @@ import numpy as np
 from keras import ops
 
 from kerasllm.arguments import check_positive_number
+from kerasllm.layers.base import Layer
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class LearnedPositions(keras.layers.Layer):
+class LearnedPositions(Layer):
     """Add a learned vector for each position (Gehring et al. 2017, arXiv:1705.03122; BERT, GPT-2).
 
     Args:
@@ -32,6 +33,7 @@ class LearnedPositions(keras.layers.Layer):
         super().__init__(**kwargs)
         self.max_sequence_length = max_sequence_length
         self.embeddings_initializer = embeddings_initializer
+        self.supports_masking = True
 
     def build(self, x_shape):
         """Create the table for x (B, T, D)."""
@@ -57,7 +59,7 @@ class LearnedPositions(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class SinusoidalPositions(keras.layers.Layer):
+class SinusoidalPositions(Layer):
     """Add sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762).
 
         p[2i] = sin(position / max_wavelength^(2i/D)),   p[2i + 1] = cos(position / max_wavelength^(2i/D))
@@ -77,6 +79,7 @@ class SinusoidalPositions(keras.layers.Layer):
     def __init__(self, max_wavelength=10000.0, interleaved=True, **kwargs):
         super().__init__(**kwargs)
         self.max_wavelength, self.interleaved = max_wavelength, interleaved
+        self.supports_masking = True
 
     def call(self, x, positions=None):
         """Add the waves."""
@@ -96,7 +99,7 @@ class SinusoidalPositions(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class RotaryPositions(keras.layers.Layer):
+class RotaryPositions(Layer):
     """Rotate pairs of a head's channels by angles that grow with the position (Su et al. 2021, arXiv:2104.09864).
 
     Channel i pairs with channel i + H/2, as in GPT-NeoX and Llama checkpoints. The dot product of a rotated query
@@ -123,6 +126,7 @@ class RotaryPositions(keras.layers.Layer):
         if scaling is not None:
             check_rope_scaling(scaling)
         self.base, self.scaling = base, scaling
+        self.supports_masking = True
 
     def call(self, x, positions=None):
         """Rotate x."""
@@ -185,7 +189,7 @@ def rotate(x, cos, sin):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class RelativePositionBias(keras.layers.Layer):
+class RelativePositionBias(Layer):
     """A learned bias for each head and each bucket of key position - query position (T5: Raffel et al. 2020).
 
     Half the buckets hold one distance each; the rest widen logarithmically up to `max_distance`.
@@ -245,7 +249,7 @@ class RelativePositionBias(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class ALiBi(keras.layers.Layer):
+class ALiBi(Layer):
     """A fixed penalty that grows linearly with the distance, steeper or flatter by head (Press et al. 2021).
 
         bias[n, t, s] = -slope_n |t - s|,   slope_n = 2^(-8 n / N),  n = 1 .. N

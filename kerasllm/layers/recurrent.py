@@ -5,10 +5,10 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive, check_rate
-from kerasllm.layers.parts import Composite
+from kerasllm.layers.base import Layer, first_given, method_of_graph
 
 
-class RecurrentCell(keras.layers.Layer):
+class RecurrentCell(Layer):
     """The base of the cells: kernels in Keras's layout, and the zero state.
 
     `call(x, states)` is one step; `walk` is the same step along a whole sequence, by the cell's `recurrence`,
@@ -40,6 +40,7 @@ class RecurrentCell(keras.layers.Layer):
             shape=(self.units, width), initializer=_orthogonal, name="recurrent_kernel"
         )
 
+    @method_of_graph
     def walk(self, x, states, padding_mask=None, reverse=False):
         """All steps over x (B, T, I): outputs (B, T, U) and the last states."""
         weights = self.kernel, self.recurrent_kernel, self.bias
@@ -179,7 +180,7 @@ CELLS = {"lstm": LSTMCell, "gru": GRUCell, "simple": SimpleRNNCell}
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class Recurrent(Composite):
+class Recurrent(Layer):
     """A recurrent layer over a sequence: the walk of its cell, in the backend's fastest form.
 
     Where `padding_mask` is False the states are carried over and the output is zero, wherever in a row that
@@ -196,6 +197,7 @@ class Recurrent(Composite):
         x: (B, T, I).
         initial_state: [h, c] of an LSTM, [h] of the others, (B, U) each. Default: zeros.
         padding_mask: boolean or 0/1 (B, T), True where a token is real. Default: every token is.
+        mask, x_mask: Keras's mask of x (B, T), which Keras passes by itself, in place of `padding_mask`.
 
     Returns:
         Outputs (B, T, U), and the states after the walk: [h, c] or [h].
@@ -213,13 +215,15 @@ class Recurrent(Composite):
         self.reverse = reverse
         self.cell = CELLS[cell](units, dtype=self.dtype_policy, name="cell")
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.supports_masking = True
 
     def build(self, x_shape):
         """Build the cell for x (B, T, I)."""
         self.cell.build((x_shape[0], x_shape[-1]))
 
-    def call(self, x, initial_state=None, padding_mask=None, training=None):
+    def call(self, x, initial_state=None, padding_mask=None, mask=None, x_mask=None, training=None):
         """Walk the cell over x; the arguments are in the class docstring."""
+        padding_mask = first_given(padding_mask, mask, x_mask)
         x = self.dropout(x, training=training)
         states = self.cell.get_initial_state(ops.shape(x)[0]) if initial_state is None else list(initial_state)
         if len(states) != self.cell.num_states:

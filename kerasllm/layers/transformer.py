@@ -5,17 +5,18 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive
-from kerasllm.layers.attention import MultiHeadAttention, causal_mask, padding_attention_mask
+from kerasllm.layers.attention import MultiHeadAttention
+from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph, with_token_embedding
 from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
 from kerasllm.layers.embeddings import SINUSOIDAL, TransformerEmbeddings, normal_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
-from kerasllm.layers.parts import Composite
+from kerasllm.layers.masks import causal_mask, padding_attention_mask
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 
 POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
 
 
-class TransformerStack(Composite):
+class TransformerStack(Layer):
     """Token ids to hidden states: embeddings, blocks, final norm. The base of encoder and decoder.
 
     Args:
@@ -169,9 +170,11 @@ class TransformerStack(Composite):
             )
         elif positions == "alibi":
             self.position_bias = ALiBi(num_heads, name="position_bias", **policy)
+        self.supports_masking = True
 
     def build(self, token_ids_shape):
         """Build embeddings, blocks and norm for token ids (B, T)."""
+        token_ids_shape = tuple(token_ids_shape)[:2]  # hidden states come first where `logits` is called first
         self.embeddings.build(token_ids_shape)
         x_shape = (*token_ids_shape, self.hidden_dim)
         for block in self.blocks:
@@ -183,6 +186,7 @@ class TransformerStack(Composite):
         if self.position_bias:
             self.position_bias.build(None)
 
+    @method_of_graph
     def walk(
         self,
         x,
@@ -223,6 +227,7 @@ class TransformerStack(Composite):
             None if caches is None else new_caches
         )
 
+    @method_of_graph
     def encode(self, token_ids, padding_mask=None, segment_ids=None, training=None):
         """Read whole sequences whose tokens all see each other, without a memory: (B, T) -> (B, T, D)."""
         positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
@@ -232,11 +237,24 @@ class TransformerStack(Composite):
 
     def logits(self, hidden):
         """Scores of all symbols by the transposed token embeddings: (B, T, D) -> (B, T, V)."""
+        if isinstance(hidden, keras.KerasTensor):
+            return self(hidden, reverse=True)  # a node of this layer, so that the graph knows of one table only
         return self.embeddings.token(hidden, reverse=True)
 
+    def compute_mask(self, token_ids, previous_mask=None):
+        """Keras's mask of the token ids, or of the hidden states."""
+        is_reverse = len(token_ids.shape) == 3
+        return previous_mask if is_reverse else self.embeddings.compute_mask(token_ids, previous_mask)
+
     def compute_output_shape(self, token_ids_shape, *args, **kwargs):
-        """(B, T, D)."""
-        return (*token_ids_shape, self.hidden_dim)
+        """(B, T, D), or (B, T, V) for hidden states."""
+        is_reverse = len(token_ids_shape) == 3
+        batch, length = token_ids_shape[:2]
+        return (batch, length, self.embeddings.token.input_dim if is_reverse else self.hidden_dim)
+
+    def get_config(self):
+        """The constructor's arguments, and while a model is saved the token embeddings, which others may share."""
+        return with_token_embedding(super().get_config(), self.embeddings.token)
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -247,19 +265,33 @@ class TransformerEncoder(TransformerStack):
 
     Call arguments:
         token_ids: (B, T) int.
-        padding_mask: (B, T), True or 1 = real. Default: all real.
+        padding_mask: (B, T), True or 1 = real. Default: what Keras's mask of the token ids says, or all real.
         segment_ids: (B, T) int, where the stack has segments.
 
     Returns:
         (B, T, D).
     """
 
-    def call(self, token_ids, padding_mask=None, segment_ids=None, training=None):
+    def call(
+        self,
+        token_ids,
+        padding_mask=None,
+        segment_ids=None,
+        mask=None,
+        token_ids_mask=None,
+        reverse=False,
+        training=None,
+    ):
         """Encode."""
+        if reverse:
+            return self.logits(token_ids)
+        if padding_mask is None:
+            padding_mask = self.compute_mask(token_ids, first_given(mask, token_ids_mask))
         return self.encode(token_ids, padding_mask, segment_ids, training)
 
 
-class SharedEncoder(Composite):
+@keras.saving.register_keras_serializable("kerasllm")
+class SharedEncoder(Layer):
     """A decoder's stack as an encoder: all weights but the cross-attention's are shared (Rothe et al. 2020).
 
     Args:
@@ -267,19 +299,32 @@ class SharedEncoder(Composite):
 
     Call arguments:
         token_ids: (B, T) int.
-        padding_mask: (B, T), True or 1 = real. Default: all real.
+        padding_mask: (B, T), True or 1 = real. Default: what Keras's mask of the token ids says, or all real.
 
     Returns:
         (B, T, D).
     """
 
+    shared_argument = "decoder"
+
     def __init__(self, decoder, **kwargs):
         super().__init__(**kwargs)
         self.decoder = decoder
+        self.supports_masking = True
 
-    def call(self, token_ids, padding_mask=None, training=None):
+    def build(self, token_ids_shape):
+        """Build the decoder."""
+        build_once(self.decoder, token_ids_shape)
+
+    def call(self, token_ids, padding_mask=None, mask=None, token_ids_mask=None, training=None):
         """Encode."""
+        if padding_mask is None:
+            padding_mask = self.compute_mask(token_ids, first_given(mask, token_ids_mask))
         return self.decoder.encode(token_ids, padding_mask, training=training)
+
+    def compute_mask(self, token_ids, previous_mask=None):
+        """Keras's mask of the token ids."""
+        return self.decoder.compute_mask(token_ids, previous_mask)
 
     def compute_output_shape(self, token_ids_shape, *args, **kwargs):
         """(B, T, D)."""
@@ -297,9 +342,9 @@ class TransformerDecoder(TransformerStack):
 
     Call arguments:
         token_ids: (B, T) int.
-        padding_mask: (B, T), True or 1 = real. Default: all real.
+        padding_mask: (B, T), True or 1 = real. Default: what Keras's mask of the token ids says, or all real.
         memory: (B, S, D) for cross-attention.
-        memory_padding_mask: (B, S), True or 1 = real. Default: all real.
+        memory_padding_mask: (B, S), True or 1 = real. Default: what Keras's mask of the memory says, or all real.
 
     Returns:
         (B, T, D).
@@ -307,8 +352,24 @@ class TransformerDecoder(TransformerStack):
 
     bidirectional = False
 
-    def call(self, token_ids, padding_mask=None, memory=None, memory_padding_mask=None, training=None):
+    def call(
+        self,
+        token_ids,
+        padding_mask=None,
+        memory=None,
+        memory_padding_mask=None,
+        mask=None,
+        token_ids_mask=None,
+        memory_mask=None,
+        reverse=False,
+        training=None,
+    ):
         """Decode whole sequences at once."""
+        if reverse:
+            return self.logits(token_ids)
+        if padding_mask is None:
+            padding_mask = self.compute_mask(token_ids, first_given(mask, token_ids_mask))
+        memory_padding_mask = first_given(memory_padding_mask, memory_mask)
         if memory is None and self.blocks[0].cross_attention:
             raise ValueError("memory (None) must be given to a decoder with cross_attention.")
         length = ops.shape(token_ids)[1]
@@ -321,6 +382,7 @@ class TransformerDecoder(TransformerStack):
         memory_mask = None if memory_padding_mask is None else padding_attention_mask(memory_padding_mask)
         return self.walk(x, positions, attention_mask, memories=memories, memory_mask=memory_mask, training=training)[0]
 
+    @method_of_graph
     def start(self, token_ids, padding_mask, capacity, memory=None, memory_padding_mask=None):
         """The state after all but the last token of left-padded prompts.
 
@@ -347,6 +409,7 @@ class TransformerDecoder(TransformerStack):
             _, state = self.step(token_ids[:, :-1], state, 0)
         return self.grow(state, capacity)
 
+    @method_of_graph
     def step(self, token_ids, state, index):
         """Tokens (B, T) in the slots from `index` on -> their hidden states (B, T, D) and the new state."""
         length, capacity = ops.shape(token_ids)[1], ops.shape(state["caches"][0][0])[2]

@@ -105,7 +105,7 @@ class Model(keras.Model):
         return len(getattr(self.output, "shape", ())) == 2
 
     def get_config(self):
-        """The arguments the model was built from; `named_token_ids` of a preset; `parts`, what was set on some since."""
+        """The arguments the model was built from; `named_token_ids` of a preset; `parts` set since."""
         ids = {} if self.named_token_ids is None else {"named_token_ids": self.named_token_ids}
         changes = parts.changes(self)
         return {"name": self.name, **self.arguments, **ids, **({"parts": changes} if changes else {})}

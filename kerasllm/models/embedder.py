@@ -6,6 +6,7 @@ from keras import ops
 
 from kerasllm import checkpoints
 from kerasllm.arguments import check_choice, check_positive, read_sequence
+from kerasllm.layers.adapters import Dense
 from kerasllm.models.bert import BERTModel, encode
 from kerasllm.models.embedding_index import SIMILARITIES, EmbeddingIndex
 from kerasllm.tasks.embedding import ARGUMENTS as EMBEDDING_ARGUMENTS
@@ -97,7 +98,7 @@ class BERTEmbedder(Embedding, BERTModel):
         vectors = pool(ops.cast(sequence, "float32"), mask, pooling, include_prompt)
         dense = [_read_dense(layer) for layer in dense]
         for i, layer in enumerate(dense):
-            vectors = keras.layers.Dense(**layer, dtype="float32", name=f"dense_{i}")(vectors)
+            vectors = Dense(**layer, dtype="float32", name=f"dense_{i}")(vectors)
         if normalize:
             # Not ops.norm, which hands jax its axis as a list, and jax refuses.
             length = ops.sqrt(ops.sum(vectors * vectors, axis=-1, keepdims=True))

@@ -4,9 +4,9 @@ import keras
 from keras import ops
 
 from kerasllm.layers.adapters import Dense
+from kerasllm.layers.base import Layer, build_once
 from kerasllm.layers.block import make_norm
 from kerasllm.layers.feedforward import get_activation
-from kerasllm.layers.parts import Composite
 from kerasllm.models.bert import BERTModel, encode
 from kerasllm.tasks.mask_filling import MaskFilling
 
@@ -66,7 +66,8 @@ class BERTMaskedLM(MaskFilling, BERTModel):
         self.tokenizer = tokenizer
 
 
-class MaskedLMHead(Composite):
+@keras.saving.register_keras_serializable("kerasllm")
+class MaskedLMHead(Layer):
     """Transform, norm and output layer at some positions: scores = norm(activation(W x + b)) E^T + c.
 
     Args:
@@ -81,9 +82,12 @@ class MaskedLMHead(Composite):
         (B, P, V).
     """
 
+    shared_argument = "token_embedding"
+
     def __init__(self, token_embedding, activation, norm_epsilon, initializer_range, **kwargs):
         super().__init__(**kwargs)
         self.token_embedding = token_embedding
+        self.supports_masking = True
         self.dense = Dense(
             token_embedding.output_dim,
             get_activation(activation),
@@ -95,6 +99,7 @@ class MaskedLMHead(Composite):
 
     def build(self, sequence_shape, masked_positions_shape):
         """Create transform, norm and bias."""
+        build_once(self.token_embedding, None)
         self.dense.build(sequence_shape)
         self.norm.build((*sequence_shape[:-1], self.token_embedding.output_dim))
         self.bias = self.add_weight((self.token_embedding.input_dim,), initializer="zeros", name="bias")
@@ -103,6 +108,9 @@ class MaskedLMHead(Composite):
         """Score all symbols at the masked positions."""
         x = ops.take_along_axis(sequence, ops.expand_dims(masked_positions, -1), axis=1)  # (B, P, D)
         return self.token_embedding(self.norm(self.dense(x)), reverse=True) + self.bias
+
+    def compute_mask(self, sequence, previous_mask=None):
+        """None: a mask of the sequence says nothing of some of its positions."""
 
     def compute_output_shape(self, sequence_shape, masked_positions_shape):
         """(B, P, V)."""

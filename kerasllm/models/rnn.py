@@ -5,9 +5,10 @@ from keras import ops
 
 from kerasllm.arguments import check_positive
 from kerasllm.layers.adapters import Dense
-from kerasllm.layers.attention import MultiHeadAttention, padding_attention_mask
+from kerasllm.layers.attention import MultiHeadAttention
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.encoder_decoder import RecurrentDecoder
+from kerasllm.layers.masks import padding_attention_mask
 from kerasllm.models.base import resolved_dtype
 from kerasllm.models.language_model import LanguageModel
 
@@ -79,8 +80,7 @@ class RNNLanguageModel(LanguageModel):
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
         hidden, _ = decoder(token_ids, padding_mask=padding_mask)
         if attention:
-            # (B, 1, 1, T)
-            attention_mask = ops.expand_dims(ops.expand_dims(padding_mask, 1), 1)
+            attention_mask = padding_attention_mask(padding_mask)
             hidden = hidden + attention(hidden, attention_mask=attention_mask, use_causal_mask=True)
         arguments = {**shared, "num_attention_heads": num_attention_heads, "tie_embeddings": tie_embeddings}
         super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, head(hidden), arguments, name)
