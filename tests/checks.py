@@ -275,3 +275,57 @@ def check_generation(model, inputs, prompts, prefix="", num_tokens=6, tolerance=
             log_prob = scores[t - 1][row[t]] - np.log(np.sum(np.exp(scores[t - 1].astype("float64"))))
             gap = abs(log_prob - result[0].log_probs[t - len(prompt)])
             assert gap <= tolerance, f"the log-probability of token {t} of {row} is off by {gap}"
+
+
+def check_user_model(model, x, fit=True):
+    """A model that a user has made of our layers or models is trained on, saved, loaded and trained on again.
+
+    The loaded one has the same outputs, no variable more (what was shared is shared), the optimizer, and learns alike.
+    """
+    rng = np.random.default_rng(0)
+    y = [rng.normal(size=a.shape).astype("float32") for a in _outputs(model(x, training=False))]
+    model.compile(keras.optimizers.Adam(0.001), loss="mse")
+    rows = len(tree.flatten(x)[0])
+    if fit:
+        before = model.get_weights()
+        model.fit(x, y, batch_size=rows, verbose=0)
+        _check_changed(model, before, ("key/bias",))
+    loaded = _check_file(model, x, 1e-6)
+    if fit:
+        for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+            same = np.array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+            assert same, f"{a.path} is not the same after save and load"
+        for m in (model, loaded):
+            m.fit(x, y, batch_size=rows, verbose=0)
+        expected, again = (_outputs(m(x, training=False)) for m in (model, loaded))
+        _check_equal(expected, again, 1e-4, "after load and fit")
+
+
+def check_keras_mask(layer, embed, left=True):
+    """A layer reads Keras's mask: outputs at real positions are those of the rows without padding, and carry it on.
+
+    Args:
+        layer: a function (B, T, D) -> (B, T, ...).
+        embed: a function of ids (B, T) whose results carry the mask ids > 0, as `keras.layers.Embedding`'s do.
+        left: whether padding may stand on the left too, which layers that count positions do not bear.
+    """
+    right = np.array([[3, 1, 4, 0, 0], [2, 5, 6, 0, 0]])
+    for ids in (right, right[:, ::-1].copy()) if left else (right,):
+        real = ids > 0
+        outputs = layer(embed(ids))
+        padded, passed_on = _outputs(outputs)[0], _outputs(_Mask()(outputs))[0]
+        for row, where, y in zip(ids, real, padded, strict=True):
+            (alone,) = _outputs(layer(embed(row[where][None])))
+            _check_equal([alone[0]], [y[where]], 1e-5, "with padding that Keras's mask tells of")
+        assert np.array_equal(passed_on, real), "Keras's mask is not passed on"
+
+
+class _Mask(keras.layers.Layer):
+    """The mask that Keras hands to a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+
+    def call(self, x, mask=None):
+        return keras.ops.zeros((1, 1)) if mask is None else keras.ops.cast(mask, "int32")

@@ -89,6 +89,18 @@ def test_dropout_acts_in_training_only():
     assert not np.allclose(to_numpy(layer(x, training=True)), to_numpy(layer(x)))
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="tracers of torch make tensors of sizes")
+@pytest.mark.parametrize("num_key_value_heads", [2, 1])
+def test_an_attention_can_be_traced(num_key_value_heads):
+    import torch
+
+    layer, x = MultiHeadAttention(2, num_key_value_heads=num_key_value_heads), torch.ones(2, 3, 8)
+    expected = layer(x)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, (x,), check_trace=False)
+    np.testing.assert_allclose(to_numpy(traced(x)), to_numpy(expected), atol=1e-6)
+
+
 def test_causal_mask_starts_at_the_index():
     expected = [[True, True, True, False, False], [True, True, True, True, False]]
     assert to_numpy(causal_mask(2, 5, index=2))[0, 0].tolist() == expected

@@ -285,6 +285,19 @@ def test_dense_recurrence_runs_in_tflite_with_open_batch_and_length(cell, masked
         assert_close([actual["outputs"], actual["h"], actual["last"]], [outputs, states[0], states[-1]])
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="graphs leave Keras from TensorFlow")
+def test_keras_exports_a_users_recurrent_model_to_tflite(tmp_path):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    x = keras.Input((None, WIDTH))
+    model = keras.Model(x, make("lstm", reverse=True)(keras.layers.Masking()(x))[0])
+    model.export(tmp_path / "model.tflite", format="litert", verbose=False)
+    run = interpreter.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
+    inputs = sequence()
+    inputs[1, 2:] = 0
+    (actual,) = run(**{next(iter(run.get_input_details())): inputs}).values()
+    assert_close(actual, model(inputs))
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="SavedModels come from TensorFlow")
 @pytest.mark.parametrize("reverse", [False, True])
 def test_saved_model_takes_any_batch_and_length(tmp_path, reverse):

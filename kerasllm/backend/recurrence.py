@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import sys
 
 from keras import ops
 
@@ -86,13 +87,22 @@ def dense_recurrence():
     """Inside it, TensorFlow traces recurrences in a form that TFLite's builtin operations cover.
 
     Outputs go to a dense buffer, which has no gradient, for a TensorArray of open batch does not convert. The
-    other backends do as always.
+    other backends do as always. `keras.Model.export(format="litert")` needs no such context: it is noticed.
     """
     token = _dense.set(True)
     try:
         yield
     finally:
         _dense.reset(token)
+
+
+def _is_dense():
+    if _dense.get():
+        return True
+    frame = sys._getframe()
+    while frame and frame.f_globals.get("__name__") != "keras.src.export.litert":  # which says in no other way what for
+        frame = frame.f_back
+    return frame is not None
 
 
 def not_folded(x):
@@ -189,7 +199,7 @@ def _walk(step, reverse, x, kernel, bias, first, real):
 
         return _scan(body, first, (x, *real), like, reverse)
 
-    if _dense.get():
+    if name() == "tensorflow" and _is_dense():
         last, (outputs,) = forward(x, kernel, bias, first, real, first[:1])
         return outputs, *last
 
@@ -241,8 +251,8 @@ def _scan(body, carried, inputs, like, reverse):
         return jax.lax.scan(body, carried, inputs, reverse=reverse)
     import tensorflow as tf
 
-    length = tf.shape(inputs[0])[0]
-    if _dense.get():
+    length, dense = tf.shape(inputs[0])[0], _is_dense()
+    if dense:
         outputs = [tf.zeros((length, *ops.shape(a)), a.dtype) for a in like]
         read, write = tf.gather, lambda output, t, a: ops.slice_update(output, (t, 0, 0), a[None])
     else:
@@ -258,7 +268,7 @@ def _scan(body, carried, inputs, like, reverse):
     _, carried, outputs = tf.while_loop(
         lambda t, *_: t < length, step, (0, tuple(carried), outputs), maximum_iterations=length
     )
-    return carried, outputs if _dense.get() else [o.stack() for o in outputs]
+    return carried, outputs if dense else [o.stack() for o in outputs]
 
 
 def _pull_back(function, arguments, gradients):

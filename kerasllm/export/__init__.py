@@ -4,5 +4,5 @@ from kerasllm import lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    {"core": ["export_model"], "runtime": ["Runner"]},
+    {"core": ["export_model"], "litert": ["dense_recurrence"], "runtime": ["Runner"]},
 )

@@ -5,6 +5,7 @@ import gc
 import tempfile
 
 from kerasllm import backend
+from kerasllm.backend.recurrence import dense_recurrence
 from kerasllm.export import messages, quantization, saved_model, verification
 
 PACKAGES = ("tensorflow", "ai_edge_litert")
@@ -63,7 +64,7 @@ def write(contents, path):
 
     quantize = contents.options.quantize
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        with backend.dense_recurrence(), _masks(quantize):
+        with dense_recurrence(), _masks(quantize):
             described = saved_model.write(contents, folder)
         gc.collect()  # the traced functions, which hold the weights a second time
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(contents.signatures))
