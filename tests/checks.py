@@ -284,7 +284,10 @@ def check_user_model(model, x, fit=True):
     """
     rng = np.random.default_rng(0)
     y = [rng.normal(size=a.shape).astype("float32") for a in _outputs(model(x, training=False))]
-    model.compile(keras.optimizers.Adam(0.001), loss="mse")
+    # TensorFlow takes long to compile with XLA what it runs twice.
+    jit_compile = keras.backend.backend() == "jax"
+    model.compile(keras.optimizers.SGD(0.02, momentum=0.9), loss="mse", jit_compile=jit_compile)
+    model.optimizer.build(model.trainable_variables)  # Or TensorFlow traces the first step twice.
     rows = len(tree.flatten(x)[0])
     if fit:
         before = model.get_weights()

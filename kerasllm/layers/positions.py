@@ -45,7 +45,7 @@ class LearnedPositions(Layer):
 
     def call(self, x, positions=None):
         """Add the rows of the table."""
-        if x.shape[1] is not None and x.shape[1] > self.max_sequence_length:
+        if isinstance(x.shape[1], int) and x.shape[1] > self.max_sequence_length:  # jax has symbols for open lengths
             raise ValueError(
                 f"sequence length ({x.shape[1]}) must be at most max_sequence_length ({self.max_sequence_length})."
             )
