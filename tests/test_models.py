@@ -297,15 +297,15 @@ def test_every_kind_of_tokenizer_file_is_found(tmp_path):
     prefixes = {"tokenizer": ""}
     for name in ("t5", "albert", "xlm_roberta", "llama", "roberta", "bert"):
         model = types.SimpleNamespace(tokenizer_prefixes=prefixes)
-        Model.load_assets(model, data / name)
+        Model.load_tokenizers(model, data / name)
         assert model.tokenizer == Tokenizer.from_folder(data / name)
     translator = types.SimpleNamespace(tokenizer_prefixes=LSTMTranslator.tokenizer_prefixes)
     for name in ("t5", "marian"):
-        Model.load_assets(translator, data / name)
+        Model.load_tokenizers(translator, data / name)
         assert translator.source_tokenizer == Tokenizer.from_folder(data / name, "source_")
         assert translator.target_tokenizer == Tokenizer.from_folder(data / name, "target_")
     empty = types.SimpleNamespace(tokenizer_prefixes=prefixes)
-    Model.load_assets(empty, tmp_path)
+    Model.load_tokenizers(empty, tmp_path)
     assert not hasattr(empty, "tokenizer")
 
 
@@ -328,10 +328,6 @@ def test_a_model_has_the_policy_it_was_given_and_outputs_of_its_dtype(name):
     assert (model.compute_dtype, model.variable_dtype) == ("float16", "float32")
     x = {key: np.ones((2, 3), "bool" if key.endswith("padding_mask") else "int32") for key in model.input}
     assert keras.backend.standardize_dtype(model(x).dtype) == model.output.dtype == "float16"
-
-
-def test_quantised_layers_stand_in_a_model_of_floats():
-    assert LANGUAGE_MODELS["gpt"](dtype="int8_from_float32").dtype_policy.name == "float32"
 
 
 def test_maps_of_policies_are_refused():

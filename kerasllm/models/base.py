@@ -64,8 +64,7 @@ class Model(keras.Model):
     def __init__(self, inputs, outputs, arguments, name):
         super().__init__(inputs, outputs, name=name)
         # Keras gives functional models the global policy, and scales the loss of those whose own is "mixed_float16".
-        # Of "int8_from_mixed_float16" its calls want the floats' part.
-        self.dtype_policy = arguments["dtype"].rpartition("_from_")[2]
+        self.dtype_policy = arguments["dtype"]
         self.arguments = arguments
         parts.remember([self])
         # Hidden from Keras's tracking, which would wrap the dict.
