@@ -44,7 +44,6 @@ DEFAULTS = {
     "mistral": {
         "no_repeat_ngram_size": 2,
         "bad_words": [[3], [4, 5]],
-        "min_new_tokens": 3,
         "min_length": 6,
         "stop": 2,
         "min_p": 0.001,
@@ -53,7 +52,7 @@ DEFAULTS = {
         "logit_bias": {7: 0.5},
         "temperature": 3.0,
     },
-    "lstm": {"no_repeat_ngram_size": 3, "frequency_penalty": 0.2},
+    "lstm": {"no_repeat_ngram_size": 3, "frequency_penalty": 0.2, "min_new_tokens": 3},
 }
 WITH_STRINGS = pytest.param("gpt with strings", "tf_saved_model", marks=pytest.mark.slow)
 CASES = {  # A process started for each takes seconds.

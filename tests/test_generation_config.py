@@ -371,3 +371,5 @@ def test_merged_changes_none_of_its_configs():
 def test_the_least_length_must_not_exceed_the_largest():
     with pytest.raises(ValueError, match=r"min_length \(5\) must be at most max_length \(4\)"):
         GenerationConfig(min_length=5, max_length=4)
+    with pytest.raises(ValueError, match=r"min_length \(3\) and min_new_tokens \(2\) exclude each other"):
+        GenerationConfig(min_length=3, min_new_tokens=2)

@@ -296,15 +296,15 @@ def test_every_kind_of_tokenizer_file_is_found(tmp_path):
     data = pathlib.Path(__file__).parent / "data" / "tokenizers"
     prefixes = {"tokenizer": ""}
     for name in ("t5", "albert", "xlm_roberta", "llama", "roberta", "bert"):
-        model = types.SimpleNamespace(tokenizer_prefixes=prefixes)
+        model = types.SimpleNamespace(tokenizer_prefixes=prefixes, named_token_ids=None)
         Model.load_tokenizers(model, data / name)
         assert model.tokenizer == Tokenizer.from_folder(data / name)
-    translator = types.SimpleNamespace(tokenizer_prefixes=LSTMTranslator.tokenizer_prefixes)
+    translator = types.SimpleNamespace(tokenizer_prefixes=LSTMTranslator.tokenizer_prefixes, named_token_ids=None)
     for name in ("t5", "marian"):
         Model.load_tokenizers(translator, data / name)
         assert translator.source_tokenizer == Tokenizer.from_folder(data / name, "source_")
         assert translator.target_tokenizer == Tokenizer.from_folder(data / name, "target_")
-    empty = types.SimpleNamespace(tokenizer_prefixes=prefixes)
+    empty = types.SimpleNamespace(tokenizer_prefixes=prefixes, named_token_ids=None)
     Model.load_tokenizers(empty, tmp_path)
     assert not hasattr(empty, "tokenizer")
 

@@ -253,7 +253,6 @@ def test_each_constraint_is_known_by_its_name():
         frequency_penalty=0.1,
         no_repeat_ngram_size=2,
         bad_words=[[1]],
-        min_new_tokens=1,
         min_length=2,
         forced_bos_token_id=0,
         forced_eos_token_id=0,
@@ -261,7 +260,8 @@ def test_each_constraint_is_known_by_its_name():
         suppress_tokens=[1],
         begin_suppress_tokens=[2],
     )
-    assert set(processors.constraint_tensors(config)) == set(processors.CONSTRAINTS)
+    later = processors.constraint_tensors(GenerationConfig(min_new_tokens=1))
+    assert set(later | processors.constraint_tensors(config)) == set(processors.CONSTRAINTS)
 
 
 @pytest.mark.parametrize("name", processors.CONSTRAINTS)
@@ -293,7 +293,6 @@ def test_changed_values_are_not_compiled_again():
         frequency_penalty=0.1,
         no_repeat_ngram_size=3,
         bad_words=[[1, 2, 3], [4]],
-        min_new_tokens=1,
         min_length=4,
         max_length=20,
         forced_bos_token_id=3,
@@ -310,7 +309,6 @@ def test_changed_values_are_not_compiled_again():
         frequency_penalty=-0.1,
         no_repeat_ngram_size=4,
         bad_words=[[1, 2], [9, 4, 5]],
-        min_new_tokens=6,
         min_length=7,
         max_length=30,
         forced_bos_token_id=1,

@@ -6,6 +6,7 @@ import numbers
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("num_beams", "length_penalty", "early_stopping")
+LENGTHS = [("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,10 @@ class GenerationConfig:
 
     Args:
         max_length: tokens of the prompt and the completion together, for each prompt on its own.
-        max_new_tokens: tokens of the completion. At most one of the two lengths is given.
+        max_new_tokens: tokens of the completion. At most one of `max_length` and this is given.
         min_length: before the prompt and the completion together have so many tokens no end token is chosen.
-        min_new_tokens: before so many tokens no end token is chosen, and no stop string ends the text.
+        min_new_tokens: before so many tokens no end token is chosen, and no stop string ends the text. At most one of
+            `min_length` and this is given.
         num_return_sequences: samples for each prompt, or the best so many of its beams.
         temperature: divides the logits; below 1 sharpens the distribution, above 1 flattens it.
         top_k: keep the k most probable tokens, and those equal to the k-th.
@@ -206,11 +208,12 @@ class GenerationConfig:
         return self
 
     def _check_contradictions(self):
-        if self.max_length is not None and self.max_new_tokens is not None:
-            raise ValueError(
-                f"max_length ({self.max_length}) and max_new_tokens ({self.max_new_tokens}) "
-                "exclude each other: give one of them."
-            )
+        for whole, new in LENGTHS:
+            if getattr(self, whole) is not None and getattr(self, new) is not None:
+                raise ValueError(
+                    f"{whole} ({getattr(self, whole)}) and {new} ({getattr(self, new)}) exclude each other: give one "
+                    "of them."
+                )
         for name in ("max_length", "max_new_tokens"):
             longest = getattr(self, name)
             if longest is not None and (self.min_new_tokens or 0) > longest:
@@ -264,7 +267,7 @@ def _replaced(values, replacements):
     """`values` with `replacements` in place; one length replaces the other, and what is given what is unsupported."""
     left = values.get("unsupported")
     values = {**values, **replacements}
-    for pair in [("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")]:
+    for pair in LENGTHS:
         for given, replaced in (pair, pair[::-1]):
             if replacements.get(given) is not None and replacements.get(replaced) is None:
                 values[replaced] = None
