@@ -99,12 +99,17 @@ def encoder_batch(name):
     return x, y
 
 
-@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def but_rarely(models, *rare):
+    """The models' names; those that are made of the same parts as others are tested with the slow tests."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in rare else []) for name in models]
+
+
+@pytest.mark.parametrize("name", but_rarely(LANGUAGE_MODELS, "gru"))
 def test_a_language_model_keeps_the_model_contract(name):
     check_model(LANGUAGE_MODELS[name], language_batch(), loss=TokenCrossentropy(), unreached=("key/bias",))
 
 
-@pytest.mark.parametrize("name", TRANSLATORS)
+@pytest.mark.parametrize("name", but_rarely(TRANSLATORS, "dot", "none"))
 def test_a_translator_keeps_the_model_contract(name):
     check_model(TRANSLATORS[name], translation_batch(), loss=TokenCrossentropy(), unreached=("key/bias",))
 

@@ -306,7 +306,7 @@ def recorded_batches(dataset):
     return seen
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_resumed_fit_sees_the_batches_of_its_epoch(workers, tmp_path):
     model = GPTModel(GPT.vocabulary_size, num_layers=1, num_heads=1, hidden_dim=4, max_sequence_length=16)
     whole, interrupted, resumed, later = (language_model(workers=workers) for _ in range(4))
