@@ -4,7 +4,6 @@
 SHA-256 and kept in Keras's cache folder.
 """
 
-import contextlib
 import hashlib
 import os
 import pathlib
@@ -14,6 +13,8 @@ import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
+
+from kerasllm import writing
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,9 @@ def unpack(wheel):
 
 def write_whole(path, data):
     """Write bytes into a file of the cache, all of them or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written (set KERAS_HOME to keep it elsewhere): {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    where = f"{path} (set KERAS_HOME to keep it elsewhere)"
+    with writing.staged(path.parent, described=where) as new:
+        (new / path.name).write_bytes(data)
 
 
 def download(wheel, target):

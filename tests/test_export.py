@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 import pathlib
 import warnings
 
@@ -11,7 +10,6 @@ from alone import run_alone
 
 from kerasllm.export import child, core, verification
 from kerasllm.export.contents import Check, Contents, Options
-from kerasllm.export.placement import replacing
 from kerasllm.models.bert import BERT
 from kerasllm.models.gpt import GPT
 from kerasllm.models.lstm_translator import LSTMTranslator
@@ -177,34 +175,6 @@ def spoil(monkeypatch):
 
     monkeypatch.setattr(child.files, "write_tensors", write_others)
     monkeypatch.setattr(Contents, "forward", forward)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_file_takes_the_place_of_an_earlier_one(format, tmp_path):
-    path = place_earlier(tmp_path, format)
-    beside = tmp_path / "beside"
-    with replacing(path, beside) as staged:
-        for new in staged:
-            new.write_text("new")
-    assert list(contents(path).values()) == list(contents(beside).values()) == [b"new"]
-    assert set(tmp_path.iterdir()) == {path, beside}
-
-
-def test_what_was_there_comes_back_if_the_new_cannot_take_its_place(tmp_path, monkeypatch):
-    path, replace = place_earlier(tmp_path, "tf_saved_model"), os.replace
-
-    def fail(source, target):
-        if target == tmp_path / "beside":
-            raise OSError("no space left")
-        replace(source, target)
-
-    before = contents(path)
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"), replacing(path, tmp_path / "beside") as staged:
-        for new in staged:
-            new.write_text("new")
-    assert contents(path) == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_quantised_model_with_lora_is_written_as_it_is(tmp_path):

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,16 +11,18 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from kerasllm import writing
 from kerasllm.checkpoints.json_files import existing_file, read_json, write_json
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # What a preset consists of. Files of these names in a folder are replaced together.
 PRESET_FILE = re.compile(
-    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
-    r"|((source|target)_)?tokenizer(_config)?\.json"
-    r"|generation_config\.json|modules\.json|(config_sentence_transformers|sentence_[\w-]+_config)\.json"
-    r"|\d+_(Pooling|Dense|Normalize)"
+    r"(generation_)?config\.json|(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+    r"|((source|target)_)?(tokenizer(_config)?|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|((source|target)_)?(vocab\.txt|merges\.txt|chat_template\.jinja|(spiece|sentencepiece\.bpe|tokenizer)\.model)"
+    r"|(source|target)\.spm|additional_chat_templates|modules\.json"
+    r"|(config_sentence_transformers|sentence_[\w-]+_config)\.json|\d+_(Pooling|Dense|Normalize)"
 )
 DTYPES = {
     "F64": np.float64,
@@ -173,10 +173,10 @@ def _bytes_of(size):
 
 @contextmanager
 def replaced_folder(folder):
-    """Write a preset as a whole: a temporary folder whose files move into `folder` when the block succeeds.
+    """Write a preset as a whole: the block writes to a folder whose files take their places in `folder` at its end.
 
-    If the block fails or is interrupted, `folder` stays as it was. Files of an older preset that the new one
-    lacks are removed; other files in `folder` are left alone.
+    If the block fails, or the process ends before it does, `folder` stays as it was. Files of an older preset that the
+    new one lacks are removed; other files in `folder` are left alone.
 
     Example:
         >>> with replaced_folder("presets/tiny") as staging:
@@ -186,38 +186,14 @@ def replaced_folder(folder):
     Raises:
         ValueError: the folder cannot be written.
     """
-    folder, temporary = Path(folder), None
-    try:
-        # On the same disk as the target, so that moving is renaming.
-        parent = folder if folder.is_dir() else folder.parent
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=parent))
-        staging = temporary / "preset"
-        staging.mkdir()
-        yield staging
-        _put_in_place(staging, folder)
-    except OSError as error:
-        raise ValueError(f"folder ({str(folder)!r}) cannot be written: {error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put_in_place(staging, folder):
-    if not folder.exists():
-        os.replace(staging, folder)
+    folder = Path(folder).absolute()
+    if not os.path.lexists(folder):
+        with writing.replacing(folder, "folder") as staging:
+            staging.mkdir()
+            yield staging
         return
-    new = {path.name for path in staging.iterdir()}
-    old = {path.name for path in folder.iterdir() if PRESET_FILE.fullmatch(path.name)}
-    for name in new:
-        if (folder / name).is_dir() and not (staging / name).is_dir():
-            raise IsADirectoryError(f"{folder / name} is a folder")
-    for name in sorted(new, key=lambda name: name == CONFIG):
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-        os.replace(staging / name, folder / name)
-    for name in old - new:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-        else:
-            (folder / name).unlink()
+    with writing.staged(folder, PRESET_FILE.fullmatch) as staging:
+        yield staging
+        for path in staging.iterdir():
+            if (folder / path.name).is_dir() and not path.is_dir():
+                raise IsADirectoryError(f"{folder / path.name} is a folder")

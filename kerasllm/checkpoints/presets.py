@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kerasllm import writing
 from kerasllm.checkpoints import (
     bart,
     bert,
@@ -155,6 +156,7 @@ def opened(path):
     if path.suffix == ".gguf":
         config, tensors, texts = gguf.read(path)
         return config, lambda: tensors, texts
+    writing.settle(path)
     config = files.read_json(path / files.CONFIG)
     if keras_hub.is_config(config):
         return keras_hub.read(path, config)

@@ -11,9 +11,12 @@ import gc
 import importlib
 import operator
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +101,23 @@ def write_in_child(writer, model, path, options, calls):
         return _read_arrays(folder / OUTPUTS)
 
 
+def end_with_parent():
+    """Let this process end when the one that started it does."""
+    parent = os.getppid()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, on Linux
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(folder):
     """Do what the request in a folder says."""
+    end_with_parent()
     folder = Path(folder)
     request = files.read_json(folder / REQUEST)
     writer, options = importlib.import_module(request["writer"]), Options(**request["options"])

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import keras
 
+from kerasllm import writing
 from kerasllm.arguments import check_choice, check_part
 from kerasllm.checkpoints import files
 from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
 from kerasllm.export.contents import Contents, Options
 from kerasllm.export.families import contents_of
-from kerasllm.export.placement import replacing
 from kerasllm.generation.programs import Programs
 from kerasllm.models.base import merged_arrays, merged_config, rounds_activations
 
@@ -94,9 +94,10 @@ def export_model(
     if keras.backend.backend() != "tensorflow":
         child.check_class(type(model))
         write = child.write_in_child
-    assets = writer.assets_folder(path)
-    places = [path] if path in assets.parents else [path, assets]
-    with replacing(*places) as (staged, *_), verification.full_precision():
+    beside = {place.name for place in (path, writer.assets_folder(path)) if place.parent == path.parent}
+    where = f"filepath ({str(path)!r})"
+    with writing.staged(path.parent, beside.__contains__, where) as new, verification.full_precision():
+        staged = new / path.name
         checks = _checks(contents) if verify else []
         described, outputs = write(writer, model, staged, options, [check.calls for check in checks])
         report = verification.compare(checks, outputs, None if options.exact else min_agreement)

@@ -1,7 +1,9 @@
 """What every model shares: its config, its tokenizers, presets, export."""
 
+import contextlib
 import functools
 import inspect
+import os
 import pathlib
 from functools import partial
 
@@ -10,7 +12,7 @@ import numpy as np
 from keras import ops
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
-from kerasllm import checkpoints, text
+from kerasllm import checkpoints, text, writing
 from kerasllm.backend.variables import built_with
 from kerasllm.checkpoints.weight_map import LazyArray
 from kerasllm.layers import parts
@@ -102,6 +104,30 @@ class Model(keras.Model):
     def has_one_label(self):
         """Whether a row has one label, a class, and no label for each token."""
         return len(getattr(self.output, "shape", ())) == 2
+
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Write a `.keras` file, as `keras.Model.save` does; a kill or a full disk leaves an older one whole.
+
+        Args:
+            filepath, overwrite, zipped, **kwargs: as for `keras.Model.save`.
+
+        Raises:
+            ValueError: `filepath` is no name of such a file, or cannot be written.
+        """
+        with replacing(filepath, overwrite) as place:
+            super().save(place, overwrite, zipped, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """Write a `.weights.h5` file or shards, as `keras.Model.save_weights` does; older ones stay whole.
+
+        Args:
+            filepath, overwrite, max_shard_size: as for `keras.Model.save_weights`.
+
+        Raises:
+            ValueError: `filepath` is no name of such a file, or cannot be written.
+        """
+        with replacing(filepath, overwrite) as place:
+            super().save_weights(place, overwrite, max_shard_size)
 
     def get_config(self):
         """The arguments the model was built from; `named_token_ids` of a preset; `parts` set since."""
@@ -338,6 +364,17 @@ def merged_config(model):
     """A model's config without what only its training needs, and without the LoRA that `merged_arrays` merges."""
     changes = parts.computed(parts.changes(model))
     return {**model.get_config(), "parts": changes}
+
+
+@contextlib.contextmanager
+def replacing(filepath, overwrite):
+    """A path beside `filepath` for Keras to write to; `filepath` itself where Keras asks, refuses or goes elsewhere."""
+    known = str(filepath).endswith((".keras", ".h5", ".weights.json"))
+    if "://" in str(filepath) or not known or (os.path.exists(filepath) and not overwrite):
+        yield filepath
+        return
+    with writing.replacing(filepath) as place:
+        yield place
 
 
 def merged_arrays(model):

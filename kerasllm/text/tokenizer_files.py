@@ -15,7 +15,7 @@ READ = ("auto_map", "added_tokens_decoder", "extra_ids", "sp_model_kwargs", "sep
 # What a dictionary of an added token holds, beside the name of its type.
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 # Where transformers 5 keeps the chat templates beside the main one.
-TEMPLATES = "additional_chat_templates"
+TEMPLATE_NAMES = TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 def read(folder, prefix=""):
@@ -92,7 +92,7 @@ def _read_config(folder, start):
 
 def template_files(folder, start=""):
     """The files of chat templates in a folder, where transformers 5 writes them, as dict name -> path."""
-    default = pathlib.Path(folder) / f"{start}chat_template.jinja"
+    default = pathlib.Path(folder) / f"{start}{TEMPLATE}"
     named = sorted((default.parent / f"{start}{TEMPLATES}").glob("*.jinja"))
     return ({"default": default} if default.is_file() else {}) | {file.stem: file for file in named}
 

@@ -1,16 +1,14 @@
 """One tokenizer for every model: one of the `tokenizers` package, and the roles of its special tokens."""
 
 import collections
-import contextlib
 import functools
 import json
-import os
-import pathlib
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from kerasllm import writing
 from kerasllm.arguments import check_positive, check_text
 from kerasllm.text import chat, families, tokenizer_files
 
@@ -327,6 +325,7 @@ class Tokenizer:
         Raises:
             ValueError: none of these files is there, the class of tokenizers is unknown, or one cannot be read.
         """
+        writing.settle(folder)
         backend, roles, config = tokenizer_files.read(folder, prefix)
         return cls(backend, **roles, config=config)
 
@@ -354,9 +353,8 @@ class Tokenizer:
                 f"{prefix}tokenizer.json": self.backend.to_str(pretty=True),
                 f"{prefix}tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
             },
+            {f"{prefix}{name}" for name in tokenizer_files.TEMPLATE_NAMES},  # which go before what the config says
         )
-        for file in tokenizer_files.template_files(folder, prefix).values():
-            file.unlink()
 
     def save_vocabulary(self, folder, prefix=""):
         """Write the older files: `vocab.txt` of WordPiece, `vocab.json` and `merges.txt` of BPE."""
@@ -579,18 +577,7 @@ def _train(backend, texts, trainer):
         raise ValueError("texts hold nothing to learn from.")
 
 
-def _write(folder, files):
-    folder = pathlib.Path(folder)
-    temporary = {folder / f".{name}.{os.getpid()}": text for name, text in files.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in temporary.items():
-            path.write_text(text, encoding="utf-8")
-        for path, name in zip(temporary, files, strict=True):
-            os.replace(path, folder / name)
-    except OSError as error:
-        raise ValueError(f"folder ({folder}) cannot be written: {error}") from error
-    finally:
-        for path in temporary:
-            with contextlib.suppress(OSError):
-                path.unlink()
+def _write(folder, files, stale=()):
+    with writing.staged(folder, set(stale).__contains__) as new:
+        for name, text in files.items():
+            (new / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,171 @@
+"""Writing: whole or not at all, also when the writer is killed or the disk is full."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from kerasllm import writing
+
+# A process that replaces three entries of a folder and ends as by `kill -9` at its step number `argv[2]`.
+KILLED = """
+import os, signal, sys
+from kerasllm import writing
+steps = int(sys.argv[2])
+def counted(function):
+    def call(*args, **kwargs):
+        global steps
+        steps -= 1
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+for name in ("replace", "mkdir", "unlink", "rmdir", "link", "open"):
+    setattr(os, name, counted(getattr(os, name)))
+writing._swapped = counted(writing._swapped)
+with writing.staged(sys.argv[1], goes=lambda name: name in ("gone", "file", "folder")) as new:
+    (new / "file").write_text("new")
+    (new / "folder").mkdir()
+    (new / "folder" / "part").write_text("new")
+    (new / "fresh").write_text("new")
+print("whole")
+"""
+OLD = {"file": "old", "folder/part": "old", "gone": "old", "mine": "mine"}
+NEW = {"file": "new", "folder/part": "new", "fresh": "new", "mine": "mine"}
+
+
+def write_old(folder):
+    for name, text in OLD.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path):
+    outcomes = []
+    for step in range(100):
+        folder = tmp_path / str(step)
+        write_old(folder)
+        result = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(step)], capture_output=True, text=True)
+        writing.settle(folder)
+        with writing.staged(folder):  # the next writer takes away what the dead one left
+            pass
+        assert contents(folder) in (OLD, NEW), step
+        outcomes.append(contents(folder) == NEW)
+        if result.stdout:
+            break
+        assert result.returncode == -signal.SIGKILL, result.stderr
+    assert outcomes == sorted(outcomes) and len(outcomes) > 12  # the old up to some step, then the new
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_failure_at_any_step_leaves_the_old(swaps, tmp_path, monkeypatch):
+    write_old(tmp_path)
+    if not swaps:
+        monkeypatch.setattr(writing, "_swapped", lambda a, b: False)
+    replace, link = os.replace, os.link
+    for steps in range(20):
+        left = steps
+
+        def failing(function):
+            def call(source, target, **kwargs):
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise OSError("no space left")
+                return function(source, target, **kwargs)
+
+            return call
+
+        monkeypatch.setattr(os, "replace", failing(replace))
+        monkeypatch.setattr(os, "link", failing(link))
+        try:
+            with writing.staged(tmp_path, goes="gone".__eq__) as new:
+                for name in ("file", "fresh"):
+                    (new / name).write_text("new")
+                (new / "folder").mkdir()
+                (new / "folder" / "part").write_text("new")
+        except ValueError as error:
+            assert "no space left" in str(error)
+            assert contents(tmp_path) == OLD
+        else:
+            if left >= 0:
+                break
+            assert contents(tmp_path) == NEW  # a link that cannot be made is no failure
+            write_old(tmp_path)
+            (tmp_path / "fresh").unlink()
+    assert contents(tmp_path) == NEW and steps > 4
+
+
+def test_a_failed_or_interrupted_block_leaves_no_trace(tmp_path):
+    write_old(tmp_path)
+    for error, expected in ((OSError(28, "No space left on device"), ValueError), (KeyboardInterrupt(), None)):
+        with pytest.raises(expected or type(error)), writing.staged(tmp_path) as new:
+            (new / "file").write_text("new")
+            raise error
+        assert contents(tmp_path) == OLD and not list(tmp_path.glob(f"{writing.PREFIX}*"))
+
+
+def test_a_living_writer_is_left_alone(tmp_path):
+    with writing.staged(tmp_path) as first:
+        (first / "file").write_text("first")
+        with writing.staged(tmp_path) as second:
+            (second / "file").write_text("second")
+        writing.settle(tmp_path)
+        assert contents(tmp_path)["file"] == "second"
+    assert contents(tmp_path) == {"file": "first"}
+
+
+def test_of_many_threads_each_writes_a_whole(tmp_path):
+    failures = []
+
+    def write(i):
+        try:
+            for _ in range(10):
+                with writing.staged(tmp_path) as new:
+                    for name in ("a", "b"):
+                        (new / name).write_text(str(i))
+                with writing._locked(tmp_path):
+                    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and set(contents(tmp_path)) == {"a", "b"}
+
+
+def test_a_file_too_large_for_the_disk_is_named(tmp_path):
+    resource = pytest.importorskip("resource")
+    (tmp_path / "file").write_text("old")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="filepath .*file.* cannot be written"):
+            with writing.replacing(tmp_path / "file") as place:
+                place.write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert contents(tmp_path) == {"file": "old"}
+
+
+def test_who_may_not_write_is_told_of_an_interrupted_writer(tmp_path, monkeypatch):
+    (tmp_path / f"{writing.PREFIX}x").mkdir()
+    (tmp_path / f"{writing.PREFIX}x" / "plan.json").write_text('{"comes": {}, "goes": {}}')
+
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(writing, "_exchange", refuse)
+    with pytest.raises(ValueError, match="interrupted writer.*read-only"):
+        writing.settle(tmp_path)
