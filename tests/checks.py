@@ -85,7 +85,7 @@ def check_model(make, batch, *, loss, unreached=(), tolerance=1e-5):
     _check_equal(outputs, _outputs(copy(x, training=False)), tolerance, "after get_config and from_config")
     assert "parts" not in model.get_config(), "a fresh model's config says more than its arguments"
     if isinstance(model, Model):
-        _check_parts(make(), x, loss, tolerance)
+        check_parts(make(), x, loss, tolerance)
 
     model.compile(keras.optimizers.Adam(0.01), loss=loss)
     model.optimizer.build(model.trainable_variables)  # Or TensorFlow traces the first step twice.
@@ -176,7 +176,7 @@ def _round_trip(thing):
     return copy
 
 
-def _check_parts(model, x, loss, tolerance):
+def check_parts(model, x, loss, tolerance=1e-5):
     """A file keeps what is set on parts: what is trained, LoRA, quantised weights; and the optimizer's state."""
     first = next(layer for layer in model.layers if layer.weights)
     first.trainable = False

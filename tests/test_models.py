@@ -8,14 +8,17 @@ import types
 import keras
 import numpy as np
 import pytest
-from checks import check_generation, check_model, check_padding_changes_nothing
+from checks import check_generation, check_model, check_padding_changes_nothing, check_parts
 from keras import ops
 
 from kerasllm import (
     BERT,
     GPT,
     BERTClassifier,
+    BERTEmbedder,
     BERTMaskedLM,
+    BERTQuestionAnswerer,
+    BERTTokenClassifier,
     LSTMTranslator,
     RNNLanguageModel,
     Summarizer,
@@ -118,6 +121,24 @@ def test_a_translator_keeps_the_model_contract(name):
 def test_an_encoder_keeps_the_model_contract(name):
     loss = TokenCrossentropy() if name != "bert" else {"sequence_output": "mse", "pooled_output": "mse"}
     check_model(ENCODERS[name], encoder_batch(name), loss=loss, unreached=("key/bias",))
+
+
+@pytest.mark.parametrize(
+    "cls, given",
+    [
+        (Summarizer, {}),
+        (Summarizer, {"share": True}),
+        (BERTTokenClassifier, {"labels": 3}),
+        (BERTQuestionAnswerer, {}),
+        (BERTEmbedder, {}),
+    ],
+)
+def test_files_of_other_models_keep_what_is_set_on_parts(cls, given):
+    model = cls(V, **SMALL, max_sequence_length=32, **given)
+    x = encoder_batch("bert")[0]
+    if cls is Summarizer:
+        x = translation_batch()[0]
+    check_parts(model, x, loss="mse")
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
