@@ -74,6 +74,8 @@ FIELDS = {
     # Ours and others', unknown to transformers.
     "presence_penalty": number,
     "frequency_penalty": number,
+    "seed": count,
+    "strip_prompt": boolean,
     "no_repeat_ngram_size": count,
     "num_beams": size,
     **BEAMS,
@@ -108,6 +110,7 @@ OFF = {
     "min_length": (0,),
     "min_new_tokens": (0,),
     "renormalize_logits": (False,),
+    "strip_prompt": (False,),
 }
 # What we do not do, each with the value with which transformers does nothing.
 UNSUPPORTED = {
