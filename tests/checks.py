@@ -15,6 +15,7 @@ from keras import tree
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.generator import generate
 from kerasllm.generation.task import Task
+from kerasllm.layers.parts import cheap_collections
 from kerasllm.models.base import Model
 from kerasllm.text import batches
 
@@ -183,11 +184,12 @@ def check_parts(model, x, loss, tolerance=1e-5):
     for part in [part for part in first._flatten_layers(include_self=False) if part.weights][:1]:
         part.trainable = True
     adaptable = [layer for layer in model._flatten_layers() if hasattr(layer, "enable_lora")]
-    for layer, mode, rank in zip(adaptable, ("int8", None, "int4", "int8"), (2, 1, None, None), strict=False):
-        if mode:
-            layer.quantize(mode)
-        if rank:
-            layer.enable_lora(rank, lora_alpha=3)
+    with cheap_collections():
+        for layer, mode, rank in zip(adaptable, ("int8", None, "int4", "int8"), (2, 1, None, None), strict=False):
+            if mode:
+                layer.quantize(mode)
+            if rank:
+                layer.enable_lora(rank, lora_alpha=3)
     model.compile(keras.optimizers.Adam(0.01), loss=loss)
     model.optimizer.build(model.trainable_variables)
     rng = np.random.default_rng(0)

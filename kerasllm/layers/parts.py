@@ -105,8 +105,9 @@ def _restore(part, change):
 def cheap_collections():
     """Spare what is there now from Python's collector: Keras runs it for each layer that is quantised."""
     frozen = gc.get_freeze_count()
-    if not frozen:
-        gc.freeze()
+    if frozen:
+        gc.collect()  # or what is garbage now would stay, with what others have frozen
+    gc.freeze()
     try:
         yield
     finally:
