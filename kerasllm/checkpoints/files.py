@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kerasllm import writing
-from kerasllm.checkpoints.json_files import existing_file, read_json, write_json
+from kerasllm.checkpoints.json_files import existing_file, parse_json, read_json, write_json
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -94,7 +94,7 @@ def read_safetensors(path):
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     data = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes(), object_pairs_hook=_without_twins)
+    header = parse_json(data[8:start].tobytes(), f"{path}: its header")
     header.pop("__metadata__", None)
     return {name: _tensor(path, name, data[start:], entry) for name, entry in header.items()}
 
@@ -104,13 +104,6 @@ def _tensor(path, name, data, entry):
     if dtype not in DTYPES:
         raise ValueError(f"{path}: dtype ({dtype!r}) of tensor {name} must be one of {', '.join(DTYPES)}.")
     return np.asarray(data[begin:end]).view(DTYPES[dtype]).reshape(entry["shape"])
-
-
-def _without_twins(pairs):
-    """An object, whose keys the library and we might choose among differently if one came twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a safetensors header has the same name twice.")
-    return dict(pairs)
 
 
 def write_tensors(folder, tensors, max_shard_size=None):
