@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasllm.checkpoints.config_map import Kind, boolean, number, positive, size
-from kerasllm.checkpoints.json_files import read_json, write_json
+from kerasllm.json_files import read_json, write_json
 
 FILE = "generation_config.json"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from kerasllm.arguments import check_text, read_texts
 from kerasllm.checkpoints.generation_config import read_generation_config
-from kerasllm.checkpoints.json_files import read_json
+from kerasllm.json_files import read_json
 from kerasllm.export.messages import without_notes
 from kerasllm.export.steps import Steps
 from kerasllm.generation.config import GenerationConfig

@@ -2,12 +2,10 @@
 
 import collections.abc
 import dataclasses
-import datetime
-import functools
-import json
 
 import numpy as np
 
+from kerasllm.text import template_processes
 from kerasllm.text import tools as tools_
 
 # What a chat may be given beside the generation's settings and the template's own variables.
@@ -29,8 +27,8 @@ def render(
 ):
     """Fill in a chat template.
 
-    It runs in jinja2's sandbox, with the settings and the functions of transformers, and sees copies made of plain
-    values: templates come with models that strangers wrote.
+    It runs in jinja2's sandbox, with the settings and the functions of transformers, in a process of its own with
+    limits of time and memory: templates come with models that strangers wrote.
 
     Args:
         template: string, a jinja template.
@@ -41,17 +39,20 @@ def render(
     Raises:
         ImportError: jinja2 is not installed.
         ValueError: `messages` is no chat; the template is malformed, reaches for what it must not, does not read what
-            the messages hold, or refuses them.
+            the messages hold, refuses them, or needs too much time or memory.
     """
     check_messages(messages)
     if continue_final_message and add_generation_prompt:
         raise ValueError("add_generation_prompt and continue_final_message must not both be given: which one is begun?")
-    chat = [_with_reasoning(_plain(_without_none(message))) for message in messages]
-    variables = _plain(variables) | {
-        "tools": None if tools is None else [_plain(tools_.schema(tool)) for tool in tools],
-        "documents": _checked_documents(documents),
-        "add_generation_prompt": add_generation_prompt,
-    }
+    try:
+        chat = [_with_reasoning(_plain(_without_none(message))) for message in messages]
+        variables = _plain(variables) | {
+            "tools": None if tools is None else [_plain(tools_.schema(tool)) for tool in tools],
+            "documents": _checked_documents(documents),
+            "add_generation_prompt": add_generation_prompt,
+        }
+    except RecursionError as error:
+        raise ValueError("messages, tools, documents and variables must not nest so deeply.") from error
     field = continue_final_message if isinstance(continue_final_message, str) else "content"
     if continue_final_message:
         _check_continued(template, chat[-1], field)
@@ -73,10 +74,12 @@ def choose(templates, name=None, tools=None):
         ValueError: there is no such template.
     """
     if isinstance(templates, list | tuple):
-        templates = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+        templates = {str(t.get("name")): t.get("template") for t in templates if isinstance(t, dict)}
     named = templates if isinstance(templates, dict) else {"default": templates}
     if name is None:
         name = "tool_use" if tools is not None and isinstance(named.get("tool_use"), str) else "default"
+    elif not isinstance(name, str):
+        raise ValueError(f"chat_template ({name!r:.80}) must be a string: a name, or a template.")
     elif "{" in name:
         return name
     if not isinstance(named.get(name), str):
@@ -89,14 +92,7 @@ def choose(templates, name=None, tools=None):
 
 def variables_of(template):
     """The names of the variables that a template reads."""
-    import jinja2.meta
-
-    environment = _environment()
-    try:
-        names = jinja2.meta.find_undeclared_variables(environment.parse(template))
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template cannot be filled in: {error}") from error
-    return names - set(environment.globals)
+    return set(template_processes.ask("variables_of", template).splitlines())
 
 
 def take_arguments(templates, options, others):
@@ -139,10 +135,10 @@ def _render_parts(template, chat, variables):
     """Render messages, of which some have a content in parts: as the template reads it, else as their text."""
     parted = [i for i, message in enumerate(chat) if isinstance(message.get("content"), list) and _is_parts(message)]
     if not parted:
-        return _render(template, chat, variables)
+        return template_processes.ask("render", template, chat, variables)
     others = [(i, part) for i in parted for part in chat[i]["content"] if "text" not in part]
     try:
-        text = _render(template, chat, variables)
+        text = template_processes.ask("render", template, chat, variables)
         texts = [part["text"].strip() for i in parted for part in chat[i]["content"] if "text" in part]
         # Some write the list as Python does, some leave it out.
         is_read = all(t in text for t in texts) and not any(str(chat[i]["content"]) in text for i in parted)
@@ -152,14 +148,14 @@ def _render_parts(template, chat, variables):
         is_read = False
     if is_read and others:
         texts = {i: [part for part in chat[i]["content"] if "text" in part] for i in parted}
-        is_read = _render(template, _with_contents(chat, texts), variables) != text
+        is_read = template_processes.ask("render", template, _with_contents(chat, texts), variables) != text
     if not is_read and others:
         i, part = others[0]
         raise ValueError(f"messages[{i}] has a part ({part!r:.80}) that the chat template does not read; text it does.")
     if is_read:
         return text
     joined = {i: "".join(part["text"] for part in chat[i]["content"]) for i in parted}
-    return _render(template, _with_contents(chat, joined), variables)
+    return template_processes.ask("render", template, _with_contents(chat, joined), variables)
 
 
 def _is_parts(message):
@@ -170,13 +166,6 @@ def _is_parts(message):
 
 def _with_contents(chat, contents):
     return [message | {"content": contents[i]} if i in contents else message for i, message in enumerate(chat)]
-
-
-def _render(template, chat, variables):
-    try:
-        return _compiled(template).render(messages=chat, **variables)
-    except Exception as error:  # whatever the template's expressions run into
-        raise ValueError(f"the chat template cannot be filled in: {error}") from error
 
 
 # What a template sees
@@ -251,80 +240,3 @@ def _cut(text):
     if place < 0:
         raise ValueError("continue_final_message: the chat template leaves the last of messages out, or changes it.")
     return text[:place] if text[place:].startswith(END) else text[:place].rstrip()
-
-
-# Templates
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(template):
-    return _environment().from_string(template)
-
-
-@functools.cache
-def _environment():
-    try:
-        import jinja2
-        import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ImportError("Chat templates need jinja2: `pip install 'kerasllm[chat]'`.") from error
-
-    class Generation(jinja2.ext.Extension):
-        """`{% generation %}` says what an assistant wrote, for training. Here it is only text."""
-
-        tags = {"generation"}
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
-
-        def _write(self, caller):
-            return caller()
-
-    class Namespace(jinja2.utils.Namespace):
-        """Without names that lead into Python."""
-
-        def __init__(*args, **kwargs):
-            self, *args = args
-            attributes = dict(*args, **kwargs)
-            for name in attributes:
-                _check_attribute(name)
-            jinja2.utils.Namespace.__init__(self, attributes)
-
-        def __setitem__(self, name, value):
-            _check_attribute(name)
-            super().__setitem__(name, value)
-
-    def refuse(message):
-        raise jinja2.TemplateError(message)
-
-    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        options = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    environment.globals["dict"] = _Dict()
-    environment.globals["namespace"] = Namespace
-    return environment
-
-
-class _Dict:
-    """`dict` without the methods and attributes of a class."""
-
-    def __call__(self, *args, **kwargs):
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args, **kwargs):
-        return dict.fromkeys(*args, **kwargs)
-
-
-def _check_attribute(name):
-    if isinstance(name, str) and name.startswith("_"):
-        raise ValueError(f"a template's namespace must not hold {name!r}.")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+import os
 import struct
 
 import numpy as np
@@ -12,6 +14,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 ALGORITHMS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "▁"
+# What no honest file comes near, and what takes as long as it is large.
+MOST_BYTES, MOST_PIECES, MOST_FIELDS = 2**26, 2**20, 1000
+MOST_PIECE = 1024  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,8 @@ class SentencePieceModel:
         remove_extra_whitespaces: whether spaces around a text go, and runs of them become one.
 
     Raises:
-        ValueError: the lists differ in length, hold a piece twice or have not exactly one unknown piece.
+        ValueError: the lists differ in length, hold a piece twice, a piece of more than 1,024 characters, a score that
+            is no number or an unknown type, or have not exactly one unknown piece.
     """
 
     pieces: list
@@ -47,6 +53,11 @@ class SentencePieceModel:
             raise ValueError(f"{len(self.pieces)} pieces, {len(self.scores)} scores, {len(self.types)} types differ.")
         if len(set(self.pieces)) < len(self.pieces):
             raise ValueError("pieces must not hold a piece twice.")
+        for piece, score, kind in zip(self.pieces, self.scores, self.types, strict=True):
+            if len(piece) > MOST_PIECE:
+                raise ValueError(f"the piece {piece!r:.40} has {len(piece)} characters, of {MOST_PIECE} at most.")
+            if not math.isfinite(score) or not NORMAL <= kind <= BYTE:
+                raise ValueError(f"the piece {piece!r:.40} has the score {score} and the type {kind}.")
         if self.types.count(UNKNOWN) != 1:
             raise ValueError(f"pieces must hold one unknown piece, not {self.types.count(UNKNOWN)}.")
 
@@ -67,6 +78,8 @@ def read(path):
         ValueError: the file is no SentencePiece model, or one of a kind that has no counterpart in `tokenizers`.
     """
     try:
+        if os.path.getsize(path) > MOST_BYTES:
+            raise ValueError(f"it is longer than {MOST_BYTES} bytes.")
         with open(path, "rb") as file:
             return _parse(file.read())
     except (OSError, ValueError) as error:
@@ -188,11 +201,15 @@ def _bpe(model):
     # Runs of spaces that the user defined, as Gemma's: added tokens are looked for where spaces are no ▁ yet.
     scores = {piece: float("inf") for piece in model.of_type(USER_DEFINED) if not piece.strip(SPACE)}
     scores |= {p: s for p, s, t in zip(model.pieces, model.scores, model.types, strict=True) if t == NORMAL}
-    merges = []
+    merges, most = [], 16 * len(scores) + 4096
+    if sum(map(len, scores)) > 64 * len(scores) + 2**16:
+        raise ValueError("pieces must have at most 64 characters on average.")
     # Python's sort is stable: ids, then the place of the cut, decide between equal scores.
     for piece in sorted(scores, key=scores.get, reverse=True):
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         merges += [(left, right) for left, right in cuts if left in scores and right in scores]
+        if len(merges) > most:  # twice the pieces are usual
+            raise ValueError(f"{len(scores)} pieces can be cut into two others in more than {most} ways.")
     return models.BPE(
         {piece: i for i, piece in enumerate(model.pieces)},
         merges,
@@ -205,13 +222,13 @@ def _bpe(model):
 def _parse(data):
     """The fields that matter here of sentencepiece_model.proto's ModelProto."""
     pieces, trainer, normalizer = [], {}, {}
-    for number, value in _fields(data):
+    for number, value in _fields(data, MOST_PIECES):
         if number == 1:
-            pieces.append(dict(_fields(value)))
+            pieces.append(dict(_fields(value, 16)))
         elif number == 2:
-            trainer = dict(_fields(value))
+            trainer = dict(_fields(value, MOST_FIELDS))
         elif number == 3:
-            normalizer = dict(_fields(value))
+            normalizer = dict(_fields(value, MOST_FIELDS))
     algorithm = ALGORITHMS.get(_value(trainer, 3, 1), "unknown")
     if not pieces:
         raise ValueError("it holds no pieces.")
@@ -221,7 +238,7 @@ def _parse(data):
         raise ValueError("it writes spaces otherwise than as ▁ before a word.")
     charsmap = _value(normalizer, 2, b"")
     if charsmap:
-        _check_charsmap(charsmap)
+        check_charsmap(charsmap)
     return SentencePieceModel(
         pieces=[_value(piece, 1, b"").decode() for piece in pieces],
         scores=[_score(_value(piece, 2, bytes(4))) for piece in pieces],
@@ -247,7 +264,7 @@ def _score(data):
     return float(f"{struct.unpack('<f', data)[0]:.9g}")
 
 
-def _check_charsmap(data):
+def check_charsmap(data):
     """Raise a `ValueError` for rules that lead out of their own tables: `tokenizers` would crash on those.
 
     They are the size of a trie in bytes, the trie as a double array (darts-clone), and the strings it points to.
@@ -267,15 +284,18 @@ def _check_charsmap(data):
         raise ValueError("its rules of normalisation are damaged.")
 
 
-def _fields(data):
-    """The fields of a protobuf message, as pairs of number and value: an int, or the bytes of all other types.
+def _fields(data, most):
+    """The fields of a protobuf message, `most` at most: pairs of number and value, an int or the bytes of other types.
 
     https://protobuf.dev/programming-guides/encoding
     """
     if not isinstance(data, bytes):
         raise ValueError(f"it has a number ({data}) in the place of a message.")
-    position = 0
+    position, count = 0, 0
     while position < len(data):
+        count += 1
+        if count > most:
+            raise ValueError(f"it has more than {most} fields in one message.")
         key, position = _varint(data, position)
         wire = key & 7
         if wire == 0:
