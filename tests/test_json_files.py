@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kerasllm.checkpoints.json_files import MOST_CONFIG_BYTES, MOST_DIGITS, parse_json, read_json
+from kerasllm.json_files import MOST_CONFIG_BYTES, MOST_DIGITS, parse_json, read_json
 
 REFUSED = {
     "": "Expecting value",

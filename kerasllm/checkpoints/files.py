@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kerasllm import writing
-from kerasllm.checkpoints.json_files import existing_file, parse_json, read_json, write_json
+from kerasllm.json_files import existing_file, parse_json, read_json, write_json
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -1,14 +1,15 @@
 """Reads the tokenizer files of a folder, by the conventions of the family that wrote them."""
 
 import dataclasses
-import json
 import pathlib
 
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
+from kerasllm import json_files
 from kerasllm.arguments import check_text
-from kerasllm.text import families, sentencepiece_model, tokenizer_classes, tokenizer_json
+from kerasllm.text import families, sentencepiece_model, tokenizer_classes, tokenizer_json, tokenizer_limits
+from kerasllm.text.panics import refused
 
 # Entries of tokenizer_config.json that tell how to read the other files, and are wrong about what `save` writes.
 READ = ("auto_map", "added_tokens_decoder", "extra_ids", "sp_model_kwargs", "separate_vocabs")
@@ -16,6 +17,18 @@ READ = ("auto_map", "added_tokens_decoder", "extra_ids", "sp_model_kwargs", "sep
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 # Where transformers 5 keeps the chat templates beside the main one.
 TEMPLATE_NAMES = TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+MOST_TEMPLATE_BYTES = 2**22
+# The types of what is obeyed in tokenizer_config.json; None is no entry.
+SWITCHES = (
+    "do_lower_case strip_accents tokenize_chinese_chars add_prefix_space add_bos_token add_eos_token legacy "
+    "keep_accents trim_offsets split_by_punct split_special_tokens legacy_behaviour clean_up_tokenization_spaces"
+).split()
+TYPES = {
+    **dict.fromkeys(SWITCHES, bool),
+    **{f"{role}_token": str | dict for role in families.ROLES},
+    **{"src_lang": str, "model_input_names": list, "added_tokens_decoder": dict, "chat_template": str | dict | list},
+}
+MOST_EXTRA_IDS = 10_000
 
 
 def read(folder, prefix=""):
@@ -45,11 +58,13 @@ def read(folder, prefix=""):
 
 
 def _read_files(paths, conventions, folder, start):
-    config, tokens = _read_config(folder, start)
+    names = " and ".join(map(str, paths))
+    with refused(folder / f"{start}tokenizer_config.json"):
+        config, tokens = _read_config(folder, start)
+        named = {role: config.pop(f"{role}_token") for role in families.ROLES if f"{role}_token" in config}
+        roles = {role: _content(token) for role, token in named.items()}
     model = read_json(folder / "config.json")
-    named = {role: config.pop(f"{role}_token") for role in families.ROLES if f"{role}_token" in config}
-    roles = {role: _content(token) for role, token in named.items()}
-    try:
+    with refused(names):
         if conventions:
             convention = _convention(paths, conventions, config, model)
             backend, roles = convention(
@@ -61,10 +76,7 @@ def _read_files(paths, conventions, folder, start):
             backend, roles = _read_json(*paths, config, model, roles, tokens)
         _add_new_tokens(backend, [_added_token(named.get(role) or token) for role, token in roles.items()])
         _add_new_tokens(backend, _extra_tokens(config))
-    except ValueError as error:
-        if any(str(path) in str(error) for path in paths):
-            raise
-        raise ValueError(f"{' and '.join(map(str, paths))}: {error}") from error
+        tokenizer_limits.check_use(backend)
     if config.get("tokenizer_class") != "PreTrainedTokenizerFast":  # which `save` writes
         config.pop("tokenizer_class", None)
     return backend, roles, {name: value for name, value in config.items() if name not in READ}
@@ -73,21 +85,53 @@ def _read_files(paths, conventions, folder, start):
 def _read_config(folder, start):
     """The entries of tokenizer_config.json, and dict id -> added token."""
     config = read_json(folder / f"{start}tokenizer_config.json")
+    _check_config(config)
     if isinstance(config.get("added_tokens_decoder"), dict):
         tokens = {int(i): _added_token(token, special=False) for i, token in config["added_tokens_decoder"].items()}
     else:
         # What older versions wrote beside it; where it is not whole, these are newer.
-        config |= read_json(folder / f"{start}special_tokens_map.json")
+        map_path, path = (folder / f"{start}{name}.json" for name in ("special_tokens_map", "added_tokens"))
+        config |= read_json(map_path)
+        with refused(map_path):
+            _check_config(config)
         special = {_content(config.get(f"{role}_token")) for role in families.ROLES}
         special |= {token.content for token in _extra_tokens(config)}
-        ids = read_json(folder / f"{start}added_tokens.json")
-        if not all(isinstance(i, int) for i in ids.values()):
-            raise ValueError(f"{folder / f'{start}added_tokens.json'} must hold the ids of tokens.")
+        ids = read_json(path)
+        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids.values()):
+            raise ValueError(f"{path} must hold the ids of tokens.")
         tokens = {i: tokenizers.AddedToken(token, special=token in special) for token, i in ids.items()}
-    templates = {name: file.read_text("utf-8") for name, file in template_files(folder, start).items()}
+    if len(tokens) > tokenizer_limits.MOST_ADDED_TOKENS:
+        raise ValueError(f"added tokens ({len(tokens)}) must be at most {tokenizer_limits.MOST_ADDED_TOKENS}.")
+    templates = {name: _read_template(file) for name, file in template_files(folder, start).items()}
     if templates:
         config["chat_template"] = templates["default"] if list(templates) == ["default"] else templates
     return config, tokens
+
+
+def _check_config(config):
+    for name, kind in TYPES.items():
+        if config.get(name) is not None and not isinstance(config[name], kind):
+            names = getattr(kind, "__name__", str(kind)).replace("|", "or")
+            raise ValueError(f"{name} ({config[name]!r:.80}) must be {names}.")
+    templates = config.get("chat_template")
+    parts = templates.values() if isinstance(templates, dict) else templates if isinstance(templates, list) else ()
+    for part in parts:
+        if not isinstance(part, str) and not (
+            isinstance(part, dict) and all(isinstance(part.get(name), str) for name in ("name", "template"))
+        ):
+            raise ValueError(f"chat_template must be a template, or hold them with their names, not {part!r:.80}.")
+    if not all(isinstance(name, str) for name in config.get("model_input_names") or ()):
+        raise ValueError(f"model_input_names ({config['model_input_names']!r:.80}) must be strings.")
+    extra_ids = config.get("extra_ids", 0)
+    if isinstance(extra_ids, bool) or not isinstance(extra_ids, int) or not 0 <= extra_ids <= MOST_EXTRA_IDS:
+        raise ValueError(f"extra_ids ({extra_ids!r:.40}) must be a whole number up to {MOST_EXTRA_IDS}.")
+
+
+def _read_template(path):
+    with refused(path):
+        if path.stat().st_size > MOST_TEMPLATE_BYTES:
+            raise ValueError(f"it is longer than {MOST_TEMPLATE_BYTES} bytes.")
+        return path.read_text("utf-8")
 
 
 def template_files(folder, start=""):
@@ -99,8 +143,12 @@ def template_files(folder, start=""):
 
 def _read_json(path, config, model, roles, tokens):
     """Read a tokenizer.json as transformers does, where the class of the tokenizer has a say in it."""
-    backend = read_with(tokenizers.Tokenizer.from_file, path)
+    with refused(f"{path} cannot be read"):
+        spec = json_files.read_json(path)
+        tokenizer_limits.check(spec)
+        backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
     backend.no_truncation()  # so that all special tokens around a text are seen
+    backend.no_padding()
     _add_tokens(backend, tokens, check=False)
     name = tokenizer_classes.of_json(config, model)
     is_known = name is not None and tokenizer_json.fits(backend, name)
@@ -220,12 +268,12 @@ def _mpnet(paths, config, roles):
 
 
 def _gpt2_or_roberta(paths, config, roles):
-    vocabulary, _ = read_with(models.BPE.read_file, *paths)
+    vocabulary, _ = _read_pairs(paths)
     return (_roberta if "cls" in roles or "<mask>" in vocabulary else _gpt2)(paths, config, roles)
 
 
 def _gpt2(paths, config, roles):
-    vocabulary, merges = read_with(models.BPE.read_file, *paths)
+    vocabulary, merges = _read_pairs(paths)
     roles = {role: token for role, token in families.GPT2_TOKENS.items() if token in vocabulary} | roles
     backend = families.byte_level(models.BPE(vocabulary, merges), config.get("add_prefix_space", False))
     _add_ends(backend, config, roles, bos=False)
@@ -233,12 +281,12 @@ def _gpt2(paths, config, roles):
 
 
 def _named_gpt2(paths, config, roles):
-    vocabulary, _ = read_with(models.BPE.read_file, *paths)
+    vocabulary, _ = _read_pairs(paths)
     return _gpt2(paths, config, _roles("GPT2Tokenizer", vocabulary) | roles)
 
 
 def _qwen2(paths, config, roles):
-    vocabulary, merges = read_with(models.BPE.read_file, *paths)
+    vocabulary, merges = _read_pairs(paths)
     backend = families.qwen2(models.BPE(vocabulary, merges), bool(config.get("add_prefix_space", False)))
     roles = _roles("Qwen2Tokenizer", backend.get_vocab()) | roles
     _add_ends(backend, config, roles, bos=False)
@@ -246,14 +294,14 @@ def _qwen2(paths, config, roles):
 
 
 def _gpt_neox(paths, config, roles):
-    vocabulary, _ = read_with(models.BPE.read_file, *paths)
+    vocabulary, _ = _read_pairs(paths)
     backend, roles = _gpt2(paths, config, _roles("GPTNeoXTokenizer", vocabulary) | roles)
     backend.normalizer = normalizers.NFC()
     return backend, roles
 
 
 def _roberta(paths, config, roles):
-    vocabulary, merges = read_with(models.BPE.read_file, *paths)
+    vocabulary, merges = _read_pairs(paths)
     roles = families.ROBERTA_TOKENS | roles
     prefix = config.get("add_prefix_space", False)
     backend = families.byte_level(models.BPE(vocabulary, merges), prefix)
@@ -334,7 +382,9 @@ def _llama(paths, config, roles):
 
 def _marian(paths, config, roles):
     spm, path = paths
-    vocabulary = read_json(path)
+    vocabulary = json_files.read_json(path)
+    with refused(path):
+        tokenizer_limits.check_ids(list(vocabulary.values()))
     roles = families.T5_TOKENS | roles
     special = [token for role, token in roles.items() if role != "unk"]
     languages = [token for token in vocabulary if token.startswith(">>") and token.endswith("<<")]
@@ -347,6 +397,12 @@ def _marian(paths, config, roles):
     backend.decoder = decoders.Sequence([backend.decoder, decoders.Replace(tokenizers.Regex("^ +| +$"), "")])
     families.add_template(backend, "$A {eos}", "$A $B {eos}", roles)
     return backend, roles
+
+
+def _read_pairs(paths):
+    """The vocabulary and the merges in vocab.json and merges.txt."""
+    tokenizer_limits.check_ids(list(json_files.read_json(paths[0]).values()))
+    return read_with(models.BPE.read_file, *paths)
 
 
 def _sentencepiece(path, config):
@@ -404,20 +460,13 @@ KINDS = (
 
 def read_with(function, *paths):
     """`function(*paths)`, whose bare exceptions become a `ValueError` that names the files."""
-    try:
+    with refused(f"{' and '.join(map(str, paths))} cannot be read"):
         return function(*map(str, paths))
-    except Exception as error:  # The tokenizers package raises bare exceptions.
-        raise ValueError(f"{' and '.join(map(str, paths))} cannot be read: {error}") from error
 
 
 def read_json(path):
     """The dictionary in a file; an empty one if there is no file."""
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a dictionary.")
-    return config
+    with refused(f"{path} cannot be read"):
+        return json_files.read_json(path)

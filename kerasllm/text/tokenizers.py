@@ -11,9 +11,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from kerasllm import writing
 from kerasllm.arguments import check_positive, check_text
 from kerasllm.text import chat, families, tokenizer_files
+from kerasllm.text.panics import refused
 
 # In transformers, for tokenizers of whole words.
 CLEAN_UPS = {f" {end}": end.strip() for end in (*".?!,", "' ", "n't", "'m", "'s", "'ve", "'re")}
+
+CANNOT_ENCODE = "tokenizer cannot encode this text"
 
 
 class Tokenizer:
@@ -75,7 +78,8 @@ class Tokenizer:
     def encode_batch(self, texts, special_tokens=True):
         """One list of token ids for each of `texts`, on all cores."""
         texts = list(_strings(texts, "texts"))
-        return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
+        with refused(CANNOT_ENCODE):
+            return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
 
     def encodings(self, texts, pairs=None, max_length=None, special_tokens=True):
         """Encode texts, or pairs of texts, and keep where in the text each token comes from.
@@ -107,7 +111,8 @@ class Tokenizer:
         if len(pairs) != len(texts):
             raise ValueError(f"pairs ({len(pairs)}) must be as many as texts ({len(texts)}).")
         inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs, strict=True)]
-        encodings = self.backend.encode_batch(inputs, add_special_tokens=special_tokens)
+        with refused(CANNOT_ENCODE):
+            encodings = self.backend.encode_batch(inputs, add_special_tokens=special_tokens)
         if max_length is None:
             return encodings
         return [
@@ -141,7 +146,8 @@ class Tokenizer:
         for i in ids[ids < 0][:1]:
             raise ValueError(f"ids holds {i}; the vocabulary's ids are 0 to {self.vocabulary_size - 1}.")
         known = ids[ids < self.vocabulary_size].tolist()
-        text = self.backend.decode(known, skip_special_tokens=skip_special_tokens)
+        with refused("tokenizer cannot decode these ids"):
+            text = self.backend.decode(known, skip_special_tokens=skip_special_tokens)
         for spaced, clean in self.clean_ups.items():
             text = text.replace(spaced, clean)
         return text
@@ -275,7 +281,8 @@ class Tokenizer:
             raise ValueError(f"pair ({pair!r:.80}) must be a string or None.")
         if pair is not None:
             check_text("pair", pair)
-        return self.backend.encode(text, pair, add_special_tokens=special_tokens)
+        with refused(CANNOT_ENCODE):
+            return self.backend.encode(text, pair, add_special_tokens=special_tokens)
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -327,7 +334,8 @@ class Tokenizer:
         """
         writing.settle(folder)
         backend, roles, config = tokenizer_files.read(folder, prefix)
-        return cls(backend, **roles, config=config)
+        with refused(f"folder ({str(folder)!r})"):
+            return cls(backend, **roles, config=config)
 
     def save(self, folder, prefix=""):
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers opens too.
