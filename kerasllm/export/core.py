@@ -12,6 +12,7 @@ from kerasllm import writing
 from kerasllm.arguments import check_choice, check_part
 from kerasllm.checkpoints import files
 from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
+from kerasllm.export import description as description_
 from kerasllm.export.contents import Contents, Options
 from kerasllm.export.families import contents_of
 from kerasllm.generation.programs import Programs
@@ -107,7 +108,7 @@ def export_model(
         description = {"model": type(model).__name__, "settings": contents.settings(), "signatures": described}
         if not writer.STATIC:
             description["default_signature"] = contents.default_signature
-        files.write_json(assets / "signatures.json", description)
+        description_.write(assets, staged, description)
         size = sum(p.stat().st_size for p in (staged.rglob("*") if staged.is_dir() else [staged]) if p.is_file())
         parity = {
             "format": format,

@@ -17,7 +17,7 @@ import numpy as np
 
 from kerasllm.arguments import check_text, read_texts
 from kerasllm.checkpoints.generation_config import read_generation_config
-from kerasllm.json_files import read_json
+from kerasllm.export import description
 from kerasllm.export.messages import without_notes
 from kerasllm.export.steps import Steps
 from kerasllm.generation.config import GenerationConfig
@@ -55,7 +55,7 @@ class Runner:
         end_token_ids: the ids that end a text, a set.
 
     Raises:
-        ValueError: the file or its folder is missing or malformed.
+        ValueError: the file or its folder is missing or malformed, or the file is not what export wrote.
     """
 
     def __init__(self, path, num_threads=None):
@@ -63,9 +63,7 @@ class Runner:
         if not self.path.is_file():
             raise ValueError(f"path ({str(path)!r}) must be a file.")
         self.folder = self.path.with_name(self.path.name + ".assets")
-        description = read_json(self.folder / "signatures.json")
-        self.model, self.settings = description["model"], description["settings"]
-        self.signatures = description["signatures"]
+        self.model, self.settings, self.signatures = description.read(self.folder, self.path)
         values, end_ids = read_generation_config(self.folder)
         self.generation_defaults = GenerationConfig(**values)
         self.end_token_ids = {*self.settings.get("end_token_ids", ()), *(end_ids or ())}
@@ -334,7 +332,12 @@ class Runner:
     def _interpreter(self):
         from ai_edge_litert.interpreter import Interpreter
 
-        return Interpreter(str(self.path), num_threads=self.num_threads)
+        interpreter = Interpreter(str(self.path), num_threads=self.num_threads)
+        functions = interpreter.get_signature_list()
+        for name in self.signatures:
+            if name not in functions:
+                raise ValueError(f"{self.path} has no function {name!r}, and {description.NAME} beside it has.")
+        return interpreter
 
     @functools.cached_property
     def _steps(self):

@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 
+from kerasllm.export import description
 from kerasllm.export.messages import end_in_silence, without_notes
 
 # One copy of the weights in the order that kernels want serves all functions, instead of a copy for each: a path that
@@ -46,6 +47,9 @@ class Steps:
         self.inputs, self.token_ids = {}, []
         with without_notes():
             self.model = CompiledModel.from_file(str(path), options=options)
+            for name in ["decode", *(f"prefill_{n}" for n in self.prefill_lengths)]:
+                found = self.model.get_input_tensor_details(name)
+                description.compare(path, name, signatures[name], {key: x["shape"] for key, x in found.items()})
             self.state = {name: self.model.create_input_buffer_by_name("decode", name) for name in self.shapes}
             self.next_state = {name: self.model.create_output_buffer_by_name("decode", name) for name in self.shapes}
             self.logits = self.model.create_output_buffer_by_name("decode", "logits")

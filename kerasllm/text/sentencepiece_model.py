@@ -10,6 +10,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from kerasllm.text.panics import refused
+
 # sentencepiece_model.proto: TrainerSpec.model_type and SentencePiece.type.
 ALGORITHMS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -102,7 +104,8 @@ def to_tokenizer(model, prefix_after_special_tokens=True, normalizer=None):
     normalizer = [normalizer] if normalizer else []
     if model.charsmap:
         normalizer.append(normalizers.Precompiled(model.charsmap))
-    backend = tokenizers.Tokenizer(_unigram(model) if model.algorithm == "unigram" else _bpe(model))
+    with refused("pieces"):
+        backend = tokenizers.Tokenizer(_unigram(model) if model.algorithm == "unigram" else _bpe(model))
     scheme = ("always" if prefix_after_special_tokens else "first") if model.add_dummy_prefix else "never"
     if model.remove_extra_whitespaces:
         if scheme != "always":

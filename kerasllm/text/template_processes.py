@@ -57,8 +57,10 @@ def _answer(*request):
         raise ValueError(f"messages nest too deeply: {error}") from error
     with _places:
         process = _idle.pop() if _idle else None
-        if process is None or process.poll() is not None:
-            process = _started()
+        if process and process.poll() is not None:  # ended by another
+            _end(process)
+            process = None
+        process = process or _started()
         try:
             answer = _exchange(process, request)
         except BaseException:  # Ctrl-C too: the next one must not get the answer that comes

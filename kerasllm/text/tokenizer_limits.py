@@ -19,7 +19,10 @@ MOST_WORD = 1000  # characters; WordPiece takes the cube of it
 MOST_GROWTH = 4096  # how many characters the replacements of a normalizer, one after another, may make of one
 MOST_SECONDS = 0.25
 
-PROBE = "The quick brown fox, isn't it? 1234567890 aaaaaaaaaaaaaaaaaaaaaaaa\n\n\n\t  ......... naïve 中文中文 _____ -=-=\r\n"
+PROBE = (
+    "The quick brown fox, isn't it? 1234567890 aaaaaaaaaaaaaaaaaaaaaaaa\n\n\n\t  ......... "
+    "naïve 中文中文 _____ -=-=\r\n"
+)
 
 
 def check(spec):
