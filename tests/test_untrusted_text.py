@@ -5,6 +5,7 @@ memory.
 """
 
 import base64
+import importlib.util
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ DATA = pathlib.Path(__file__).parent / "data" / "tokenizers"
 FAMILIES = ["albert", "bert", "gpt2", "llama", "marian", "roberta", "t5", "xlm_roberta"]
 TEXTS = ["", "Hello world, it's 42!", "  a naïve café  𐍈 \n\n", "a" * 50]
 CONFIG = {"do_lower_case": True, "additional_special_tokens": ["<y>"], "add_prefix_space": False, "chat_template": "x"}
+NEEDS_JINJA2 = pytest.mark.skipif(importlib.util.find_spec("jinja2") is None, reason="needs jinja2")
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}]
 
 
@@ -318,12 +320,7 @@ def refusal(template):
     return str(caught.value)
 
 
-@pytest.fixture(autouse=True)
-def jinja2(request):
-    if "template" in request.node.name and "chat" in request.node.name:
-        pytest.importorskip("jinja2")
-
-
+@NEEDS_JINJA2
 @pytest.mark.parametrize("template", ESCAPES)
 def test_templates_of_chats_reach_nothing(template):
     try:  # what is forbidden is undefined, and empty, until something is done with it
@@ -332,6 +329,7 @@ def test_templates_of_chats_reach_nothing(template):
         assert "the chat template cannot be filled in" in str(error)
 
 
+@NEEDS_JINJA2
 def test_templates_of_chats_end_in_time():
     assert refusal(LONG[0]).endswith("it takes longer than 1 s.")
     assert "recursion" in refusal(LONG[8])
@@ -341,6 +339,7 @@ def test_templates_of_chats_end_in_time():
         chat.variables_of(LARGE[-3])
 
 
+@NEEDS_JINJA2
 def test_templates_of_chats_leave_memory():
     for template in LARGE[:3]:
         assert refusal(template).endswith("it needs more than 192 MB of memory")
@@ -348,12 +347,14 @@ def test_templates_of_chats_leave_memory():
     assert chat.render("{{ messages | length }}", MESSAGES) == "2"
 
 
+@NEEDS_JINJA2
 @pytest.mark.slow
 @pytest.mark.parametrize("template", LONG + LARGE)
 def test_all_templates_of_chats_end(template):
     refusal(template)
 
 
+@NEEDS_JINJA2
 def test_processes_of_chat_templates_serve_threads_and_outlive_bombs():
     wrong = []
 
@@ -380,6 +381,7 @@ def test_processes_of_chat_templates_serve_threads_and_outlive_bombs():
     assert chat.render("x", MESSAGES) == "x"
 
 
+@NEEDS_JINJA2
 def test_an_interrupted_chat_template_leaves_no_answer_behind(monkeypatch):
     receive = template_worker.receive
 
@@ -393,6 +395,7 @@ def test_an_interrupted_chat_template_leaves_no_answer_behind(monkeypatch):
     assert chat.render("two", MESSAGES) == "two"
 
 
+@NEEDS_JINJA2
 def test_chat_templates_end_where_processes_have_no_timers_or_cannot_be_started(monkeypatch):
     monkeypatch.setattr(template_processes, "PATIENCE", 0.3)
     assert refusal(LONG[0]).endswith("it takes longer than 1 s.")
@@ -402,6 +405,7 @@ def test_chat_templates_end_where_processes_have_no_timers_or_cannot_be_started(
     assert chat.render("{{ messages | length }}", MESSAGES) == "2"
 
 
+@NEEDS_JINJA2
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_forked_process_has_chat_template_processes_of_its_own():
     chat.render("x", MESSAGES)

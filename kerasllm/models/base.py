@@ -243,7 +243,8 @@ class Model(keras.Model):
         A file holds functions with names, which share the weights and compute in float32: `forward`, the model's
         outputs by their names (`logits`, where there is one), and those of its tasks, such as `generate`. Beside it
         (in `assets.extra/` of a SavedModel, else in a folder `FILE.assets`) stand the tokenizers, `signatures.json`
-        (names, shapes, dtypes), `generation_config.json` and `parity.json` (what was compared, and how it differs).
+        (names, shapes, dtypes, the file's SHA-256), `generation_config.json` and `parity.json` (what was compared, and
+        how it differs).
 
         Args:
             filepath: of a SavedModel folder, or of a file that ends in ".tflite" or ".litertlm". What is there is

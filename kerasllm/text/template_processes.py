@@ -15,7 +15,7 @@ import sys
 import threading
 
 from kerasllm.text import template_worker
-from kerasllm.text.template_worker import MOST_SECONDS, TEXT
+from kerasllm.text.template_worker import MOST_SECONDS, SPENT, TEXT
 
 MOST_TEMPLATE = 2**20  # characters
 MOST_PROCESSES = min(8, os.cpu_count() or 1)
@@ -66,7 +66,10 @@ def _answer(*request):
         except BaseException:  # Ctrl-C too: the next one must not get the answer that comes
             _end(process)
             raise
-        _idle.append(process)
+        if answer[:1] == SPENT:
+            _end(process)
+        else:
+            _idle.append(process)
     return answer
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-TEXT, REFUSAL = b"T", b"R"
+TEXT, REFUSAL, SPENT = b"T", b"R", b"S"  # the last: the process has used up its memory
 MOST_SECONDS = 1  # of computing, for one answer
 MOST_BYTES = 192 * 2**20  # beyond what the process has when it begins
 MOST_TEXT_BYTES = 2**24
@@ -67,7 +67,7 @@ def answer(operation, *arguments):
             raise ValueError(f"its text is longer than {MOST_TEXT_BYTES} bytes")
         return TEXT + text
     except MemoryError:
-        return REFUSAL + f"it needs more than {MOST_BYTES // 2**20} MB of memory".encode()
+        return SPENT + f"it needs more than {MOST_BYTES // 2**20} MB of memory".encode()
     except Exception as error:  # whatever the template's expressions run into
         return REFUSAL + f"{error!s:.{MOST_REASON}}".encode("utf-8", "replace")
 

@@ -17,7 +17,8 @@ READ = ("auto_map", "added_tokens_decoder", "extra_ids", "sp_model_kwargs", "sep
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 # Where transformers 5 keeps the chat templates beside the main one.
 TEMPLATE_NAMES = TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
-MOST_TEMPLATE_BYTES = 2**22
+# Bytes of a tokenizer.json, a vocabulary, settings and a template: several times what known ones have.
+MOST_TOKENIZER, MOST_VOCABULARY, MOST_SETTINGS, MOST_TEMPLATE = 2**27, 2**26, 2**24, 2**22
 # The types of what is obeyed in tokenizer_config.json; None is no entry.
 SWITCHES = (
     "do_lower_case strip_accents tokenize_chinese_chars add_prefix_space add_bos_token add_eos_token legacy "
@@ -129,8 +130,8 @@ def _check_config(config):
 
 def _read_template(path):
     with refused(path):
-        if path.stat().st_size > MOST_TEMPLATE_BYTES:
-            raise ValueError(f"it is longer than {MOST_TEMPLATE_BYTES} bytes.")
+        if path.stat().st_size > MOST_TEMPLATE:
+            raise ValueError(f"it is longer than {MOST_TEMPLATE} bytes.")
         return path.read_text("utf-8")
 
 
@@ -144,7 +145,7 @@ def template_files(folder, start=""):
 def _read_json(path, config, model, roles, tokens):
     """Read a tokenizer.json as transformers does, where the class of the tokenizer has a say in it."""
     with refused(f"{path} cannot be read"):
-        spec = json_files.read_json(path)
+        spec = json_files.read_json(path, most_bytes=MOST_TOKENIZER)
         tokenizer_limits.check(spec)
         backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
     backend.no_truncation()  # so that all special tokens around a text are seen
@@ -382,7 +383,7 @@ def _llama(paths, config, roles):
 
 def _marian(paths, config, roles):
     spm, path = paths
-    vocabulary = json_files.read_json(path)
+    vocabulary = json_files.read_json(path, most_bytes=MOST_VOCABULARY)
     with refused(path):
         tokenizer_limits.check_ids(list(vocabulary.values()))
     roles = families.T5_TOKENS | roles
@@ -401,7 +402,7 @@ def _marian(paths, config, roles):
 
 def _read_pairs(paths):
     """The vocabulary and the merges in vocab.json and merges.txt."""
-    tokenizer_limits.check_ids(list(json_files.read_json(paths[0]).values()))
+    tokenizer_limits.check_ids(list(json_files.read_json(paths[0], most_bytes=MOST_VOCABULARY).values()))
     return read_with(models.BPE.read_file, *paths)
 
 
@@ -469,4 +470,4 @@ def read_json(path):
     if not path.is_file():
         return {}
     with refused(f"{path} cannot be read"):
-        return json_files.read_json(path)
+        return json_files.read_json(path, most_bytes=MOST_SETTINGS)
