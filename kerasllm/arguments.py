@@ -1,7 +1,11 @@
 """Checks of arguments, whose errors name the argument, its value and what is accepted."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+
+import numpy as np
+
+NAN_REASON = "its weights or its inputs hold NaN, or its numbers overflow"  # how errors of such outputs end
 
 
 def check_positive(name, value):
@@ -46,8 +50,8 @@ def check_text(name, text):
 
 
 def read_sequence(name, value):
-    """The list of an iterable. Strings and mappings, read as their letters and keys, are errors, and None."""
-    if isinstance(value, str | bytes | Mapping | None):
+    """The list of an iterable. Strings, mappings and sets, read as letters, keys, in no order, are errors, and None."""
+    if isinstance(value, str | bytes | Mapping | Set | None) or not hasattr(value, "__iter__"):
         raise ValueError(f"{name} ({value!r:.80}) must be a sequence, such as a list.")
     return list(value)
 
@@ -71,3 +75,9 @@ def read_texts(name, texts):
     for i, text in enumerate(texts):
         check_text(f"{name}[{i}]", text)
     return list(texts), lambda results: results
+
+
+def check_numbers(name, array, where):
+    """Raise `FloatingPointError` unless what a model has computed, an array, is finite."""
+    if not np.isfinite(array).all():
+        raise FloatingPointError(f"The model's {name} are NaN or infinite {where}: {NAN_REASON}.")

@@ -18,7 +18,7 @@ from kerasllm import (
     TransformerTranslator,
     layers,
 )
-from kerasllm.training import LanguageModelDataset, MaskedLMDataset, TokenCrossentropy, TranslationDataset, WarmupCosine
+from kerasllm.training import TokenCrossentropy, WarmupCosine
 
 TEXTS = ["the cat sat on the mat .", "the dog ran to the cat .", "a bird sings"]
 SMALL = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "max_sequence_length": 16}
@@ -252,22 +252,6 @@ def test_a_tokenizer_with_more_symbols_than_the_model_is_refused(words):
     size = words.vocabulary_size
     refused(lambda: GPT(size - 1, **SMALL, tokenizer=words), f"tokenizer has {size} symbols", str(size - 1))
     assert GPT(size + 1, **SMALL, tokenizer=words).tokenizer is words  # as in padded checkpoints
-
-
-def test_sequences_beyond_the_positions_are_refused_in_fit(gpt):
-    x = {"token_ids": np.ones((2, 17), "int32"), "padding_mask": np.ones((2, 17), bool)}
-    model = GPT(9, **SMALL)
-    model.compile("sgd", TokenCrossentropy())
-    refused(lambda: model.fit(x, np.ones((2, 17), "int32"), verbose=0), "(17)", "max_sequence_length (16)")
-
-
-def test_datasets_refuse_unknown_ids_and_long_texts(words, pieces):
-    refused(lambda: LanguageModelDataset([[1, 999]], words, sequence_length=4), "documents", "999")
-    refused(lambda: LanguageModelDataset([[1, -1]], words, sequence_length=4), "documents", "-1")
-    refused(lambda: LanguageModelDataset([], words), "documents")
-    refused(lambda: MaskedLMDataset([TEXTS[0] * 9], pieces, max_length=16), "texts[0]", "max_length")
-    refused(lambda: TranslationDataset([("a", None)], words, words), "None")
-    refused(lambda: TranslationDataset([("the cat",)], words, words), "pairs[0]")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 
+import keras
 from keras import ops
 
 from kerasllm.backend.compilation import name
@@ -82,10 +83,10 @@ def token_crossentropy(labels, logits, ignore_class=None, label_smoothing=0.0):
 
     -sum_v q_v log softmax(logits)_v  with  q = (1 - label_smoothing) * one_hot(label) + label_smoothing / V
     """
-    labels, logits = ops.cast(labels, "int32"), ops.cast(logits, "float32")
     num_classes = logits.shape[-1]
-    is_class = (labels >= 0) & (labels < num_classes)
-    picked = ops.where(is_class, labels, 0)
+    is_known = is_class(labels, num_classes)
+    labels, logits = ops.cast(labels, "int32"), ops.cast(logits, "float32")
+    picked = ops.where(is_known, labels, 0)
     if name() == "torch":
         import torch
 
@@ -102,8 +103,14 @@ def token_crossentropy(labels, logits, ignore_class=None, label_smoothing=0.0):
         if label_smoothing:
             target = (1 - label_smoothing) * target + label_smoothing * ops.mean(logits, axis=-1)
         losses = ops.logsumexp(logits, axis=-1) - target
-    losses = ops.where(is_class, losses, float("nan"))
+    losses = ops.where(is_known, losses, float("nan"))
     return losses if ignore_class is None else ops.where(labels == ignore_class, 0.0, losses)
+
+
+def is_class(labels, num_classes):
+    """Whether each label is one of the classes: whole, 0 to `num_classes` - 1; also of floats, cut off elsewhere."""
+    known = (labels >= 0) & (labels < num_classes)
+    return known & (ops.floor(labels) == labels) if "float" in keras.backend.standardize_dtype(labels.dtype) else known
 
 
 def is_argmax(labels, logits):

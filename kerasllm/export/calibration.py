@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from kerasllm.text.limits import InputLimits, as_array
+
 
 def read(model, options, data):
     """Inputs of a model's `forward` from what the caller gives.
@@ -38,15 +40,16 @@ def _inputs(model, options, i, entry):
     inputs = entry if isinstance(entry, Mapping) else _of_one_sequence(model, name, entry)
     if set(inputs) != set(model.input):
         raise ValueError(f"{name} has the inputs {', '.join(inputs)}; the model takes {', '.join(model.input)}.")
-    inputs = {key: np.asarray(x) for key, x in inputs.items()}
+    inputs = {key: as_array(f"{name}: {key}", x) for key, x in inputs.items()}
     for key, x in inputs.items():
         wanted = (options.inputs or {}).get(key, model.input[key].shape)
         fixed = len(wanted) == x.ndim and all(b in (None, a) for a, b in zip(x.shape, wanted, strict=True))
         if not fixed:
             raise ValueError(f"{name}: {key} has the shape {x.shape}, forward takes {tuple(wanted)}.")
-    limit, length = model.arguments.get("max_sequence_length"), max(x.shape[-1] for x in inputs.values())
-    if limit is not None and length > limit:
-        raise ValueError(f"{name} has {length} tokens, more than the model's max_sequence_length ({limit}).")
+    try:
+        InputLimits.of(model.arguments).check(inputs)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return {key: x.tolist() for key, x in inputs.items()}
 
 
@@ -54,7 +57,7 @@ def _of_one_sequence(model, name, entry):
     if set(model.input) - {"token_ids", "padding_mask", "segment_ids"}:
         raise ValueError(f"{name} must be a dict of the model's inputs: {', '.join(model.input)}.")
     ids = model.required_tokenizer().encode(entry) if isinstance(entry, str) else entry
-    ids = np.asarray(ids)
+    ids = as_array(name, ids)
     limit = model.arguments["vocabulary_size"]
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= limit:
         raise ValueError(f"{name} ({entry!r}) must be a text, or a list of ids from 0 to {limit - 1}.")

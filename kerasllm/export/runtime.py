@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm.arguments import check_text, read_texts
+from kerasllm.arguments import NAN_REASON, check_text, read_texts
 from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.export import description
 from kerasllm.export.messages import without_notes
@@ -196,7 +196,9 @@ class Runner:
             chosen = outputs["token_ids"][0, : outputs["lengths"][0]].tolist()
         for token in chosen:
             if token < 0:
-                raise FloatingPointError(f"The model's logits are NaN after {len(prompt) + len(ids)} tokens.")
+                raise FloatingPointError(
+                    f"The model's logits are NaN after {len(prompt) + len(ids)} tokens: {NAN_REASON}."
+                )
             ids.append(token)
             length = writer and writer.stop and writer.find_stop(prompt, ids, len(ids) - 1)
             done = bool(length) or token in end_ids or len(ids) == limit
@@ -278,7 +280,7 @@ class Runner:
             outputs = self.run(function, source_token_ids=[row], source_padding_mask=mask, **options)
             completion = outputs["token_ids"][0, : outputs["lengths"][0]].tolist()
             if min(completion, default=0) < 0:
-                raise FloatingPointError("The model's logits are NaN.")
+                raise FloatingPointError(f"The model's logits are NaN: {NAN_REASON}.")
             before = "" if config.strip_prompt else writer.write_prompt(start)
             results.append(before + writer.write(start, _without_end(completion, end_ids)))
         return unlist(results)
@@ -381,10 +383,13 @@ class _Head(MaskFilling, Classification, Tagging, Answering, Embedding):
         self.input = runner.signatures["forward"]["inputs"]
         self.arguments = {
             "max_sequence_length": self.input["token_ids"]["shape"][1] or settings["max_length"],
-            "vocabulary_size": runner.signatures["forward"]["outputs"].get("logits", {"shape": [None]})["shape"][-1],
+            **({"vocabulary_size": self._num_scores()} if "fill_mask" in runner.methods else {}),
             **{name: settings.get(name) for name in ("labels", "problem_type", "truncate_at")},
             **{name: settings.get(name) for name in ("prompts", "default_prompt_name")},
         }
+
+    def _num_scores(self):
+        return self.runner.signatures["forward"]["outputs"]["logits"]["shape"][-1]
 
     def required_tokenizer(self):
         """The tokenizer."""

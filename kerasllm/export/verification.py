@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops, tree
 
 from kerasllm import backend
+from kerasllm.text.limits import InputLimits
 
 TOLERANCE = 1e-5
 """Largest difference, as a part of the largest output."""
@@ -69,11 +70,9 @@ def axes_of(name):
 
 
 def _number_of_ids(model, name):
-    # Source and target may have one vocabulary.
-    names = [name.replace("token_ids", "vocabulary_size"), "vocabulary_size"]
-    for argument in ["num_segments"] if name == "segment_ids" else names:
-        if argument in model.arguments:
-            return model.arguments[argument]
+    ids = InputLimits.of(model.arguments).ids
+    if name in ids:
+        return ids[name][1]
     raise ValueError(f"verify (True): there is no example for the input {name!r}; pass verify=False.")
 
 

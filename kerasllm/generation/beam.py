@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops, tree
 
 from kerasllm import backend
+from kerasllm.arguments import NAN_REASON
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors
 from kerasllm.generation.programs import Programs, copied, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.task import Generation
@@ -238,10 +239,7 @@ def _tokens(task, beams):
 def _results(task, beams, end_ids):
     if beams["is_nan"].any():
         prompt = task.first_index + int(beams["is_nan"].argmax())
-        raise FloatingPointError(
-            f"The model's logits are NaN after prompts[{prompt}]: "
-            "its weights or its inputs hold NaN, or its numbers overflow."
-        )
+        raise FloatingPointError(f"The model's logits are NaN after prompts[{prompt}]: {NAN_REASON}.")
     results = []
     for i, prompt in enumerate(task.prompts):
         row = []

@@ -206,7 +206,7 @@ def _choose(model, logits, constrained, uniforms, filters, scores):
     log_probs = ()
     if scores:
         log_probs = ops.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - ops.logsumexp(logits, axis=-1)
-    return ops.where(ops.any(ops.isnan(logits), axis=-1), -1, token), log_probs
+    return ops.where(ops.any(~(logits < np.inf), axis=-1), -1, token), log_probs
 
 
 def chooser(temperature, top_k, top_p, **filters):

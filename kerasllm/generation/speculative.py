@@ -107,7 +107,7 @@ def _check(model, state, token_ids, slot):
     logits = ops.cast(logits, "float32")
     written = backend.argmax(logits)
     log_probs = ops.max(logits, axis=-1) - ops.logsumexp(logits, axis=-1)
-    return ops.where(ops.any(ops.isnan(logits), axis=-1), -1, written), log_probs, (state, history)
+    return ops.where(ops.any(~(logits < np.inf), axis=-1), -1, written), log_probs, (state, history)
 
 
 def _guess(model, state, unread, where, num_tokens):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from kerasllm.arguments import NAN_REASON
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.text import batches
 
@@ -149,8 +150,7 @@ class Row:
         ids = ids[: ends[0] + 1] if len(ends) else ids
         if len(ids) and ids[-1] < 0:
             raise FloatingPointError(
-                f"The model's logits are NaN after {len(self.prompt) + checked + len(ids) - 1} tokens: "
-                "its weights or its inputs hold NaN, or its numbers overflow."
+                f"The model's logits are NaN after {len(self.prompt) + checked + len(ids) - 1} tokens: {NAN_REASON}."
             )
         self.ids += ids.tolist()
         self.log_probs += log_probs[: len(ids)].tolist()

@@ -7,7 +7,7 @@ from kerasllm.arguments import check_positive, check_rate
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.base import Layer, build_once
 from kerasllm.layers.block import make_norm
-from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions
+from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions, check_length
 
 # Whether sines and cosines take turns.
 SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
@@ -20,7 +20,7 @@ class TransformerEmbeddings(Layer):
     Args:
         vocabulary_size: number of symbols V.
         hidden_dim: width D.
-        max_sequence_length: size of the learned table of positions.
+        max_sequence_length: the longest sequence, and the size of the learned table of positions; None for no limit.
         positions: "learned", "sinusoidal", "split_sinusoidal" or None, as for `TransformerStack`.
         num_segments: number of segment embeddings; 0 for none.
         scale: whether token embeddings are multiplied by sqrt(D).
@@ -36,6 +36,10 @@ class TransformerEmbeddings(Layer):
 
     Returns:
         (B, T, D).
+
+    Raises:
+        ValueError: T is known and exceeds `max_sequence_length`. Ids are not looked at: of one that is none a backend
+            makes an error, NaN or the row of another.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class TransformerEmbeddings(Layer):
         embedding_dim = hidden_dim if embedding_dim is None else embedding_dim
         check_positive("embedding_dim", embedding_dim)
         self.hidden_dim, self.embedding_dim, self.scale = hidden_dim, embedding_dim, scale
+        self.max_sequence_length = max_sequence_length
         initializer = normal_initializer(initializer_range or hidden_dim**-0.5)
 
         self.token = token_embedding or ReversibleEmbedding(
@@ -114,6 +119,7 @@ class TransformerEmbeddings(Layer):
 
     def call(self, token_ids, positions=None, segment_ids=None, training=None):
         """Embed."""
+        check_length(token_ids, self.max_sequence_length)
         x = self.token(token_ids)
         if self.scale:
             x = x * self.hidden_dim**0.5

@@ -45,10 +45,7 @@ class LearnedPositions(Layer):
 
     def call(self, x, positions=None):
         """Add the rows of the table."""
-        if isinstance(x.shape[1], int) and x.shape[1] > self.max_sequence_length:  # jax has symbols for open lengths
-            raise ValueError(
-                f"sequence length ({x.shape[1]}) must be at most max_sequence_length ({self.max_sequence_length})."
-            )
+        check_length(x, self.max_sequence_length)
         if positions is None:
             positions = ops.arange(ops.shape(x)[1], dtype="int32")
         return x + ops.cast(ops.take(self.embeddings, positions, axis=0), x.dtype)
@@ -56,6 +53,12 @@ class LearnedPositions(Layer):
     def compute_output_shape(self, x_shape, positions_shape=None):
         """The shape of x: (B, T, D)."""
         return x_shape
+
+
+def check_length(x, limit):
+    """Raise `ValueError` where the length of x (B, T, ...) is known and exceeds `limit`, unless that is None."""
+    if limit is not None and isinstance(x.shape[1], int) and x.shape[1] > limit:  # jax has symbols for open lengths
+        raise ValueError(f"sequence length ({x.shape[1]}) must be at most max_sequence_length ({limit}).")
 
 
 @keras.saving.register_keras_serializable("kerasllm")

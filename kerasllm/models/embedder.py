@@ -126,7 +126,7 @@ class BERTEmbedder(Embedding, BERTModel):
 
         Without `prompt` and `prompt_name` the prompt is that named "document", "passage" or "corpus", if there is one.
         """
-        texts = [texts] if isinstance(texts, str) else read_sequence("texts", texts)
+        texts = read_sequence("texts", texts)
         if prompt is None and prompt_name is None:
             prompt = self._first_prompt(DOCUMENT)
         return EmbeddingIndex(texts, self.embed(texts, batch_size, truncate, verbose, prompt, prompt_name))

@@ -6,6 +6,7 @@ import numpy as np
 
 from kerasllm import checkpoints
 from kerasllm.arguments import check_choice, check_positive
+from kerasllm.text.limits import check_finite
 
 TEXTS, TENSOR = "texts.json", "embeddings"
 
@@ -31,8 +32,7 @@ class EmbeddingIndex:
             raise ValueError(
                 f"embeddings ({embeddings.dtype}, shape {embeddings.shape}) must be floats of shape ({len(texts)}, D)."
             )
-        if not np.isfinite(embeddings).all():
-            raise ValueError("embeddings must be finite.")
+        check_finite("embeddings", embeddings)
         self.texts, self.embeddings = texts, embeddings
 
     def __len__(self):
@@ -52,9 +52,11 @@ class EmbeddingIndex:
         """
         check_positive("top_k", top_k)
         check_choice("similarity", similarity, SIMILARITIES)
-        queries = np.asarray(queries, "float32")
+        queries = np.asarray(queries)
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"queries (shape {queries.shape}) must be of shape (Q, {self.embeddings.shape[1]}).")
+        check_finite("queries", queries)
+        queries = queries.astype("float32")
         scores = SIMILARITIES[similarity](queries, self.embeddings.astype("float32"))  # (Q, N)
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k].tolist()
         return [

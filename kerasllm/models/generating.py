@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kerasllm import checkpoints
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_numbers, check_positive
 from kerasllm.generation import generator, scoring, speculative
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.task import Task
@@ -225,6 +225,9 @@ class GeneratingModel(Model):
             batch_size: the most rows at a time.
             read_inputs: takes a list of places in `rows`, and their ids and mask (B, T), padded on the right, and
                 returns the model's inputs.
+
+        Raises:
+            FloatingPointError: a log-probability is NaN or infinite.
         """
         check_positive("batch_size", batch_size)
         scores = []
@@ -238,6 +241,8 @@ class GeneratingModel(Model):
             token_ids, padding_mask = batches.pad([rows[i] for i in places], length)
             inputs = read_inputs(places, token_ids, padding_mask)
             scores += scoring.score(self, inputs, token_ids, padding_mask, batches.bucket_rows(least_rows))
+            for i in places:
+                check_numbers("log-probabilities", scores[i].log_probs, f"for row {i}")
         return scores
 
     def required_output_tokenizer(self):

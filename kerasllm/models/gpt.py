@@ -26,7 +26,8 @@ class GPT(LanguageModel):
 
     Inputs:
         token_ids: (B, T) int32.
-        padding_mask: (B, T) bool or int, True = real.
+        padding_mask: (B, T) bool or int, True = real; padding stands on the right, unless positions are "rotary",
+            "relative", "alibi" or None.
 
     Outputs:
         Logits (B, T, V): at t the scores of token t + 1.

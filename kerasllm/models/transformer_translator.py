@@ -40,7 +40,8 @@ class TransformerTranslator(EncoderDecoder):
 
     Inputs:
         source_token_ids: (B, S) int32.
-        source_padding_mask: (B, S) bool or int, True = real.
+        source_padding_mask: (B, S) bool or int, True = real; padding stands on the right, unless positions are
+            "rotary", "relative", "alibi" or None.
         target_token_ids: (B, T) int32, the start token first.
         target_padding_mask: (B, T) bool or int, True = real; padding stands on the right.
 

@@ -6,12 +6,13 @@ after each batch.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 
-from kerasllm.arguments import check_positive, read_texts
+from kerasllm.arguments import check_numbers, check_positive, read_texts
 from kerasllm.text import batches
+from kerasllm.text.limits import InputLimits
 
 CHUNK = 1024  # Texts of a stream that are looked at together, to batch them by length.
 LONG = 10  # Batches from which on a progress bar is shown.
@@ -29,8 +30,8 @@ def answer_each(name, texts, answer, verbose):
     Returns:
         One answer; a list of answers; or an iterator of answers, which reads the stream as it goes.
     """
-    # A mapping is no stream of its keys.
-    if isinstance(texts, str | list | tuple | Mapping) or not hasattr(texts, "__iter__"):
+    # A mapping is no stream of its keys, nor has a set an order.
+    if isinstance(texts, str | bytes | list | tuple | Mapping | Set) or not hasattr(texts, "__iter__"):
         texts, unlist = read_texts(name, texts)
         return unlist(answer(texts, verbose))
     stream = iter(texts)
@@ -75,6 +76,9 @@ def predict(model, encodings, batch_size, verbose=False, extra=None):
     Returns:
         A list in the order of `encodings`: the model's output for each, float32, without the batch axis; an output
         of (B, T, ...) still has the batch's padding.
+
+    Raises:
+        FloatingPointError: an output is NaN or infinite.
     """
     check_positive("batch_size", batch_size)
     rows = {"token_ids": [e.ids for e in encodings], **(extra or {})}
@@ -91,6 +95,8 @@ def predict(model, encodings, batch_size, verbose=False, extra=None):
         outputs = model.predict_on_batch(_inputs(model, rows, filled))
         for row, place in enumerate(places):
             results[place] = _row(outputs, row)
+            for array in results[place].values() if isinstance(outputs, dict) else [results[place]]:
+                check_numbers("outputs", array, f"for text {place}")
         advance()
     return results
 
@@ -109,6 +115,7 @@ def _inputs(model, rows, places):
         inputs[name], padding_mask = batches.pad(lists, batches.bucket_length(max(map(len, lists)), limit))
         if name == "token_ids":
             inputs["padding_mask"] = padding_mask
+    InputLimits.of(model.arguments).check(inputs, places)
     return inputs
 
 

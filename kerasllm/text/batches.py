@@ -34,13 +34,13 @@ def pad(rows, length=None, value=0, side="right", multiple=1):
     places = np.arange(length)
     padding_mask = places < lengths[:, None] if side == "right" else places >= length - lengths[:, None]
     ids = np.full((len(rows), length), value, dtype="int32")
-    ids[padding_mask] = np.concatenate([np.asarray(row, dtype="int32") for row in rows])
+    ids[padding_mask] = np.concatenate([as_int32(row, "rows", i) for i, row in enumerate(rows)])
     return ids, padding_mask
 
 
 def shift(rows, start, end):
     """Inputs and labels of teacher forcing: `[start, *row]` is to predict `[*row, end]`, for each row."""
-    rows = [np.asarray(row, dtype="int32") for row in rows]
+    rows = [as_int32(row, "rows", i) for i, row in enumerate(rows)]
     start, end = np.array([start], "int32"), np.array([end], "int32")
     return [np.concatenate([start, row]) for row in rows], [np.concatenate([row, end]) for row in rows]
 
@@ -74,7 +74,7 @@ def mask_tokens(token_ids, maskable, mask_id, random_ids, generator, rate=0.15, 
         ids. A row with fewer chosen tokens is filled up with position 0 and label -1.
     """
     check_rate("rate", rate)
-    token_ids = np.asarray(token_ids, dtype="int32")
+    token_ids = as_int32(token_ids, "token_ids")
     maskable = np.asarray(maskable, dtype=bool)
     available = maskable.sum(axis=1)
     wanted = np.minimum(np.maximum(np.rint(available * rate).astype(int), 1), available)  # (B,)
@@ -153,10 +153,10 @@ def pack(documents, length, start=None, end=None):
     after = [] if end is None else [end]
     before = [] if start is None else [start]
     pieces = []
-    for document in documents:
+    for i, document in enumerate(documents):
         if not pieces or start != end:
             pieces.append(before)
-        pieces += [document, after]
+        pieces += [as_int32(document, "documents", i), after]
     stream = np.concatenate([np.asarray(piece, dtype="int32") for piece in pieces]) if pieces else np.zeros(0, "int32")
     if len(stream) < 2:
         raise ValueError(f"documents hold {len(stream)} tokens; there must be at least 2.")
@@ -211,11 +211,29 @@ def check_ids(ids, vocabulary_size, name="token_ids"):
         for index, row in enumerate(ids):
             check_ids(row, vocabulary_size, f"{name}[{index}]")
         return
-    ids = np.asarray(ids)
+    try:
+        ids = np.asarray(ids)
+    except ValueError as error:
+        raise ValueError(f"{name} ({ids!r:.80}) must be rows of integers.") from error
     if ids.size and ids.dtype.kind not in "iu":
         raise ValueError(f"{name} ({ids.dtype}) must hold integers.")
     for wrong in ids[(ids < 0) | (ids >= vocabulary_size)][:1]:
         raise ValueError(f"{name} holds {wrong}; the vocabulary's ids are 0 to {vocabulary_size - 1}.")
+
+
+def as_int32(values, name, *place):
+    """Whole numbers as an int32 array, which would wrap larger ones round and cut fractions off; or a `ValueError`."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.empty(0, "O")  # of rows that differ in length
+    if array.dtype == np.int32:
+        return array
+    if array.dtype.kind in "iub" and (not array.size or -(2**31) <= array.min() and array.max() < 2**31):
+        return array.astype("int32")
+    if array.dtype.kind == "f" and not array.size:
+        return array.astype("int32")  # of []
+    raise ValueError(f"{name}{list(place) or ''} ({values!r:.80}) must hold whole numbers of 32 bits.")
 
 
 def round_up(lengths, multiple):

@@ -9,15 +9,21 @@ order has changed with the epoch, so that some batches come twice and some not a
 first `fit` of a model that is not kerasllm's begins, after `compile`, with batches that it fetched to build the model.
 """
 
+import contextlib
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
 from kerasllm.arguments import check_choice, check_positive, check_rate, read_sequence
 from kerasllm.text import batches
+from kerasllm.text.limits import as_array
 
 
 class BucketedDataset(keras.utils.PyDataset):
     """The base of the datasets: examples of like length in a batch, a new order in every epoch.
+
+    `fit` of kerasllm's models begins with a check that they can read and learn all examples; the errors name one.
 
     Attributes:
         epoch: counts up at the end of each epoch, and once at the start of each `fit`: epoch e of the first `fit` has
@@ -49,11 +55,16 @@ class BucketedDataset(keras.utils.PyDataset):
         self.max_length = max_length
         self.seed = seed
         self.shuffle = shuffle
+        self._limits = self._checked = None
         self.epoch = 0
 
     def make_batch(self, indices, widths, generator):
         """The batch of the examples at `indices`, padded to `widths`; all chance comes from `generator`."""
         raise NotImplementedError
+
+    def plain_batch(self, indices, widths):
+        """What `make_batch` gives as far as it can break a model's limits, which is checked ahead of `fit`."""
+        return self.make_batch(indices, widths, np.random.default_rng(self.seed))
 
     @property
     def epoch(self):
@@ -85,7 +96,29 @@ class BucketedDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         indices, widths = self._plan[index]
-        return self.make_batch(indices, widths, np.random.default_rng([self.seed, self.epoch, index]))
+        batch = self.make_batch(indices, widths, np.random.default_rng([self.seed, self.epoch, index]))
+        if self._limits:
+            self._limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=indices)
+        return batch
+
+    @contextlib.contextmanager
+    def kept_to(self, limits, ahead=False):
+        """Inside it, a batch that a model cannot read or learn raises `ValueError`; kerasllm's models enter it.
+
+        Args:
+            limits: the model's, a `kerasllm.training.limits.Limits`.
+            ahead: whether all batches of this epoch are checked now, unless they were for equal limits.
+        """
+        before, self._limits = self._limits, limits
+        try:
+            if ahead and limits != self._checked:
+                for indices, widths in self._plan:
+                    batch = self.plain_batch(indices, widths)
+                    limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=indices)
+                self._checked = limits
+            yield
+        finally:
+            self._limits = before
 
     def arrays(self):
         """All examples in their order as one batch: plain arrays for `fit(x, y)`."""
@@ -149,6 +182,8 @@ class TranslationDataset(BucketedDataset):
         **kwargs,
     ):
         check_positive("max_length", max_length)
+        check_tokenizer("source_tokenizer", source_tokenizer)
+        check_tokenizer("target_tokenizer", target_tokenizer)
         if start_token_id is not None:
             batches.check_ids([start_token_id], target_tokenizer.vocabulary_size, "start_token_id")
         for role in ("bos", "eos") if start_token_id is None else ("eos",):
@@ -156,7 +191,7 @@ class TranslationDataset(BucketedDataset):
                 raise ValueError(f"target_tokenizer ({target_tokenizer}) must have a token for {role}.")
         pairs = read_sequence("pairs", pairs)
         for index, pair in enumerate(pairs):
-            if isinstance(pair, str | None) or len(pair) != 2:
+            if not isinstance(pair, Sequence | np.ndarray) or isinstance(pair, str | bytes) or len(pair) != 2:
                 raise ValueError(f"pairs[{index}] ({pair!r:.80}) must be a (source, target).")
         sources = tokenize([source for source, _ in pairs], source_tokenizer, "sources", special_tokens=True)
         start, end = target_tokenizer.bos_id if start_token_id is None else start_token_id, target_tokenizer.eos_id
@@ -223,6 +258,7 @@ class MaskedLMDataset(BucketedDataset):
         check_positive("max_length", max_length)
         check_rate("rate", rate)
         check_choice("too_long", too_long, ("error", "drop", "truncate", "split"))
+        check_tokenizer("tokenizer", tokenizer)
         for role in ("cls", "sep", "mask"):
             if role not in tokenizer.roles:
                 raise ValueError(f"tokenizer ({tokenizer}) must have a token for {role}.")
@@ -266,6 +302,14 @@ class MaskedLMDataset(BucketedDataset):
             del inputs["segment_ids"]
         return inputs, labels
 
+    def plain_batch(self, indices, widths):
+        """Without masks, which take ten times as long: the largest ids are the labels."""
+        token_ids, padding_mask = batches.pad([self.rows[i] for i in indices], widths[0])
+        inputs = {"token_ids": token_ids, "segment_ids": np.zeros_like(token_ids), "padding_mask": padding_mask}
+        if not self.segments:
+            del inputs["segment_ids"]
+        return inputs | {"masked_positions": token_ids[:, :1] * 0}, token_ids.max(axis=1, keepdims=True)
+
 
 class LanguageModelDataset(BucketedDataset):
     """Documents for a causal language model, packed into blocks: every token is predicted once an epoch.
@@ -282,6 +326,8 @@ class LanguageModelDataset(BucketedDataset):
     """
 
     def __init__(self, documents, tokenizer, batch_size=32, sequence_length=128, seed=0, shuffle=True, **kwargs):
+        check_positive("sequence_length", sequence_length)
+        check_tokenizer("tokenizer", tokenizer)
         rows = tokenize(documents, tokenizer, "documents")
         self.token_ids, self.padding_mask, self.labels = batches.pack(
             rows, sequence_length, tokenizer.bos_id, tokenizer.eos_id
@@ -300,10 +346,13 @@ def tokenize(texts, tokenizer, name, special_tokens=False):
     if not texts:
         raise ValueError(f"{name} must not be empty.")
     if any(isinstance(text, str) for text in texts):
+        other = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if other is not None:
+            raise ValueError(f"{name}[{other}] ({texts[other]!r:.80}) must be a string where others are.")
         rows = tokenizer.encode_batch(texts, special_tokens=special_tokens)
     else:
         for index, row in enumerate(texts):
-            if np.ndim(row) != 1:
+            if as_array(f"{name}[{index}]", row).ndim != 1:
                 raise ValueError(f"{name}[{index}] ({row!r:.80}) must be a string or a flat list of token ids.")
             batches.check_ids(row, tokenizer.vocabulary_size, f"{name}[{index}]")
         rows = texts
@@ -311,6 +360,12 @@ def tokenize(texts, tokenizer, name, special_tokens=False):
         if len(row) == 0:
             raise ValueError(f"{name}[{index}] ({texts[index]!r:.80}) has no tokens.")
     return [np.asarray(row, dtype="int32") for row in rows]
+
+
+def check_tokenizer(name, tokenizer):
+    """Raise `ValueError` for what encodes no texts, such as None or a path."""
+    if not hasattr(tokenizer, "encode_batch"):
+        raise ValueError(f"{name} ({tokenizer!r:.80}) must be a kerasllm.Tokenizer.")
 
 
 def fitting(lengths, limit, too_long, name):

@@ -1,9 +1,13 @@
 """Batches for `fit` of BERT's heads: labels of texts, of tokens, and answers in contexts."""
 
+import numbers
+from collections.abc import Hashable
+
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive, read_sequence
+from kerasllm.arguments import check_choice, check_positive, check_text, read_sequence
 from kerasllm.text import batches
+from kerasllm.text.limits import as_array, check_finite
 from kerasllm.training.datasets import BucketedDataset, fitting
 
 
@@ -70,7 +74,8 @@ class ClassificationDataset(EncodingsDataset):
         texts, labels = read_sequence("texts", texts), read_labels(labels, label_names)
         if not texts or len(labels) != len(texts):
             raise ValueError(f"labels ({len(labels)} of them) must be as many as texts ({len(texts)}), at least one.")
-        encodings, keep, self.num_too_long = encode(tokenizer, texts, pairs, max_length, too_long)
+        given = {"texts": texts} if pairs is None else {"texts": texts, "pairs": read_sequence("pairs", pairs)}
+        encodings, keep, self.num_too_long = encode(tokenizer, given, max_length, too_long)
         self.labels = labels[keep]
         super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
 
@@ -115,13 +120,19 @@ class TokenClassificationDataset(EncodingsDataset):
         if not words or len(words) != len(labels):
             raise ValueError(f"labels ({len(labels)} of them) must be as many as words ({len(words)}), at least one.")
         for i, (row, marks) in enumerate(zip(words, labels, strict=True)):
-            if isinstance(row, str) or len(row) != len(marks) or not all(isinstance(w, str) and w for w in row):
-                raise ValueError(f"words[{i}] ({row!r:.60}) must be {len(marks)} strings, one for each of labels[{i}].")
-        numbers = [read_labels(marks, label_names, f"labels[{i}]") for i, marks in enumerate(labels)]
+            row, marks = read_sequence(f"words[{i}]", row), read_sequence(f"labels[{i}]", marks)
+            if not row or len(row) != len(marks) or not all(isinstance(w, str) and w for w in row):
+                raise ValueError(
+                    f"words[{i}] ({row!r:.60}) must be words, one at least, as many as labels[{i}] ({len(marks)})."
+                )
+        marks = [read_labels(marks, label_names, f"labels[{i}]") for i, marks in enumerate(labels)]
+        for i, row in enumerate(marks):
+            if row.ndim > 1:
+                raise ValueError(f"labels[{i}] ({labels[i]!r:.80}) must be a number or a name for each word.")
         texts = [" ".join(row) for row in words]
-        encodings, keep, self.num_too_long = encode(tokenizer, texts, None, max_length, too_long)
+        encodings, keep, self.num_too_long = encode(tokenizer, {"words": texts}, max_length, too_long)
         self.labels = [
-            np.array(token_labels(e, words[i], numbers[i]), "int32") for i, e in zip(keep, encodings, strict=True)
+            np.array(token_labels(e, words[i], marks[i]), "int32") for i, e in zip(keep, encodings, strict=True)
         ]
         super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
 
@@ -174,7 +185,8 @@ class QuestionAnsweringDataset(EncodingsDataset):
                 f"questions ({len(questions)} of them), contexts ({len(contexts)}) and answers ({len(answers)}) "
                 "must be as many, at least one."
             )
-        encodings, keep, self.num_too_long = encode(tokenizer, questions, contexts, max_length, too_long)
+        given = {"questions": questions, "contexts": contexts}
+        encodings, keep, self.num_too_long = encode(tokenizer, given, max_length, too_long)
         spans = [answer_tokens(i, e, contexts[i], answers[i]) for i, e in zip(keep, encodings, strict=True)]
         self.spans = np.array(spans, "int32")  # (N, 2)
         super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
@@ -200,6 +212,12 @@ def answer_tokens(index, encoding, context, answer):
     """The first and last token of the characters (start, end) of a context; (0, 0) for None."""
     if answer is None:
         return 0, 0
+    is_pair = isinstance(answer, list | tuple | np.ndarray) and len(answer) == 2
+    if not is_pair or not all(isinstance(i, numbers.Integral) for i in answer):
+        raise ValueError(
+            f"answers[{index}] ({answer!r:.80}) must be (start, end), characters of contexts[{index}], or None; of "
+            "SQuAD's answers these are answer_start and answer_start + len(text)."
+        )
     start, end = answer
     if not 0 <= start < end <= len(context) or not context[start:end].strip():
         raise ValueError(f"answers[{index}] ({answer!r}) must be characters of contexts[{index}] ({context!r:.60}).")
@@ -214,25 +232,44 @@ def read_labels(labels, label_names, name="labels"):
     """Labels as an array: numbers or names as (N,) int32, rows of numbers as (N, L) float32."""
     labels = read_sequence(name, labels)
     if label_names is not None:
-        numbers = {label: i for i, label in enumerate(label_names)}
+        label_names = read_sequence("label_names", label_names)
+        places = {label: i for i, label in enumerate(label_names)}
+        if len(places) < len(label_names):
+            raise ValueError(f"label_names ({label_names!r:.200}) must be different names.")
         for i, label in enumerate(labels):
-            if label not in numbers:
-                raise ValueError(f"{name}[{i}] ({label!r}) must be one of label_names ({label_names!r:.200}).")
-        return np.array([numbers[label] for label in labels], "int32")
-    array = np.asarray(labels)
+            if not isinstance(label, Hashable) or label not in places:
+                raise ValueError(f"{name}[{i}] ({label!r:.80}) must be one of label_names ({label_names!r:.200}).")
+        return np.array([places[label] for label in labels], "int32")
+    array = as_array(name, labels)
     if array.dtype.kind in "iu" and array.ndim == 1:
+        for i in np.flatnonzero(array != array.astype("int32"))[:1]:
+            raise ValueError(f"{name}[{i}] ({labels[i]}) must be a whole number of 32 bits.")
         return array.astype("int32")
     if array.dtype.kind not in "iufb" or array.ndim != 2:
         raise ValueError(f"{name} ({labels!r:.80}) must be whole numbers, names with label_names, or rows of numbers.")
+    check_finite(name, array)
     return array.astype("float32")
 
 
-def encode(tokenizer, texts, pairs, max_length, too_long):
-    """`(encodings, indices of the examples they belong to, number of examples that were too long)`."""
-    pairs = None if pairs is None else read_sequence("pairs", pairs)
-    encodings = tokenizer.encodings(texts, pairs)
+def encode(tokenizer, given, max_length, too_long):
+    """`(encodings, indices of the examples they belong to, number of examples that were too long)`.
+
+    Args:
+        given: dict of the argument's name -> texts; a second one holds their pairs.
+    """
+    if not hasattr(tokenizer, "encodings"):
+        raise ValueError(f"tokenizer ({tokenizer!r:.80}) must be a kerasllm.Tokenizer.")
+    for name, texts in given.items():
+        for i, text in enumerate(texts):
+            check_text(f"{name}[{i}]", text)
+    names, (texts, *pairs) = list(given), given.values()
+    encodings = tokenizer.encodings(texts, *pairs)
+    for i, encoding in enumerate(encodings):
+        for side, name in enumerate(names):
+            if side not in encoding.sequence_ids:
+                raise ValueError(f"{name}[{i}] ({given[name][i]!r:.80}) has no tokens.")
     lengths = np.array([len(e) for e in encodings])
-    keep = fitting(lengths, max_length, too_long, "texts")
+    keep = fitting(lengths, max_length, too_long, names[0])
     for i in keep[lengths[keep] > max_length]:
-        encodings[i] = tokenizer.encodings([texts[i]], pairs and [pairs[i]], max_length)[0]
+        encodings[i] = tokenizer.encodings([texts[i]], *([p[i]] for p in pairs), max_length=max_length)[0]
     return [encodings[i] for i in keep], keep, int((lengths > max_length).sum())

@@ -1,10 +1,13 @@
 """The loss of every model here: the cross-entropy of tokens, of which some do not count."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import check_rate
+from kerasllm.text import batches
+from kerasllm.text.limits import as_array
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -46,7 +49,7 @@ class TokenCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        y_true, y_pred = label_tensor(y_true), ops.convert_to_tensor(y_pred)
         counted = counted_tokens(y_true, self.ignore_class)
         weight = counted if sample_weight is None else counted * token_weights(sample_weight, y_true)
         if self.reduction in ("sum_over_batch_size", "mean"):
@@ -63,6 +66,16 @@ class TokenCrossentropy(keras.losses.Loss):
     def get_config(self):
         own = {"ignore_class": self.ignore_class, "label_smoothing": self.label_smoothing}
         return {**super().get_config(), **own}
+
+
+def label_tensor(labels):
+    """Labels as a tensor; those in numpy or lists must be whole numbers of 32 bits, which backends make of others."""
+    if not isinstance(labels, np.ndarray | list | tuple):
+        return ops.convert_to_tensor(labels)
+    labels = as_array("labels", labels)
+    if labels.dtype.kind == "f" and (np.floor(labels) == labels).all():
+        labels = labels.astype("int64")
+    return ops.convert_to_tensor(batches.as_int32(labels, "labels"))
 
 
 def counted_tokens(labels, ignore_class):

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.training.losses import counted_tokens, token_weights
+from kerasllm.training.losses import counted_tokens, label_tensor, token_weights
 
 
 class TokenMean(keras.metrics.Metric):
@@ -26,7 +26,7 @@ class TokenMean(keras.metrics.Metric):
         raise NotImplementedError
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        y_true, y_pred = ops.convert_to_tensor(y_true), ops.stop_gradient(ops.convert_to_tensor(y_pred))
+        y_true, y_pred = label_tensor(y_true), ops.stop_gradient(ops.convert_to_tensor(y_pred))
         weight = counted_tokens(y_true, self.ignore_class)
         if sample_weight is not None:
             weight = weight * token_weights(sample_weight, y_true)
@@ -66,7 +66,7 @@ class Perplexity(TokenMean):
 
 @keras.saving.register_keras_serializable("kerasllm")
 class TokenAccuracy(TokenMean):
-    """Share of the tokens that count whose label has the largest logit (of equals, the first).
+    """Share of the tokens that count whose label has the largest logit (of equals, the first); nan of what is no class.
 
     Args:
         ignore_class: label of the positions that do not count; `None` if all count.
@@ -78,4 +78,5 @@ class TokenAccuracy(TokenMean):
         self._direction = "up"
 
     def values(self, labels, logits):
-        return ops.cast(backend.is_argmax(labels, logits), "float32")
+        is_known = backend.is_class(labels, logits.shape[-1]) | (counted_tokens(labels, self.ignore_class) == 0)
+        return ops.where(is_known, ops.cast(backend.is_argmax(labels, logits), "float32"), float("nan"))
