@@ -21,7 +21,10 @@ class Summing:
     def required_tokenizer(self):
         return TOKENIZER
 
-    def predict_on_batch(self, inputs):
+    def outputs_function(self):
+        return self.outputs_of
+
+    def outputs_of(self, inputs):
         self.shapes.append(inputs["token_ids"].shape)
         assert set(inputs) == set(self.input)
         assert (inputs["padding_mask"] | (inputs["token_ids"] == 0)).all()
@@ -96,6 +99,6 @@ def test_batches_of_bfloat16_come_back_as_float32():
     import ml_dtypes
 
     model = Summing()
-    model.predict_on_batch = lambda inputs: inputs["token_ids"].astype(ml_dtypes.bfloat16)
+    model.outputs_of = lambda inputs: inputs["token_ids"].astype(ml_dtypes.bfloat16)
     (output,) = predict(model, encode_texts(model, ["the cat"]), 1)
     assert output.dtype == np.float32

@@ -151,6 +151,122 @@ def test_what_was_read_is_not_read_again(runner, monkeypatch):
     assert calls == [("decode", 1)] * 3
 
 
+THREADS = """
+import random, sys, threading
+from kerasllm.export.runtime import Runner
+path, seconds, texts = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
+runner, alone = Runner(path, num_threads=2), Runner(path, num_threads=1)
+del alone.signatures["prefill_8"]
+options = {"max_new_tokens": 12}
+sampled = {**options, "temperature": 0.9, "seed": 3}
+
+def calls(runner):
+    generated = [lambda t=t, o=o: runner.generate(t, **o) for t in texts for o in (options, sampled)]
+    streamed = [lambda t=t: "".join(runner.stream(t, **options)) for t in texts]
+    inputs = {"token_ids": [[5, 6, 7]], "max_new_tokens": 9, "stop_token_ids": [1], "seed": 1, "row": 0}
+    inputs |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    return [*generated, *streamed, lambda: runner.run("generate", **inputs)["token_ids"].tolist()]
+
+expected, wrong, count = [call() for call in calls(alone)], [], 0
+start, end = threading.Barrier(8), threading.Event()
+
+def work(number):
+    global count
+    order = list(enumerate(calls(runner)))
+    random.Random(number).shuffle(order)
+    start.wait()
+    while True:
+        for i, call in order:
+            try:
+                found = call()
+                if found != expected[i]:
+                    wrong.append(f"{i}: {found!r} is not {expected[i]!r}")
+            except Exception as error:
+                wrong.append(f"{i}: {error!r}")
+            count += 1
+        if end.wait(0):
+            return
+
+threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+for thread in threads:
+    thread.start()
+end.wait(seconds)
+end.set()
+for thread in threads:
+    thread.join()
+print(count, len(wrong), *wrong[:3], sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(60, marks=pytest.mark.slow)])
+def test_threads_share_a_runner(seconds, runner):
+    """In a process of its own: LiteRT, called from two threads at once, breaks it."""
+    command = [sys.executable, "-c", THREADS, str(runner.path), str(seconds), *TEXTS[:2], TEXTS[3]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 120)
+    assert result.returncode == 0, (result.returncode, result.stderr[-500:])
+    count, num_wrong, *wrong = result.stdout.splitlines()
+    assert int(count) >= 80 and num_wrong == "0", wrong
+
+
+def texts_in_turns(runner):
+    streams = [runner.stream(text, max_new_tokens=9, seed=1) for text in (TEXTS[0], TEXTS[3])]
+    texts = ["", ""]
+    for _ in range(9):
+        for i, stream in enumerate(streams):
+            texts[i] += next(stream, "")
+    return texts
+
+
+def interrupted(call, place, name="steps.py"):
+    """Make a call that Ctrl-C ends at the `place`-th line that it runs of a file: whether it came so far."""
+    left = place
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(name):
+            return None
+        left -= event == "line"
+        if left < 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+        return False
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+
+
+def check_interruptions(runner):
+    """What is interrupted at any line, and what is left, leaves the next call right."""
+    steps, one, other, place = runner._steps, list(range(5, 14)), [70, 71], 0
+    expected = steps.after(one)
+    for before, while_reading in ((other, one), (one, other)):
+        steps.after(before)
+        while interrupted(lambda ids=while_reading: steps.after(ids), place):
+            np.testing.assert_allclose(steps.after(one), expected, atol=1e-5, err_msg=f"{while_reading}, {place}")
+            steps.after(before)
+            place += 1
+        assert place > 20
+        place = 0
+    text = runner.generate(TEXTS[0], max_new_tokens=4, seed=1)
+    stream = runner.stream(TEXTS[0], max_new_tokens=4, seed=2)
+    next(stream)
+    stream.close()
+    assert runner.generate(TEXTS[0], max_new_tokens=4, seed=1) == text
+
+
+def test_streams_in_turns_and_what_is_interrupted_leave_a_runner_right(gpt, runner):
+    expected = [gpt.generate(text, max_new_tokens=9, strip_prompt=True) for text in (TEXTS[0], TEXTS[3])]
+    assert texts_in_turns(runner) == expected
+    check_interruptions(runner)
+
+
 def test_recurrent_models_and_the_defaults_of_a_model(gpt, tmp_path):
     model = filled(RNNLanguageModel(gpt.tokenizer.vocabulary_size, 1, 16, tokenizer=gpt.tokenizer))
     ids = [gpt.tokenizer.encode(TEXTS[0])]
@@ -162,6 +278,10 @@ def test_recurrent_models_and_the_defaults_of_a_model(gpt, tmp_path):
     assert runner.generate(ids, temperature=0, strip_prompt=True) == [completion[:4]]
     options = {"num_return_sequences": 2, "seed": 3}
     assert runner.generate(TEXTS[0], **options) == model.generate(TEXTS[0], **options)
+    assert texts_in_turns(runner) == [
+        runner.generate(text, max_new_tokens=9, seed=1, strip_prompt=True) for text in (TEXTS[0], TEXTS[3])
+    ]
+    check_interruptions(runner)
 
 
 WORDS = Tokenizer.train_wordpiece(["the cat sat on the mat and the dog sat too in rome"] * 3, 70)

@@ -1,6 +1,6 @@
 """The only part of kerasllm that asks which backend runs: compilation, and the kernels worth writing three times."""
 
-from kerasllm.backend.compilation import compiled, name, while_loop
+from kerasllm.backend.compilation import compiled, compiled_pass, name, while_loop
 from kerasllm.backend.kernels import (
     argmax,
     attention,
@@ -19,6 +19,7 @@ __all__ = [
     "argmax",
     "attention",
     "compiled",
+    "compiled_pass",
     "dense_recurrence",
     "gru",
     "is_argmax",

@@ -36,6 +36,27 @@ def compiled(function, model):
     raise ValueError(f"backend ({name()!r}) must be one of 'tensorflow', 'jax', 'torch'.")
 
 
+def compiled_pass(function, model):
+    """Compile a function without loops as Keras compiles `model.predict`: once for all shapes, on torch not at all.
+
+    Args:
+        function, model: as for `compiled`.
+
+    Returns:
+        A callable with `function`'s arguments that computes no gradients.
+    """
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        # Without XLA on a CPU, where a graph takes half the time to make, and one serves all shapes.
+        return tf.function(function, jit_compile=model.jit_compile or None, reduce_retracing=True, autograph=False)
+    if name() == "torch":
+        import torch
+
+        return torch.no_grad()(function)
+    return compiled(function, model)
+
+
 def while_loop(keep_going, step, carry, constants):
     """`while keep_going(carry, constants): carry = step(carry, constants)`, inside a compiled function.
 
@@ -79,7 +100,7 @@ def _keeping_shapes(body):
 
 def _replay(keep_going, step, carry, constants):
     """`while_loop` on torch."""
-    from kerasllm.backend.recording import Recording
+    from kerasllm.backend.recording import LOCK, Recording
 
     nest = keras.tree.map_structure(ops.convert_to_tensor, (carry, constants))
     if not keep_going(*nest):
@@ -98,11 +119,12 @@ def _replay(keep_going, step, carry, constants):
 
     recordings = _recordings.get()
     if step.__code__ not in recordings:
-        recordings[step.__code__] = Recording(flat_step, carry + constants, num_donated=len(carry))
-    recording, goes_on = recordings[step.__code__], True
-    recording.refresh()
+        with LOCK:
+            if step.__code__ not in recordings:
+                recordings[step.__code__] = Recording(flat_step, carry + constants, num_donated=len(carry))
+    advance, goes_on = recordings[step.__code__].refresh(), True
     while goes_on:
-        *carry, goes_on = recording(carry + constants)
+        *carry, goes_on = advance(carry + constants)
     return keras.tree.pack_sequence_as(nest[0], carry)
 
 

@@ -6,6 +6,7 @@ operations are traced, and the products written anew on transposed copies of the
 """
 
 import contextvars
+import threading
 import weakref
 
 import jax
@@ -46,10 +47,11 @@ def jitted(function, model):
         token = _kernels.set(kernels if on_cpu else None)
         try:
             with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
-                return function(*arguments)
+                results = function(*arguments)
         finally:
             _kernels.reset(token)
-            wanted = kernels.wanted
+        wanted = kernels.wanted
+        return results
 
     program = jax.jit(stateless)
 
@@ -64,12 +66,15 @@ def jitted(function, model):
 
 # By the `id` of what was copied. An entry goes when the original does: no copy outlives a training step.
 _copies = {}
+_COPYING = threading.Lock()
 
 
 def _transposed_copy(array):
     key = id(array)
     if key not in _copies:
-        _copies[key] = array.T, weakref.ref(array, lambda _: _copies.pop(key))
+        with _COPYING:
+            if key not in _copies:
+                _copies[key] = array.T, weakref.ref(array, lambda _: _copies.pop(key))
     return _copies[key][0]
 
 

@@ -10,6 +10,7 @@ with equal operations done once, those on weights alone done before the first st
 """
 
 import operator
+import threading
 import weakref
 
 import torch
@@ -23,6 +24,8 @@ VIEWS = {aten.view.default, aten._unsafe_view.default}
 TRANSPOSES = {aten.t.default, aten.permute.default, aten.transpose.int}
 # Activations of 12 bits are 16 times a number of 8 bits and one of 4.
 WIDE = 16
+# `torch.fx` records for one thread of the process at a time; what is made of weights is shared.
+LOCK = threading.RLock()
 
 
 class Recording:
@@ -37,7 +40,7 @@ class Recording:
     def __init__(self, function, arguments, num_donated):
         record = make_fx(lambda *arguments: function(list(arguments)))
         # Without a mode to share, torch.fx makes a new one for each operation: a third of the time.
-        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        with LOCK, tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
             graph = record(*[x.clone() for x in arguments]).graph
         _mark_written(graph)
         _merge_equal_operations(graph)
@@ -55,10 +58,17 @@ class Recording:
         return self.run(*arguments, *self.constants)
 
     def refresh(self):
-        """Prepare the weights anew if one has changed."""
+        """Prepare the weights anew if one has changed.
+
+        Returns:
+            The function, with the weights as they are now, whatever another thread makes of them later.
+        """
         versions = list(map(_version, self.weights))
         if versions != self.versions:
-            self.constants, self.versions = _prepare(self.prepared), versions
+            with LOCK:
+                self.constants, self.versions = _prepare(self.prepared), versions
+        constants = self.constants
+        return lambda arguments: self.run(*arguments, *constants)
 
 
 def _weight(node):

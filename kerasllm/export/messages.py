@@ -37,15 +37,17 @@ def without_notes():
             return
         stack.callback(os.close, terminal)
         file = stack.enter_context(tempfile.TemporaryFile())
-        _flush()
-        os.dup2(file.fileno(), 2)
         is_whole = True
         try:
+            _flush()
+            os.dup2(file.fileno(), 2)
             yield
             is_whole = False
         finally:
-            _flush()
-            os.dup2(terminal, 2)
+            try:
+                _flush()
+            finally:
+                os.dup2(terminal, 2)
             file.seek(0)
             lines = [line for line in file if is_whole or not NO_NEWS.match(line)]
             with contextlib.suppress(OSError), open(terminal, "wb", closefd=False) as stream:

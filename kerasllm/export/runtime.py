@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ class Runner:
     """A model that `model.export(path, format="litert")` has written.
 
     Its methods are those of the model, and give what they give: the same seed writes the same text. Those that the file
-    has no functions for raise `ValueError`. It serves one thread at a time.
+    has no functions for raise `ValueError`. Threads may share it: they compute in turns, each function call on all of
+    `num_threads`; two texts that grow in turns are read anew at each turn, from where they differ.
 
     Args:
         path: of the `.tflite` file. `FILE.assets`, the folder that export wrote, must stand beside it.
@@ -68,6 +70,7 @@ class Runner:
         self.generation_defaults = GenerationConfig(**values)
         self.end_token_ids = {*self.settings.get("end_token_ids", ()), *(end_ids or ())}
         self.methods, self._tokenizers = self._methods(), {}
+        self._lock = threading.RLock()  # LiteRT computes for one thread at a time
 
     def _methods(self):
         if "task" in self.settings:
@@ -100,7 +103,7 @@ class Runner:
                 )
             if not x.size and name != "stop_token_ids":
                 raise ValueError(f"{name} {x.shape} must not be empty.")
-        with contextlib.nullcontext() if "_interpreter" in vars(self) else without_notes():
+        with self._lock, contextlib.nullcontext() if "_interpreter" in vars(self) else without_notes():
             return self._interpreter.get_signature_runner(function)(**arrays)
 
     # Language models
@@ -209,7 +212,8 @@ class Runner:
     def _steps_taken(self, prompt, ids, limit, sampling):
         """Yield token after token, the most probable ones without `sampling`; `ids` are those that were taken."""
         while len(ids) < limit:
-            logits = self._steps.after(prompt + ids)
+            with self._lock:
+                logits = self._steps.after(prompt + ids)
             if np.isnan(logits).any():
                 yield -1
             elif sampling is None:
@@ -395,7 +399,11 @@ class _Head(MaskFilling, Classification, Tagging, Answering, Embedding):
         """The tokenizer."""
         return self.tokenizer
 
-    def predict_on_batch(self, inputs):
+    def outputs_function(self):
+        """The function from arrays, the inputs of `forward`, to its outputs."""
+        return self._outputs_of
+
+    def _outputs_of(self, inputs):
         """The outputs of `forward`; where its sizes are fixed, inputs are filled up to them."""
         count, size = len(inputs["token_ids"]), self.input["token_ids"]["shape"][0] or len(inputs["token_ids"])
         parts = [self._predict({name: x[i : i + size] for name, x in inputs.items()}) for i in range(0, count, size)]

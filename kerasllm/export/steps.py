@@ -14,7 +14,7 @@ WEIGHT_CACHE = ":memory" if hasattr(os, "memfd_create") else ""
 
 
 class Steps:
-    """The functions `prefill_N` and `decode` of a language model's file.
+    """The functions `prefill_N` and `decode` of a language model's file, for one thread at a time.
 
     The state is written into one set of LiteRT's buffers and read from another, which then change places: it is never
     copied to numpy, which would take as long as a step.
@@ -44,14 +44,14 @@ class Steps:
         self.rewinds = all(name.startswith("kv_cache_") for name in self.shapes)
         self.prefill_lengths = sorted(int(name[8:]) for name in signatures if name.startswith("prefill_"))
         self.vocabulary_size = outputs["logits"]["shape"][-1]
-        self.inputs, self.token_ids = {}, []
+        self.inputs, self.token_ids, self.is_whole = {}, [], True
         with without_notes():
             self.model = CompiledModel.from_file(str(path), options=options)
             for name in ["decode", *(f"prefill_{n}" for n in self.prefill_lengths)]:
                 found = self.model.get_input_tensor_details(name)
                 description.compare(path, name, signatures[name], {key: x["shape"] for key, x in found.items()})
-            self.state = {name: self.model.create_input_buffer_by_name("decode", name) for name in self.shapes}
-            self.next_state = {name: self.model.create_output_buffer_by_name("decode", name) for name in self.shapes}
+            makers = (self.model.create_input_buffer_by_name, self.model.create_output_buffer_by_name)
+            self.states = [{name: make("decode", name) for name in self.shapes} for make in makers]  # read, written
             self.logits = self.model.create_output_buffer_by_name("decode", "logits")
             self.logits.read(self.vocabulary_size, np.float32)  # LiteRT makes the last of what it needs
             end_in_silence()
@@ -62,18 +62,21 @@ class Steps:
 
         What it has in common with the list of the call before is not read again.
         """
-        known = min(_common(token_ids, self.token_ids), len(token_ids) - 1)
+        # A call that is interrupted, by Ctrl-C too, leaves a state that may be of other tokens than it says.
+        is_whole, self.is_whole = self.is_whole, False
+        known = min(_common(token_ids, self.token_ids), len(token_ids) - 1) if is_whole else 0
         if known < len(self.token_ids) and not self.rewinds:
             known = 0
         if known == 0:
             for name, shape in self.shapes.items():
-                self.state[name].write(np.zeros(shape, "float32"))
+                self.states[0][name].write(np.zeros(shape, "float32"))
         del self.token_ids[known:]
         while (rest := len(token_ids) - 1 - len(self.token_ids)) > 0:
             length = self._prefill_length(rest)
             chunk = token_ids[len(self.token_ids) :][: min(length or 1, rest)]
             self._run(f"prefill_{length}" if length else "decode", chunk, length or 1)
         self._run("decode", token_ids[-1:], 1)
+        self.is_whole = True
         return self.logits.read(self.vocabulary_size, np.float32)
 
     def _prefill_length(self, rest):
@@ -95,8 +98,9 @@ class Steps:
         inputs["tokens"].write(np.pad(np.array(token_ids, "int32"), (0, length - len(token_ids))))
         inputs["input_pos"].write(np.arange(start, start + length, dtype="int32"))
         logits = {"logits": self.logits} if function == "decode" else {}
-        self.model.run_by_name(function, {**inputs, **self.state}, {**logits, **self.next_state})
-        self.state, self.next_state = self.next_state, self.state
+        state, next_state = self.states
+        self.model.run_by_name(function, {**inputs, **state}, {**logits, **next_state})
+        self.states = [next_state, state]
         self.token_ids += token_ids
 
 

@@ -113,7 +113,7 @@ def decode(task, chunks):
         where, choice = (np.int32(slot), np.int32(length), remaining, ends), (uniforms, constraints, filters)
         if task.processors:
             num_steps = 1
-            ids, log_probs, state, token = _processed_step(task, rows, state, token, where, choice)
+            ids, log_probs, state, token = _processed_step(task, programs, rows, state, token, where, choice)
         else:
             num_steps = min(next(chunks), CHUNK, capacity - slot, total - done)
             ids, log_probs, state, token = programs.run(
@@ -175,9 +175,9 @@ def advance(model, state, token, finished, num_steps, where, choice, scores):
     return backend.while_loop(keep_going, step, carry, (num_steps, where, choice))[1:5]
 
 
-def _processed_step(task, rows, state, token, where, choice):
+def _processed_step(task, programs, rows, state, token, where, choice):
     """`advance` by one step, with the caller's processors between the model and the choice."""
-    programs, (uniforms, constraints, filters) = Programs.of(task.model), choice
+    uniforms, constraints, filters = choice
     logits, constrained, state = programs.run(_logits, state, token, where, constraints)
     tokens = [np.concatenate([row.prompt, row.ids]).astype("int32") for row in rows]
     constrained = np.array(ops.convert_to_numpy(constrained))

@@ -3,37 +3,45 @@
 import contextlib
 import functools
 import operator
+import threading
 
 import keras
 import numpy as np
 from keras import ops
 
 from kerasllm import backend
+from kerasllm.generation.sharing import Changes
 
 # Attention over 64 slots is a small part of a step: a smaller capacity is not worth its compilation.
 MIN_CAPACITY = 64
+_MAKING = threading.Lock()
 
 
 class Programs:
-    """The compiled functions of one model."""
+    """The compiled functions of one model, for one use of its weights, such as a text or a batch."""
 
-    def __init__(self, model):
-        self.model = model
-        self.variables = list(model.variables)
-        self.functions = {}
+    def __init__(self, model, kept):
+        self.model, self.kept, self.changes = model, kept, Changes.of(model)
+        self.count = self.changes.seen()
 
     @classmethod
     def of(cls, model):
-        """The model's programs, kept on it so that they live as long as it does.
+        """The model's programs, kept on it so that they live as long as it does, and shared by all threads.
 
         They read the values of its variables at each call, and are made anew when it has other variables, as
         after `quantize` or `enable_lora`.
+
+        Raises:
+            RuntimeError: another thread changes the weights, in `fit` for example.
         """
-        programs = getattr(model, "_generation_programs", None)
-        if programs is None or not programs._are_for(model.variables):
-            # A plain object, because Keras and TensorFlow track, and so save, lists, dicts and layers.
-            programs = model._generation_programs = cls(model)
-        return programs
+        kept, variables = getattr(model, "_generation_programs", None), model.variables
+        if kept is None or not kept.are_for(variables):
+            with _MAKING:
+                kept = getattr(model, "_generation_programs", None)
+                if kept is None or not kept.are_for(variables):
+                    # A plain object, because Keras and TensorFlow track, and so save, lists, dicts and layers.
+                    kept = model._generation_programs = _Kept(variables)
+        return cls(model, kept)
 
     @staticmethod
     @contextlib.contextmanager
@@ -45,19 +53,79 @@ class Programs:
         finally:
             model._generation_programs = kept
 
-    def _are_for(self, variables):
-        return len(variables) == len(self.variables) and all(map(operator.is_, variables, self.variables))
+    @property
+    def functions(self):
+        """What is compiled: dict (function, static arguments, shapes) -> callable."""
+        return self.kept.functions
 
     def run(self, function, *arguments, **static):
         """Call `function(model, *arguments, **static)`, compiled once for its shapes and static arguments.
 
         Each is a function of its own: `tf.function` would trace the second shape with unknown sizes.
+
+        Raises:
+            RuntimeError: the weights have changed since `of`.
         """
+
+        def make():
+            return backend.compiled(functools.partial(function, self.model, **static), self.model)
+
+        return self._run((function, *static.items()), make, arguments)
+
+    def outputs(self, inputs):
+        """The model's outputs for arrays, its inputs, in numpy, as `predict` computes them.
+
+        Raises:
+            RuntimeError: the weights have changed since `of`.
+        """
+
+        def make():
+            if self.kept.outputs is None:
+                self.kept.outputs = backend.compiled_pass(functools.partial(_outputs, self.model), self.model)
+            return self.kept.outputs
+
+        return keras.tree.map_structure(ops.convert_to_numpy, self._run((_outputs,), make, tensors((inputs,))))
+
+    def _run(self, what, make, arguments):
+        """Call what `make` compiles for the shapes of arguments."""
         shapes = tuple((path, tuple(np.shape(leaf))) for path, leaf in keras.tree.flatten_with_path(arguments))
-        key = (function, shapes, tuple(static.items()))
+        key = (*what, shapes)
         if key not in self.functions:
-            self.functions[key] = backend.compiled(functools.partial(function, self.model, **static), self.model)
-        return self.functions[key](*arguments)
+            with _MAKING:
+                if key not in self.functions:
+                    self.functions[key] = _Program(make())
+        with self.changes.none_since(self.count):
+            return self.functions[key](*arguments)
+
+
+class _Kept:
+    """What is kept on a model: its compiled functions, the one of its outputs, and the variables they are for."""
+
+    def __init__(self, variables):
+        self.variables, self.functions, self.outputs = list(variables), {}, None
+
+    def are_for(self, variables):
+        return len(variables) == len(self.variables) and all(map(operator.is_, variables, self.variables))
+
+
+class _Program:
+    """A compiled function whose first call, which compiles it, one thread makes while others wait."""
+
+    def __init__(self, function):
+        self.function, self.lock, self.is_ready = function, threading.RLock(), False
+
+    def __call__(self, *arguments):
+        if not self.is_ready:
+            with self.lock:
+                if not self.is_ready:
+                    results = self.function(*arguments)
+                    self.is_ready = True
+                    return results
+        return self.function(*arguments)
+
+
+def _outputs(model, inputs):
+    return model(inputs, training=False)
 
 
 def prefill(model, inputs, prompt, capacity, num_copies, has_history):

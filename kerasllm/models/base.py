@@ -18,6 +18,7 @@ from keras import ops
 from kerasllm import checkpoints, text, writing
 from kerasllm.backend.variables import built_with
 from kerasllm.checkpoints.weight_map import LazyArray
+from kerasllm.generation.sharing import changes_weights
 from kerasllm.layers import parts
 from kerasllm.training.limits import Limits
 
@@ -82,6 +83,7 @@ class Model(keras.Model):
         object.__setattr__(self, "tokenizers", {})
         object.__setattr__(self, "named_token_ids", None)
 
+    @changes_weights
     @functools.wraps(keras.Model.fit, assigned=NAMES)
     def fit(self, *args, **kwargs):
         """Train, as `keras.Model.fit` does, of which all arguments are.
@@ -126,6 +128,7 @@ class Model(keras.Model):
         with self._checked(call.arguments, needed=DATA[:1]):
             return super().predict(*args, **kwargs)
 
+    @changes_weights
     @functools.wraps(keras.Model.train_on_batch, assigned=NAMES)
     def train_on_batch(self, *args, **kwargs):
         """Take one step, as `keras.Model.train_on_batch` does; what is in numpy is checked as in `fit`."""
@@ -184,6 +187,16 @@ class Model(keras.Model):
     def has_one_label(self):
         """Whether a row has one label, a class, and no label for each token."""
         return len(getattr(self.output, "shape", ())) == 2
+
+    @changes_weights
+    @functools.wraps(keras.Model.load_weights)
+    def load_weights(self, *args, **kwargs):
+        return super().load_weights(*args, **kwargs)
+
+    @changes_weights
+    @functools.wraps(keras.Model.set_weights)
+    def set_weights(self, weights):
+        return super().set_weights(weights)
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Write a `.keras` file, as `keras.Model.save` does; a kill or a full disk leaves an older one whole.
@@ -297,6 +310,7 @@ class Model(keras.Model):
             folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size, changes
         )
 
+    @changes_weights
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Quantise the weights, as `keras.Model.quantize` does; of "int8" the weights have 8 bits, the activations 12.
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import sys
+import threading
 
 import keras
 
 from kerasllm.arguments import check_choice
 from kerasllm.checkpoints.bert import FAMILIES
+from kerasllm.generation.programs import Programs
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.feedforward import get_activation
 from kerasllm.layers.transformer import TransformerEncoder
@@ -35,6 +37,8 @@ ENCODER_ARGUMENTS = (
     "embedding_dim",
     "dtype",
 )
+# Two threads that each put another standard output in its place would put back the other's.
+_PRINTING = threading.Lock()
 
 
 class BERTModel(Model):
@@ -87,12 +91,20 @@ class BERTModel(Model):
         model.tokenizer = encoder.tokenizer
         return model
 
+    def outputs_function(self):
+        """The function from arrays, the model's inputs, to its outputs, with the weights that are there now.
+
+        Raises:
+            RuntimeError: another thread changes the weights, or has changed them when the function is called.
+        """
+        return Programs.of(self).outputs
+
     def progress_bar(self, num_batches):
         """A progress bar on the standard error: a function to call after each batch."""
         bar = keras.utils.Progbar(num_batches, unit_name="batch")
 
         def advance():
-            with contextlib.redirect_stdout(sys.stderr):
+            with _PRINTING, contextlib.redirect_stdout(sys.stderr):
                 bar.add(1)
 
         return advance

@@ -11,6 +11,7 @@ from kerasllm import checkpoints
 from kerasllm.arguments import check_numbers, check_positive
 from kerasllm.generation import generator, scoring, speculative
 from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.sharing import with_same_weights
 from kerasllm.generation.task import Task
 from kerasllm.models.base import Model, adopted
 from kerasllm.text import batches
@@ -148,6 +149,7 @@ class GeneratingModel(Model):
         named = self.special_token_ids() | self._file_token_ids
         return named.get(f"{role}_token_id") if own is None else own
 
+    @with_same_weights
     def complete(
         self,
         prompts,
@@ -217,6 +219,7 @@ class GeneratingModel(Model):
         growth = ((_without_end(row.ids, end_ids), row.finish_reason is not None) for row in generator.stream(task))
         return writer.pieces(prompt, growth)
 
+    @with_same_weights
     def score_batches(self, rows, batch_size, read_inputs):
         """`Score`s of lists of ids, some at a time.
 

@@ -1,8 +1,8 @@
 """What the tasks of BERT's heads share: texts to encodings, and one pass over many of them, by length.
 
 A model, or an exported file that stands for one, is here what has `arguments`; `input`, a collection of names;
-`tokenizer` and `required_tokenizer()`; `predict_on_batch(inputs)`; and `progress_bar(num_batches)`, a function to call
-after each batch.
+`tokenizer` and `required_tokenizer()`; `outputs_function()`, for the batches of one call the function from arrays, its
+inputs, to its outputs; and `progress_bar(num_batches)`, a function to call after each batch.
 """
 
 import itertools
@@ -88,11 +88,11 @@ def predict(model, encodings, batch_size, verbose=False, extra=None):
     order = np.argsort(-lengths, kind="stable")
     starts = range(0, len(order), batch_size)
     advance = model.progress_bar(len(starts)) if verbose and len(starts) > LONG else lambda: None
-    results = [None] * len(encodings)
+    results, outputs_of = [None] * len(encodings), model.outputs_function()
     for start in starts:
         places = order[start : start + batch_size].tolist()
         filled = places + places[-1:] * (batches.bucket_rows(len(places)) - len(places))
-        outputs = model.predict_on_batch(_inputs(model, rows, filled))
+        outputs = outputs_of(_inputs(model, rows, filled))
         for row, place in enumerate(places):
             results[place] = _row(outputs, row)
             for array in results[place].values() if isinstance(outputs, dict) else [results[place]]:
