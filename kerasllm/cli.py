@@ -23,6 +23,7 @@ from kerasllm.arguments import check_positive
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.tasks.embedding import find_prompt
 from kerasllm.text import lines
+from kerasllm.writing import PREFIX
 
 EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
 FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm", ".onnx": "onnx", ".xml": "openvino"}
@@ -473,7 +474,8 @@ def _info(arguments):
 
 def _convert(arguments):
     folder = Path(arguments.folder)
-    if not arguments.force and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    is_free = not folder.exists() or (folder.is_dir() and all(p.name.startswith(PREFIX) for p in folder.iterdir()))
+    if not arguments.force and not is_free:
         raise ValueError(f"folder ({arguments.folder!r}) exists already; --force replaces what it holds.")
     options = {"dtype": arguments.dtype} if arguments.dtype else {}
     with warnings.catch_warnings(record=True) as caught:

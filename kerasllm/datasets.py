@@ -15,10 +15,10 @@ import os
 import pathlib
 import re
 import subprocess
-import tempfile
 import unicodedata
 from typing import NamedTuple
 
+from kerasllm import processes, writing
 from kerasllm.arguments import check_choice, check_positive, check_rate
 from kerasllm.packages import Wheel, cache_folder, read, write_whole
 
@@ -150,7 +150,7 @@ def debian_descriptions():
     """
     path = cache_folder() / "debian" / "descriptions.json"
     if not path.is_file():
-        with tempfile.TemporaryDirectory() as folder:
+        with writing.scratch() as folder:
             pairs = dict(pair for file in apt_translations(folder) for pair in read_descriptions(file))
         write_whole(path, json.dumps(list(pairs.items()), ensure_ascii=False).encode("utf-8"))
     return split(list(map(tuple, json.loads(path.read_bytes()))), validation=0.02, test=0.02)
@@ -167,7 +167,7 @@ def apt_translations(folder):
     print("Downloading the descriptions of Debian's packages with apt-get", flush=True)
     try:
         command = ["apt-get", *(f"-o{option}" for option in options), "update"]
-        reason = subprocess.run(command, capture_output=True, text=True).stderr
+        reason = subprocess.run(processes.command(*command), capture_output=True, text=True).stderr
     except OSError as error:
         reason = str(error)
     paths = sorted(lists.glob("*_Translation-en"))

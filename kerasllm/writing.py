@@ -8,14 +8,17 @@ What is written lies beside its place until it is whole:
                           old/       what was there
 
 A writer that dies before its plan is there has changed nothing. What one that dies later has begun, the next to write
-or read there ends, from the plan: `settle`.
+or read there ends, from the plan: `settle`. One file, or one folder where the system can exchange two, takes its place
+in one step and needs no plan.
 """
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -27,6 +30,8 @@ except ImportError:  # Windows: only threads wait for each other, and what the d
     fcntl = None
 
 PREFIX = ".kerasllm-"
+# What libraries say in exceptions of their own; the last is Python's word for a name with a NUL.
+REFUSALS = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "embedded null")
 _THREADS = threading.Lock()
 
 
@@ -35,10 +40,10 @@ def staged(folder, goes=None, described=None):
     """A new folder for the block to write to; at its end all that is in it takes its place in `folder`.
 
     If the block fails, or the process ends before it does, `folder` is as it was. Other entries of `folder` are left
-    alone.
+    alone. A file takes the place of a file or link, a folder that of a folder.
 
     Args:
-        folder: path, made if need be.
+        folder: path, made if need be. A link to a folder is followed.
         goes: function of the name of an entry of `folder`: whether it is removed where the block has written none of
             its name. Default: none is.
         described: what the error calls it, such as "filepath ('x.keras')". Default: the folder.
@@ -50,37 +55,98 @@ def staged(folder, goes=None, described=None):
         >>> with staged("runs") as new:
         ...     (new / "notes.txt").write_text("whole")
     """
-    folder, own = Path(folder).absolute(), None
+    with scratch(folder, described) as own:
+        new, folder = own / "new", own.parent
+        new.mkdir()
+        (own / "old").mkdir()
+        own.chmod(new.stat().st_mode)  # who may read `folder` must see that a writer was interrupted
+        yield new
+        with _locked(folder):
+            plan = _plan(own, folder, goes)
+            if not _in_one_step(new, folder, plan):
+                _write_plan(own, plan)
+                _exchange(own, folder, plan)
+
+
+@contextlib.contextmanager
+def scratch(folder=None, described=None):
+    """A folder for what is needed in the block alone, inside `folder`. Default: inside that of temporary files.
+
+    If the process ends before the block does, the next to write to `folder` takes it away.
+
+    Raises:
+        ValueError: something cannot be written.
+    """
+    own = None
     with contextlib.ExitStack() as held:
         try:
+            folder = resolved(tempfile.gettempdir() if folder is None else folder, described or f"folder ({folder!r})")
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder):
                 _settle(folder)
                 own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))  # on one disk: moving is renaming
                 held.callback(_release, _take(own / "lock"))
-            new = own / "new"
-            new.mkdir()
-            (own / "old").mkdir()
-            yield new
-            with _locked(folder):
-                _exchange(own, folder, _write_plan(own, folder, goes))
-        except OSError as error:
-            raise ValueError(f"{described or f'folder ({str(folder)!r})'} cannot be written: {error}") from error
+            yield own
+        except Exception as error:
+            reason = _refusal(error)
+            if reason is None:
+                raise
+            failure = ValueError(f"{described or f'folder ({str(folder)!r})'} cannot be written: {reason}")
+            failure.refusal = reason
+            raise failure from error
         finally:
-            if own is not None:
+            if own is not None and not (own / "plan.json").exists():
                 shutil.rmtree(own, ignore_errors=True)
+
+
+def _refusal(error):
+    """What the system has said against writing, or None where an error is another's."""
+    if isinstance(error, OSError):
+        return str(error)
+    return getattr(error, "refusal", None) or next((text for text in REFUSALS if text in str(error)), None)
 
 
 @contextlib.contextmanager
 def replacing(path, argument="filepath"):
     """A path beside `path` for the block to write a file or folder to, which takes its place as a whole.
 
+    Where `path` is a link, what it leads to is replaced.
+
     Raises:
         ValueError: it cannot be written.
     """
-    path = Path(path).absolute()
-    with staged(path.parent, described=f"{argument} ({str(path)!r})") as new:
-        yield new / path.name
+    described = f"{argument} ({str(path)!r})"
+    place = resolved(path, described)
+    with staged(place.parent, described=described) as new:
+        yield new / place.name
+
+
+def resolved(path, described):
+    """A path with the links in it followed.
+
+    Raises:
+        ValueError: no path may be such.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a NUL
+        raise ValueError(f"{described} cannot be written: {error}") from error
+
+
+def check_room(folder, sizes):
+    """Raise `OSError` unless a folder has room for files of some sizes, a list of numbers of bytes."""
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+        if shutil.disk_usage(folder).free < sum(sizes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
+    with contextlib.ExitStack() as files:
+        for size in sizes:
+            file = files.enter_context(tempfile.TemporaryFile(dir=folder))
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a disk that cannot say
+                    raise
 
 
 def settle(folder):
@@ -89,10 +155,10 @@ def settle(folder):
     Raises:
         ValueError: there is such a thing, and this process may not write there.
     """
-    if any(Path(folder).glob(f"{PREFIX}*/plan.json")):
+    if any((own / "plan.json").exists() for own in _left(folder)):
         try:
             with _locked(folder):
-                _settle(Path(folder))
+                _settle(folder)
         except OSError as error:
             raise ValueError(
                 f"folder ({str(folder)!r}) holds half of what an interrupted writer put there; who may write there "
@@ -100,27 +166,70 @@ def settle(folder):
             ) from error
 
 
+def _left(folder):
+    """The folders of writers, dead or alive, in a folder; where all may write, as in /tmp, only this user's."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        shared = os.stat(folder).st_mode & stat.S_ISVTX
+        for entry in entries:
+            if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    if not shared or entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                        found.append(Path(folder) / entry.name)
+    return found
+
+
 def _settle(folder):
-    for own in folder.glob(f"{PREFIX}*"):
+    for own in _left(folder):
         lock = _take(own / "lock", create=False)
-        if lock is None and (not fcntl or (own / "lock").exists()):
+        if lock is None and (not fcntl or os.path.lexists(own / "lock")):
             continue  # its writer lives, or cannot be known to be dead
         try:
             if (own / "plan.json").exists():
-                _exchange(own, folder, json.loads((own / "plan.json").read_text()))
+                _exchange(own, Path(folder), _read_plan(own))
             shutil.rmtree(own, ignore_errors=True)
         finally:
             _release(lock)
 
 
-def _write_plan(own, folder, goes):
+def _plan(own, folder, goes):
     """What comes and what goes, each name with what tells its file from another of that name."""
     comes = {path.name: path.lstat().st_ino for path in (own / "new").iterdir()}
+    for name in comes:
+        if os.path.lexists(folder / name) and _is_folder(own / "new" / name) != _is_folder(folder / name):
+            raise FileExistsError(f"{folder / name} is {'a' if _is_folder(folder / name) else 'no'} folder")
     old = {} if goes is None else {path.name: path.lstat().st_ino for path in folder.iterdir() if goes(path.name)}
-    plan = {"comes": comes, "goes": {name: i for name, i in old.items() if name not in comes}}
+    return {"comes": comes, "goes": {name: i for name, i in old.items() if name not in comes}}
+
+
+def _write_plan(own, plan):
     (own / "plan").write_text(json.dumps(plan))
     os.replace(own / "plan", own / "plan.json")
+
+
+def _read_plan(own):
+    """The plan of a dead writer; it may have come with a folder that a stranger made."""
+    try:
+        plan = json.loads((own / "plan.json").read_text())
+        entries = [*plan["comes"].items(), *plan["goes"].items()]
+        if not all(Path(name).name == name and type(number) is int for name, number in entries):
+            raise ValueError("it holds other than names and numbers")
+        if any((own / name).is_symlink() for name in ("new", "old")):
+            raise ValueError("its folders are links")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{own / 'plan.json'} is no plan of a writer: {error}; delete {own}.") from error
     return plan
+
+
+def _in_one_step(new, folder, plan):
+    """Whether all that a plan says has been done in one step, which leaves nothing to be ended."""
+    if len(plan["comes"]) != 1 or plan["goes"]:
+        return False
+    [name] = plan["comes"]
+    if _is_folder(folder / name):
+        return _swapped(new / name, folder / name)
+    os.replace(new / name, folder / name)
+    return True
 
 
 def _exchange(own, folder, plan):
@@ -148,7 +257,7 @@ def _put(source, target, old):
     """Put a file or folder in its place; what was there is kept at `old`."""
     if not os.path.lexists(target):
         os.replace(source, target)
-    elif source.is_dir() or (target.is_dir() and not target.is_symlink()):
+    elif _is_folder(source):
         if _swapped(source, target):
             os.replace(source, old)
         else:
@@ -167,6 +276,10 @@ def _swapped(a, b):
     call, here = {"linux": ("renameat2", -100), "darwin": ("renameatx_np", -2)}.get(sys.platform, (None, None))
     function = call and getattr(ctypes.CDLL(None), call, None)
     return bool(function) and function(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(2)) == 0
+
+
+def _is_folder(path):
+    return path.is_dir() and not path.is_symlink()
 
 
 def _number(path):

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 from functools import partial
 
@@ -233,6 +234,38 @@ def test_large_tensors_are_parted_as_transformers_names_them(tmp_path):
         np.testing.assert_array_equal(tensor, tensors[name])
     files.write_tensors(tmp_path / "..", tensors, max_shard_size=128)
     assert (tmp_path / ".." / files.WEIGHTS).exists()
+
+
+def test_shards_that_do_not_belong_together_are_told(tmp_path):
+    for name, num_tensors in (("first", 4), ("second", 4), ("third", 6)):
+        tensors = {key: np.full(9, num_tensors, "float32") for key in "abcdef"[:num_tensors]}
+        (tmp_path / name).mkdir()
+        files.write_tensors(tmp_path / name, tensors, max_shard_size=72)
+
+    def told(names):
+        """What is said of shards of several presets under the first's index."""
+        (tmp_path / "mixed").mkdir()
+        files.write_json(tmp_path / "mixed" / files.INDEX, index)
+        for i, name in enumerate(names, start=1):
+            [path] = (tmp_path / name).glob(f"model-0000{i}-of-*")
+            target = sorted(set(index["weight_map"].values()))[i - 1]
+            (tmp_path / "mixed" / target).write_bytes(path.read_bytes())
+        try:
+            return sorted(files.read_tensors(tmp_path / "mixed"))
+        except ValueError as error:
+            return str(error)
+        finally:
+            shutil.rmtree(tmp_path / "mixed")
+
+    index = files.read_json(tmp_path / "first" / files.INDEX)
+    assert told(["first", "first"]) == told(["second", "second"]) == ["a", "b", "c", "d"]
+    assert "not written together" in told(["first", "second"])
+    index["weight_map"] |= {"c": "model-00002-of-00003.safetensors", "d": "model-00002-of-00003.safetensors"}
+    assert "not written together" in told(["first", "first"])
+    index["weight_map"] = dict.fromkeys("cd", "model-00001-of-00002.safetensors") | dict.fromkeys(
+        "ab", "model-00002-of-00002.safetensors"
+    )
+    assert "model-00001-of-00002.safetensors hold different tensors: a, b, c, d" in told(["first", "first"])
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "", "5 G", "-5GB", "5.5GB"])

@@ -169,3 +169,121 @@ def test_who_may_not_write_is_told_of_an_interrupted_writer(tmp_path, monkeypatc
     monkeypatch.setattr(writing, "_exchange", refuse)
     with pytest.raises(ValueError, match="interrupted writer.*read-only"):
         writing.settle(tmp_path)
+
+
+def test_a_file_takes_the_place_of_a_file_and_a_folder_that_of_a_folder(tmp_path):
+    write_old(tmp_path)
+    with pytest.raises(ValueError, match="folder.* cannot be written: .*folder is a folder"):
+        with writing.replacing(tmp_path / "folder") as place:
+            place.write_text("new")
+    with pytest.raises(ValueError, match="file.* cannot be written: .*file is no folder"):
+        with writing.replacing(tmp_path / "file") as place:
+            place.mkdir()
+    assert contents(tmp_path) == OLD
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "later" / "file")
+    (tmp_path / "folder").symlink_to(tmp_path / "there", target_is_directory=True)
+    for name in ("link", "nowhere"):
+        with writing.replacing(tmp_path / name) as place:
+            place.write_text("new")
+        assert (tmp_path / name).is_symlink() and (tmp_path / name).read_text() == "new"
+    with writing.staged(tmp_path / "folder") as new:
+        (new / "file").write_text("newer")
+    assert (tmp_path / "folder").is_symlink() and (tmp_path / "there" / "file").read_text() == "newer"
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(ValueError, match="circle.* cannot be written"), writing.staged(tmp_path / "circle"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "file/below"])
+def test_names_that_no_disk_takes_are_told(name, tmp_path):
+    write_old(tmp_path)
+    for path in (tmp_path / name, tmp_path / name / "more"):
+        with pytest.raises(ValueError, match="cannot be written"), writing.replacing(path) as place:
+            place.write_text("new")
+    assert contents(tmp_path) == OLD
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        '{"comes": {"../secret": 1}, "goes": {}}',
+        '{"comes": {}, "goes": {"../secret": 1}}',
+        '{"comes": {"x": null}, "goes": {}}',
+        '{"comes": {"x"',
+        "[" * 100000,
+        "1",
+        "link",
+    ],
+)
+def test_the_plan_of_a_stranger_moves_nothing(plan, tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    own = tmp_path / "preset" / f"{writing.PREFIX}x"
+    (own / "old").mkdir(parents=True)
+    if plan == "link":
+        (own / "new").symlink_to(tmp_path, target_is_directory=True)
+        plan = '{"comes": {"secret": 1}, "goes": {}}'
+    (own / "plan.json").write_text(plan.replace("1", str((tmp_path / "secret").lstat().st_ino)))
+    with pytest.raises(ValueError, match="plan.json is no plan of a writer"):
+        writing.settle(tmp_path / "preset")
+    assert (tmp_path / "secret").read_text() == "mine"
+
+
+def test_what_can_neither_be_put_there_nor_undone_is_kept_and_ended_later(tmp_path, monkeypatch):
+    write_old(tmp_path)
+    put = writing._put
+
+    def broken(*_):
+        raise OSError("broken")
+
+    def put_one(*paths):
+        put(*paths)
+        monkeypatch.setattr(os, "replace", broken)
+
+    monkeypatch.setattr(writing, "_put", put_one)
+    with pytest.raises(ValueError, match="broken"), writing.staged(tmp_path, "gone".__eq__) as new:
+        for name in ("file", "fresh"):
+            (new / name).write_text("new")
+    monkeypatch.undo()
+    writing.settle(tmp_path)
+    assert contents(tmp_path) == {"file": "new", "fresh": "new", "folder/part": "old", "mine": "mine"}
+
+
+def test_one_file_takes_its_place_in_one_step(tmp_path, monkeypatch):
+    write_old(tmp_path)
+    monkeypatch.setattr(os, "link", None)
+    monkeypatch.setattr(writing, "_exchange", None)
+    with writing.replacing(tmp_path / "file") as place:
+        place.write_text("new")
+    assert contents(tmp_path) == {**OLD, "file": "new"}
+
+
+def test_what_is_needed_for_a_while_goes_also_when_its_process_is_killed(tmp_path):
+    if not os.fork():
+        with writing.scratch(tmp_path) as folder:
+            (folder / "part").write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.wait()
+    assert len(contents(tmp_path)) > 0
+    with writing.scratch(tmp_path):
+        assert not any(path.endswith("part") for path in contents(tmp_path))
+    assert contents(tmp_path) == {}
+
+
+def test_what_others_left_in_a_folder_of_all_is_left_alone(tmp_path):
+    if os.getuid():
+        pytest.skip("only root can give a folder away")
+    tmp_path.chmod(0o1777)
+    own = tmp_path / f"{writing.PREFIX}x"
+    own.mkdir()
+    (own / "plan.json").write_text('{"comes": {"../secret": 1}, "goes": {}}')
+    os.chown(own, 12345, 12345)
+    writing.settle(tmp_path)
+    with writing.staged(tmp_path) as new:
+        (new / "file").write_text("new")
+    assert own.exists() and (tmp_path / "file").read_text() == "new"

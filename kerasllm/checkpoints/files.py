@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kerasllm.json_files import existing_file, parse_json, read_json, write_json
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+WRITING_ID = "kerasllm_writing_id"
 # What a preset consists of. Files of these names in a folder are replaced together.
 PRESET_FILE = re.compile(
     r"(generation_)?config\.json|(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
@@ -72,15 +74,26 @@ def _read_shards(index, suffix, read):
     shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise ValueError(f"{index} must have a weight_map from tensor names to file names.")
-    tensors = {}
-    for shard in sorted(set(shard_of.values())):
+    tensors, shards = {}, sorted(set(shard_of.values()))
+    for shard in shards:
         if re.fullmatch(rf"[\w.-]+\{suffix}", shard) is None:
             raise ValueError(f"{index} names the shard {shard!r}, which is no file name in its folder.")
-        tensors.update(read(index.with_name(shard)))
-    if set(tensors) != set(shard_of):
-        names = sorted(set(tensors) ^ set(shard_of))
-        raise ValueError(f"{index} and its shards hold different tensors: {', '.join(names[:12])}.")
+        found = read(index.with_name(shard))
+        differing = sorted(set(found) ^ {name for name, place in shard_of.items() if place == shard})
+        if differing:
+            raise ValueError(f"{index} and {shard} hold different tensors: {', '.join(differing[:12])}.")
+        tensors |= found
+    totals = {match[1] for shard in shards if (match := re.search(r"-\d+-of-(\d+)\.", shard))}
+    written = {_writing_id(index.with_name(shard)) for shard in shards} if suffix == ".safetensors" else {None}
+    if len(totals) > 1 or len(written) > 1:
+        raise ValueError(f"{index} names shards that were not written together: {', '.join(shards[:12])}.")
     return tensors
+
+
+def _writing_id(path):
+    """What the shards that we wrote at one time have in common; None for those of others."""
+    with safe_open(path, framework="numpy") as file:
+        return (file.metadata() or {}).get(WRITING_ID)
 
 
 def read_safetensors(path):
@@ -127,19 +140,19 @@ def write_tensors(folder, tensors, max_shard_size=None):
     if len(shards) == 1:
         _write_safetensors(folder / WEIGHTS, tensors)
         return
-    shard_of = {}
+    shard_of, metadata = {}, {WRITING_ID: secrets.token_hex(8)}
     for i, names in enumerate(shards, start=1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
         shard_of |= dict.fromkeys(names, file)
-        _write_safetensors(folder / file, {name: tensors[name] for name in names})
+        _write_safetensors(folder / file, {name: tensors[name] for name in names}, metadata)
     write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": shard_of})
 
 
-def _write_safetensors(path, tensors):
+def _write_safetensors(path, tensors, metadata=None):
     # The wider types first, so that every tensor lies at a multiple of its type's size.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     # transformers 4 refuses a file that doesn't say which framework's layouts it keeps.
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
     for name, tensor in tensors.items():
         start, end = end, end + _num_bytes(tensor)
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
@@ -179,14 +192,19 @@ def replaced_folder(folder):
     Raises:
         ValueError: the folder cannot be written.
     """
-    folder = Path(folder).absolute()
-    if not os.path.lexists(folder):
-        with writing.replacing(folder, "folder") as staging:
-            staging.mkdir()
+    described = f"folder ({str(folder)!r})"
+    folder = writing.resolved(folder, described)
+    if os.path.lexists(folder):
+        with writing.staged(folder, PRESET_FILE.fullmatch, described) as staging:
             yield staging
         return
-    with writing.staged(folder, PRESET_FILE.fullmatch) as staging:
+    with writing.scratch(folder.parent, described) as own:
+        staging = own / folder.name
+        staging.mkdir()
         yield staging
-        for path in staging.iterdir():
-            if (folder / path.name).is_dir() and not path.is_dir():
-                raise IsADirectoryError(f"{folder / path.name} is a folder")
+        try:
+            os.rename(staging, folder)
+        except OSError:  # another writer was first
+            with writing.staged(folder, PRESET_FILE.fullmatch, described) as new:
+                for path in staging.iterdir():
+                    os.replace(path, new / path.name)

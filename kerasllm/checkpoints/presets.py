@@ -13,7 +13,6 @@ module `ours`.
 """
 
 import inspect
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,9 +67,9 @@ class Preset:
         if self.files is None:
             yield self.source
             return
-        with tempfile.TemporaryDirectory() as folder:
+        with writing.scratch() as folder:
             for name, content in self.files.items():
-                (Path(folder) / name).write_text(content, encoding="utf-8")
+                (folder / name).write_text(content, encoding="utf-8")
             yield folder
 
 

@@ -11,16 +11,14 @@ import gc
 import importlib
 import operator
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
+from kerasllm import processes
 from kerasllm.checkpoints import files
 from kerasllm.export import verification
 from kerasllm.export.contents import Options
@@ -87,7 +85,7 @@ def write_in_child(writer, model, path, options, calls):
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
-        command = [sys.executable, "-m", __name__, str(folder)]
+        command = processes.python("-m", __name__, str(folder))
         _free_memory()
         result = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         if result.returncode:
@@ -101,23 +99,8 @@ def write_in_child(writer, model, path, options, calls):
         return _read_arrays(folder / OUTPUTS)
 
 
-def end_with_parent():
-    """Let this process end when the one that started it does."""
-    parent = os.getppid()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, on Linux
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(folder):
     """Do what the request in a folder says."""
-    end_with_parent()
     folder = Path(folder)
     request = files.read_json(folder / REQUEST)
     writer, options = importlib.import_module(request["writer"]), Options(**request["options"])

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import inspect
-import tempfile
 from pathlib import Path
 
 import keras
@@ -68,7 +67,9 @@ def export_model(
     if writer.STATIC and any(layer.quantization_mode == "float8" for layer in model._flatten_layers()):
         raise ValueError(f"format ({format!r}) must be 'tf_saved_model' for weights of float8, which TFLite has not.")
     check_part("min_agreement", min_agreement)
-    path = Path(path).absolute()
+    where, path = f"filepath ({str(path)!r})", Path(path).absolute()
+    if not writer.STATIC:
+        path = writing.resolved(path, where)  # what a link leads to is replaced; a file stands beside its assets
     if not path.parent.is_dir():
         raise ValueError(f"filepath ({str(path)!r}): the folder {str(path.parent)!r} does not exist.")
     writer.check_path(path)
@@ -96,7 +97,6 @@ def export_model(
         child.check_class(type(model))
         write = child.write_in_child
     beside = {place.name for place in (path, writer.assets_folder(path)) if place.parent == path.parent}
-    where = f"filepath ({str(path)!r})"
     with writing.staged(path.parent, beside.__contains__, where) as new, verification.full_precision():
         staged = new / path.name
         checks = _checks(contents) if verify else []
@@ -199,7 +199,7 @@ def in_float32(model):
     copy = type(model).from_config({**merged_config(model), "dtype": "float32"})
     for variable in copy.weights:
         variable.assign(arrays[variable.path])
-    with tempfile.TemporaryDirectory() as folder:
+    with writing.scratch() as folder:
         model.save_assets(folder)
         copy.load_assets(folder)
     return copy

@@ -1,18 +1,18 @@
 """LiteRT-LM: a language model and its tokenizer as one file that LiteRT-LM runs, on phones, desktops and the web."""
 
+import contextlib
 import functools
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 import weakref
 from pathlib import Path
 
 import numpy as np
 
+from kerasllm import processes, writing
 from kerasllm.export import litert
 from kerasllm.export.contents import Check
 from kerasllm.export.language_models import LanguageModelContents
@@ -183,7 +183,8 @@ def load(path):
     """Load a file: a function (signature, dict of arrays) -> dict of arrays."""
     from litert_lm_builder import litertlm_builder
 
-    folder = Path(tempfile.mkdtemp())
+    held = contextlib.ExitStack()
+    folder = held.enter_context(writing.scratch())
 
     @functools.cache
     def functions():
@@ -194,7 +195,7 @@ def load(path):
     def call(name, inputs):
         return run(path, **inputs) if name == RUN else functions()(name, inputs)
 
-    weakref.finalize(call, shutil.rmtree, folder)
+    weakref.finalize(call, held.close)
     return call
 
 
@@ -218,7 +219,7 @@ print(json.dumps(results))
 def run(path, prompt, max_new_tokens):
     """Let litert_lm continue a text in a process of its own, and write it as a chat: a dict with `text` and `chat`."""
     request = json.dumps([str(path), prompt.item().decode(), int(max_new_tokens)])
-    result = subprocess.run([sys.executable, "-c", SCRIPT], input=request, capture_output=True, text=True)
+    result = subprocess.run(processes.python("-c", SCRIPT), input=request, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"LiteRT-LM cannot run the file ({result.returncode}):\n{result.stderr[-4000:]}")
     return {name: _string(text) for name, text in json.loads(result.stdout.splitlines()[-1]).items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kerasllm import writing
 from kerasllm.arguments import NAN_REASON, check_text, read_texts
 from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.export import description
@@ -62,6 +63,7 @@ class Runner:
 
     def __init__(self, path, num_threads=None):
         self.path, self.num_threads = Path(path), num_threads or os.cpu_count() or 1
+        writing.settle(self.path.parent)
         if not self.path.is_file():
             raise ValueError(f"path ({str(path)!r}) must be a file.")
         self.folder = self.path.with_name(self.path.name + ".assets")

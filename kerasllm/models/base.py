@@ -7,6 +7,7 @@ import math
 import numbers
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -34,6 +35,7 @@ TOKENIZER_FILES = (
 TOKEN_ROLES = ("bos", "eos", "pad")
 DATA = ("x", "y", "sample_weight")  # arguments of Keras's methods
 NAMES = ("__module__", "__name__", "__qualname__")  # what `functools.wraps` takes over: no docstring
+KERAS_FILES = {"metadata.json", "config.json", "model.weights.h5", "assets"}
 
 
 def carried_tokenizer(name, size):
@@ -189,11 +191,6 @@ class Model(keras.Model):
         return len(getattr(self.output, "shape", ())) == 2
 
     @changes_weights
-    @functools.wraps(keras.Model.load_weights)
-    def load_weights(self, *args, **kwargs):
-        return super().load_weights(*args, **kwargs)
-
-    @changes_weights
     @functools.wraps(keras.Model.set_weights)
     def set_weights(self, weights):
         return super().set_weights(weights)
@@ -207,8 +204,10 @@ class Model(keras.Model):
         Raises:
             ValueError: `filepath` is no name of such a file, or cannot be written.
         """
-        with replacing(filepath, overwrite) as place:
-            super().save(place, overwrite, zipped, **kwargs)
+        if may_write(filepath, overwrite):
+            with replacing(filepath, is_folder=zipped is False) as place:
+                check_room(place, self)
+                super().save(place, True, zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         """Write a `.weights.h5` file or shards, as `keras.Model.save_weights` does; older ones stay whole.
@@ -219,8 +218,17 @@ class Model(keras.Model):
         Raises:
             ValueError: `filepath` is no name of such a file, or cannot be written.
         """
-        with replacing(filepath, overwrite) as place:
-            super().save_weights(place, overwrite, max_shard_size)
+        if may_write(filepath, overwrite):
+            with replacing(filepath) as place:
+                check_room(place, self, max_shard_size)
+                super().save_weights(place, True, max_shard_size)
+
+    @changes_weights
+    @functools.wraps(keras.Model.load_weights)
+    def load_weights(self, filepath, *args, **kwargs):
+        if str(filepath).endswith(".json"):  # of shards, which an interrupted writer may have put there in part
+            writing.settle(pathlib.Path(filepath).parent)
+        super().load_weights(filepath, *args, **kwargs)
 
     def get_config(self):
         """The arguments the model was built from; `named_token_ids` of a preset; `parts` set since."""
@@ -386,7 +394,11 @@ class Model(keras.Model):
         core.check_request(format, options)
         if format not in core.FORMATS:
             core.call_once(self)
-            return super().export(str(filepath), format, verbose, input_signature, **options)
+            with writing.replacing(filepath) as place:
+                super().export(str(place), format, False, input_signature, **options)
+            if verbose is None or verbose:
+                print(f"Saved {format} at {str(filepath)!r}.")
+            return None
         return core.export_model(self, filepath, format, verbose, input_signature, **options)
 
     def save_assets(self, folder):
@@ -466,15 +478,48 @@ def merged_config(model):
     return {**model.get_config(), "parts": changes}
 
 
+def may_write(filepath, overwrite):
+    """Whether Keras may write to a path; where something is there that it shall not replace, it asks the user."""
+    if overwrite or "://" in str(filepath) or not os.path.exists(filepath):
+        return True
+    from keras.src.utils import io_utils  # Keras's own words
+
+    return io_utils.ask_to_proceed_with_overwrite(str(filepath))
+
+
 @contextlib.contextmanager
-def replacing(filepath, overwrite):
-    """A path beside `filepath` for Keras to write to; `filepath` itself where Keras asks, refuses or goes elsewhere."""
-    known = str(filepath).endswith((".keras", ".h5", ".weights.json"))
-    if "://" in str(filepath) or not known or (os.path.exists(filepath) and not overwrite):
+def replacing(filepath, is_folder=False):
+    """A path for Keras to write to, whose content takes the place of `filepath` as a whole.
+
+    It is `filepath` itself where Keras refuses or goes elsewhere.
+    """
+    name = str(filepath)
+    known = is_folder != name.endswith((".keras", ".h5", ".weights.json"))
+    if "://" in name or not known:
         yield filepath
+    elif name.endswith(".json"):  # with shards beside it
+        shard = re.compile(re.escape(pathlib.Path(name).stem.removesuffix(".weights")) + r"_\d{5}\.weights\.h5")
+        with writing.staged(pathlib.Path(name).parent, shard.fullmatch, f"filepath ({name!r})") as new:
+            yield new / pathlib.Path(name).name
+    elif is_folder and os.path.isdir(filepath) and set(os.listdir(filepath)) - KERAS_FILES:
+        with writing.staged(filepath, described=f"filepath ({name!r})") as new:
+            yield new
+    else:
+        with writing.replacing(filepath) as place:
+            yield place
+
+
+def check_room(place, model, max_shard_size=None):
+    """Raise `OSError` where there is no room for the weights: on a full disk HDF5 may crash the process."""
+    folder, optimizer = pathlib.Path(place).parent, getattr(model, "optimizer", None)
+    if "://" in str(place) or not folder.is_dir():
         return
-    with writing.replacing(filepath) as place:
-        yield place
+    variables = [*model.variables, *(optimizer.variables if optimizer else [])]
+    sizes = [math.prod(v.shape) * np.dtype(keras.backend.standardize_dtype(v.dtype)).itemsize for v in variables]
+    limit = max_shard_size * 2**30 if isinstance(max_shard_size, int | float) else sum(sizes)
+    size_of_file = max(min(limit, sum(sizes)), *sizes, 1)
+    described = 2**14 + 2**11 * len(variables)  # what HDF5 says of each, at most
+    writing.check_room(folder, [int(size_of_file) + described] * math.ceil(sum(sizes) / size_of_file))
 
 
 def merged_arrays(model):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm import checkpoints
+from kerasllm import checkpoints, writing
 from kerasllm.arguments import check_choice, check_positive
 from kerasllm.text.limits import check_finite
 
@@ -65,18 +65,15 @@ class EmbeddingIndex:
         ]
 
     def save(self, folder):
-        """Write `texts.json` and `model.safetensors` into a folder, made if need be."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.files.write_tensors(folder, {TENSOR: self.embeddings})
-            checkpoints.files.write_json(folder / TEXTS, self.texts)
-        except OSError as error:
-            raise ValueError(f"folder ({str(folder)!r}) cannot be written: {error}") from error
+        """Write `texts.json` and `model.safetensors` into a folder, made if need be: both, or neither."""
+        with writing.staged(folder) as new:
+            checkpoints.files.write_tensors(new, {TENSOR: self.embeddings})
+            checkpoints.files.write_json(new / TEXTS, self.texts)
 
     @classmethod
     def load(cls, folder):
         """Read what `save` has written; the vectors are memory-mapped."""
+        writing.settle(folder)
         tensors = checkpoints.files.read_tensors(folder)
         if set(tensors) != {TENSOR}:
             raise ValueError(f"folder ({str(folder)!r}) must hold the tensor {TENSOR!r}, not {', '.join(tensors)}.")
