@@ -17,6 +17,8 @@ from keras import ops
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text, writing
+from kerasllm.backend.interruption import whole
+from kerasllm.backend.trainer import trainer_class
 from kerasllm.backend.variables import built_with
 from kerasllm.checkpoints.weight_map import LazyArray
 from kerasllm.generation.sharing import changes_weights
@@ -61,7 +63,7 @@ def carried_tokenizer(name, size):
     return property(get, set_, doc=f"The model's {name}, a `kerasllm.Tokenizer`, or None.")
 
 
-class Model(keras.Model):
+class Model(trainer_class(), keras.Model):
     """A functional Keras model that remembers the arguments it was built from and carries its tokenizers.
 
     A subclass wires its layers, calls `super().__init__(inputs, outputs, arguments, name)` and keeps the layers it
@@ -70,6 +72,11 @@ class Model(keras.Model):
 
     What is given to these methods is checked on the host, as `fit` says. A call, `model(inputs)`, and the layers look
     at shapes and at no value: of a wrong id a backend makes an error, NaN or another id's row.
+
+    A Ctrl-C or another exception in `fit` leaves the weights and the optimizer as the last whole step has left them,
+    for a step is finished first (a second Ctrl-C does not wait). Only where the compiled step itself fails on JAX,
+    which has taken the weights' memory, they are gone: reading them says so until others are loaded. That holds for
+    these classes; a `keras.Model` that a user makes of kerasllm's layers is Keras's own.
     """
 
     tokenizer_prefixes = {"tokenizer": ""}
@@ -337,7 +344,7 @@ class Model(keras.Model):
             activations = keras.quantizers.AbsMaxQuantizer(axis=-1, value_range=(-2032, 2032), output_dtype="int32")
             config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=activations)
         with parts.cheap_collections():
-            super().quantize(mode, config=config, filters=filters, **kwargs)
+            whole(partial(super().quantize, mode, config=config, filters=filters, **kwargs))
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **options):
         """Write what the model does as a file that runs without kerasllm, from any backend.

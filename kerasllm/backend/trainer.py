@@ -1,0 +1,95 @@
+"""What our models add to Keras's trainer: interrupting `fit`, `evaluate` or `predict` loses and breaks nothing."""
+
+import contextlib
+import functools
+
+import keras
+from keras import ops
+
+from kerasllm.backend.compilation import name
+from kerasllm.backend.interruption import whole
+
+
+def trainer_class():
+    """The class to derive a model from, before `keras.Model`."""
+    if name() == "jax" and not keras.config.is_nnx_enabled():
+        from kerasllm.backend.donation import Keeping
+
+        return type("KeepingTrainer", (Keeping, Trainer), {})
+    return {"tensorflow": OrderedTrainer}.get(name(), Trainer)
+
+
+class Trainer:
+    """A step of training is taken wholly or not at all, and an optimizer is built so."""
+
+    def make_train_function(self, force=False):
+        made = self.train_function
+        super().make_train_function(force)
+        # TensorFlow takes a compiled step wholly by itself, and waits for data in the same call.
+        if self.train_function is not made and (name() == "torch" or self.run_eagerly):
+            self.train_function = functools.partial(whole, self.train_function)
+
+    def fit(self, *args, **kwargs):
+        with self._mended():
+            return super().fit(*args, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        with self._mended():
+            return super().train_on_batch(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        with self._mended():
+            return super().evaluate(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        with self._mended():
+            return super().test_on_batch(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _mended(self):
+        """Call `mend` after an exception inside, whatever it is."""
+        is_built = getattr(getattr(self, "optimizer", None), "built", True)
+        functions = self.train_function, self.test_function
+        try:
+            yield
+        except BaseException:
+            self.mend(is_built, functions)
+            raise
+
+    def mend(self, is_built, functions):
+        """Put right what an exception has left.
+
+        Args:
+            is_built: whether the optimizer was built before.
+            functions: those that train and test, as they were before.
+        """
+        optimizer = getattr(self, "optimizer", None)
+        # Keras says that an optimizer is built, and then makes its variables: half of them may be missing (3.15.1,
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/adam.py, `build`).
+        if not is_built and optimizer.built and not ops.convert_to_numpy(optimizer.iterations):
+            self.optimizer = type(optimizer).from_config(optimizer.get_config())
+            self.train_function = None
+
+
+class OrderedTrainer(Trainer):
+    """As `Trainer`, on TensorFlow: a step begins when its data is there.
+
+    Keras (3.15.1, https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/trainer.py) reads a
+    batch in the graph of the step, and where there is none, or reading fails, TensorFlow has counted the iteration and
+    let the weights decay meanwhile.
+    """
+
+    def _make_function(self, step_function):
+        import tensorflow as tf
+
+        def ordered(data):
+            tensors = [x for x in tf.nest.flatten(data, expand_composites=True) if x is not None]
+            with tf.control_dependencies(tensors):
+                return step_function(data)
+
+        return super()._make_function(ordered)
+
+    def mend(self, is_built, functions):
+        # A function that makes variables, such as those of metrics, may do so when it is traced first, and not again.
+        self.train_function, self.test_function = functions
+        super().mend(is_built, functions)
