@@ -7,6 +7,8 @@ import numpy as np
 
 NAN_REASON = "its weights or its inputs hold NaN, or its numbers overflow"  # how errors of such outputs end
 
+LARGEST = 3e38  # what float32 holds
+
 
 def check_positive(name, value):
     """Raise `ValueError` unless `value` is a positive whole number."""
@@ -16,7 +18,7 @@ def check_positive(name, value):
 
 def check_positive_number(name, value):
     """Raise `ValueError` unless `value` is a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
         raise ValueError(f"{name} ({value!r}) must be a positive number.")
 
 
@@ -30,6 +32,12 @@ def check_part(name, value):
     """Raise `ValueError` unless `value` is a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{name} ({value!r}) must be a number in [0, 1].")
+
+
+def check_boolean(name, value):
+    """Raise `ValueError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} ({value!r:.80}) must be True or False.")
 
 
 def check_choice(name, value, choices):

@@ -28,6 +28,11 @@ def read_json(path, kind=dict, most_bytes=MOST_JSON_BYTES):
     return parse_json(content, path, kind)
 
 
+def read_settings(path, kind=dict):
+    """The same of a file of settings, which is short."""
+    return read_json(path, kind, MOST_CONFIG_BYTES)
+
+
 def parse_json(text, name, kind=dict):
     """The object (dict) in a JSON text, str or UTF-8 bytes, called `name` in errors; `kind` as for `read_json`.
 

@@ -117,6 +117,9 @@ def _torch_recurrence(kernel, x, states, weights, padding_mask, reverse):
     """Run `torch.lstm`, `torch.gru` or `torch.rnn_tanh`; with a mask, over the real tokens, packed."""
     import torch
 
+    if x.is_meta:  # Keras asks for shapes, and would compute them where this fails
+        return x.new_empty(*x.shape[:2], states[0].shape[1]), *map(torch.empty_like, states)
+
     # One after the other in one buffer, as cuDNN wants them: it would copy them at every call and warn.
     buffer = torch.cat([w.flatten() for w in weights])
     weights = [part.view(w.shape) for part, w in zip(buffer.split([w.numel() for w in weights]), weights, strict=True)]

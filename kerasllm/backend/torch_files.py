@@ -22,6 +22,7 @@ def read_torch_file(path):
         message = f"Reading {Path(path).name}, a pickle, needs torch: `pip install 'kerasllm[torch]'`."
         raise ImportError(f"{message} Files named model.safetensors need nothing.") from error
     try:
+        _check_archive(path)
         # Files older than PyTorch 1.6 are no archives, and cannot be mapped.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever its pickle runs into
@@ -30,6 +31,17 @@ def read_torch_file(path):
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise ValueError(f"{path} must hold tensors by their names.")
     return {name: _array(torch, f"{path}: {name}", tensor) for name, tensor in tensors.items()}
+
+
+def _check_archive(path):
+    """Raise `ValueError` where an archive is larger in memory than as a file: PyTorch compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            sizes = [entry.file_size for entry in archive.infolist()]
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("It is a compressed archive.")
+            if sum(sizes) > Path(path).stat().st_size:
+                raise ValueError("Its entries are larger than the file.")
 
 
 def _array(torch, name, tensor):

@@ -2,16 +2,19 @@
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 
 from kerasllm.backend.compilation import name
+
+UNINITIALIZED = "uninitialized_variables"  # where Keras keeps those that a stateless scope has made
 
 
 def built_with(build, read):
     """Build a model whose variables get their values from `read`.
 
-    No initial values are drawn, and nothing is allocated before `read` has agreed to the model's shapes. Then each
-    array is read, converted to its variable's dtype and dropped, so that the memory taken is that of the variables
-    and little more.
+    No initial values are drawn, not even where Keras asks for a layer's shape, and nothing is allocated before `read`
+    has agreed to the model's shapes. Then each array is read, converted to its variable's dtype and dropped, so that
+    the memory taken is that of the variables and little more.
 
     Args:
         build: function of nothing -> model.
@@ -26,20 +29,41 @@ def built_with(build, read):
     values = []
     # Variables made in a stateless scope get their values when it ends, from what is then their initializer.
     with keras.StatelessScope():
-        model = build()
+        made = _Waiting()
+        global_state.set_global_attribute(UNINITIALIZED, made)
         try:
+            model = build()
             arrays = read({v.path: tuple(v.shape) for v in model.weights})
         except BaseException:
-            arrays = dict.fromkeys((v.path for v in model.weights), 0.0)  # instead of initial values
+            made.clear()  # they are never asked for
             raise
-        finally:
-            for variable in model.weights:
-                values.append(_Value(arrays[variable.path]))
-                variable._initializer = values[-1]
+        for variable in made:
+            variable._initializer = variable._initializer.initializer
+        for variable in model.weights:
+            values.append(_Value(arrays[variable.path]))
+            variable._initializer = values[-1]
     for value in values:
         if value.error:
             raise value.error
     return model
+
+
+class _Waiting(list):
+    """Variables without values, whose initializers are not called while shapes are inferred."""
+
+    def append(self, variable):
+        variable._initializer = _Placeholder(variable._initializer)
+        super().append(variable)
+
+
+class _Placeholder:
+    """In place of an initializer, one that takes neither time nor memory."""
+
+    def __init__(self, initializer):
+        self.initializer = initializer
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.broadcast_to(keras.ops.zeros((), dtype), shape)
 
 
 class _Value:

@@ -365,7 +365,9 @@ class BERTFamily:
         theirs = config.get("architectures") or []
         others = set(self.ARCHITECTURES.values()) - {self.ARCHITECTURES[class_name], self.ARCHITECTURES["BERT"]}
         if len(missing) == len(needed) or others & set(theirs):
-            holds = f"architectures {theirs}" + (f", missing tensors: {', '.join(missing)}" if missing else "")
+            holds = f"architectures {str(theirs):.200}" + (
+                f", missing tensors: {', '.join(missing)}" if missing else ""
+            )
             raise ValueError(
                 f"it holds the head of no {class_name} ({holds}); "
                 f"{class_name}.from_preset(..., fresh_head=True) reads the encoder and makes a new head."
@@ -387,7 +389,7 @@ def _with_labels(config):
         raise ValueError(
             f"config.json: num_labels ({number!r:.80}) must be a positive whole number up to {MOST_LABELS}."
         )
-    if isinstance(found, dict) and len(found) == number:
+    if found is not None and (not isinstance(found, dict) or len(found) == number):
         return config
     return {**config, "id2label": {str(i): f"LABEL_{i}" for i in range(number)}}
 

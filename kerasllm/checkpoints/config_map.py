@@ -6,9 +6,10 @@ takes when the field is absent, a tuple where it differs from field to field. Th
     ("n_layer", "num_layers", size, 12)
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from kerasllm.arguments import LARGEST
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Kind:
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _is_size(value):
@@ -121,16 +122,21 @@ def read(table, config, supported=None, irrelevant=()):
         defaults = default if isinstance(default, tuple) else (default,) * len(fields)
         values = [config.get(field, value) for field, value in zip(fields, defaults, strict=True)]
         refused = [f for f, value in zip(fields, values, strict=True) if not kind.accepts(value)]
-        problems += [f"{field} ({config[field]!r}) must be {kind.accepted}" for field in refused]
+        problems += [f"{field} ({config.get(field)!r:.80}) must be {kind.accepted}" for field in refused]
         if not refused:
             arguments[argument] = kind.to_ours(values)
     for field, values in supported.items():
-        if field in config and config[field] not in values:
-            problems.append(f"{field} ({config[field]!r}) must be {' or '.join(map(repr, values))}")
-    problems += [f"{field} ({config[field]!r}) is unknown" for field in config if field not in known]
+        if field in config and not is_one_of(config[field], values):
+            problems.append(f"{field} ({config[field]!r:.80}) must be {' or '.join(map(repr, values))}")
+    problems += [f"{field} ({config[field]!r:.80}) is unknown" for field in config if field not in known]
     if problems:
         raise ValueError("config.json: " + "; ".join(problems) + ".")
     return arguments
+
+
+def is_one_of(value, values):
+    """Whether a value is among those, and True and 1 are not the same."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
 
 
 def renamed(config, names):

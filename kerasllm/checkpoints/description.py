@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasllm.checkpoints import hub, sentence_transformers
-from kerasllm.checkpoints.presets import errors_name, family_of, opened
+from kerasllm.checkpoints.presets import errors_name, family_of, opened, read_arguments
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", ".model", ".spm")
 
@@ -57,7 +57,7 @@ def describe(source):
         config, read_tensors, texts = opened(path)
         tensors = read_tensors()
         family, names = _classes(path, config, list(tensors))
-        arguments, left_out = _read(path, config, family, names[0], list(tensors))
+        arguments, left_out = _read(path, config, family, names[0], tensors)
     sizes = [(tensor.dtype.name, math.prod(tensor.shape)) for tensor in tensors.values()]
     dtypes = {name: sum(size for dtype, size in sizes if dtype == name) for name, _ in sizes}
     present = texts if texts is not None else [file.name for file in path.iterdir()]
@@ -89,8 +89,7 @@ def _classes(path, config, tensor_names):
     whose head is among the tensors.
     """
     family, readers = family_of(config)
-    made_for = config.get("architectures")
-    made_for = made_for if isinstance(made_for, list) else []
+    made_for = config.get("architectures") or []
     ours = [name for name in readers if family.ARCHITECTURES.get(name, name) in made_for]
     if "BERTEmbedder" in readers and sentence_transformers.is_embedder(path):
         ours = ["BERTEmbedder", *ours]
@@ -99,9 +98,9 @@ def _classes(path, config, tensor_names):
     return family, sorted(readers, key=lambda name: ours.index(name) if name in ours else len(ours))
 
 
-def _read(path, config, family, class_name, tensor_names):
+def _read(path, config, family, class_name, tensors):
     """What the constructor takes, and the names of the tensors that have no place in the model."""
-    arguments = family.read_config(config, class_name, tensor_names)
+    arguments = read_arguments(family, config, class_name, tensors)
     if class_name == "BERTEmbedder":
         arguments |= sentence_transformers.read_modules(path, arguments)
-    return arguments, family.left_out(class_name, arguments, tensor_names) if hasattr(family, "left_out") else ()
+    return arguments, family.left_out(class_name, arguments, list(tensors)) if hasattr(family, "left_out") else ()

@@ -18,6 +18,7 @@ from kerasllm.json_files import existing_file, parse_json, read_json, write_json
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WRITING_ID = "kerasllm_writing_id"
+MOST_INDEX_BYTES = 2**24  # names of a hundred thousand tensors
 # What a preset consists of. Files of these names in a folder are replaced together.
 PRESET_FILE = re.compile(
     r"(generation_)?config\.json|(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
@@ -71,7 +72,7 @@ def _read_torch_file(path):
 
 
 def _read_shards(index, suffix, read):
-    shard_of = read_json(index).get("weight_map")
+    shard_of = read_json(index, most_bytes=MOST_INDEX_BYTES).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise ValueError(f"{index} must have a weight_map from tensor names to file names.")
     tensors, shards = {}, sorted(set(shard_of.values()))
@@ -107,6 +108,8 @@ def read_safetensors(path):
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     data = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    if start > MOST_INDEX_BYTES:
+        raise ValueError(f"{path}: its header is longer than {MOST_INDEX_BYTES} bytes.")
     header = parse_json(data[8:start].tobytes(), f"{path}: its header")
     header.pop("__metadata__", None)
     return {name: _tensor(path, name, data[start:], entry) for name, entry in header.items()}
@@ -115,7 +118,7 @@ def read_safetensors(path):
 def _tensor(path, name, data, entry):
     dtype, (begin, end) = entry["dtype"], entry["data_offsets"]
     if dtype not in DTYPES:
-        raise ValueError(f"{path}: dtype ({dtype!r}) of tensor {name} must be one of {', '.join(DTYPES)}.")
+        raise ValueError(f"{path}: dtype ({dtype!r:.80}) of tensor {name:.80} must be one of {', '.join(DTYPES)}.")
     return np.asarray(data[begin:end]).view(DTYPES[dtype]).reshape(entry["shape"])
 
 

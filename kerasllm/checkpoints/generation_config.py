@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasllm.checkpoints.config_map import Kind, boolean, number, positive, size
-from kerasllm.json_files import read_json, write_json
+from kerasllm.json_files import read_settings, write_json
 
 FILE = "generation_config.json"
 
@@ -44,6 +44,14 @@ def _is_decay(value):
     return isinstance(value, list) and len(value) == 2 and count.accepts(value[0]) and positive.accepts(value[1])
 
 
+def up_to(least, most):
+    """The `Kind` of whole numbers in a range."""
+    return Kind(f"a whole number from {least} to {most}", lambda value: _is_id(value) and least <= value <= most)
+
+
+# What a file may ask of a call that leaves it open; more costs memory and time, and says so itself.
+length = up_to(1, 2**24)
+rows = up_to(1, 2**10)
 count = Kind("a whole number >= 0", lambda value: value == 0 and _is_id(value) or size.accepts(value))
 share = Kind("a number in [0, 1]", lambda value: number.accepts(value) and 0 <= value <= 1)
 one_id = Kind("a token id", _is_id)
@@ -64,11 +72,11 @@ BEAMS = {
     "early_stopping": Kind("true, false or 'never'", lambda value: isinstance(value, bool) or value == "never"),
 }
 FIELDS = {
-    "max_length": size,
-    "max_new_tokens": size,
+    "max_length": length,
+    "max_new_tokens": length,
     "min_length": count,
     "min_new_tokens": count,
-    "num_return_sequences": size,
+    "num_return_sequences": rows,
     **FILTERS,
     "repetition_penalty": positive,
     # Ours and others', unknown to transformers.
@@ -77,7 +85,7 @@ FIELDS = {
     "seed": count,
     "strip_prompt": boolean,
     "no_repeat_ngram_size": count,
-    "num_beams": size,
+    "num_beams": rows,
     **BEAMS,
     "renormalize_logits": boolean,
     "forced_bos_token_id": one_id,
@@ -171,7 +179,8 @@ def read_generation_config(folder, vocabulary_size=None):
     values |= {ours: config[theirs] for ours, theirs in RENAMED.items() if config.get(theirs)}
     unsupported = _take_unsupported(config, values)
     # transformers rules a word out unless it is an end token; suppress_tokens is for those.
-    values["bad_words"] = [word for word in values.get("bad_words", ()) if word not in [[i] for i in ends or ()]]
+    alone = set(ends or ())
+    values["bad_words"] = [word for word in values.get("bad_words", ()) if len(word) > 1 or word[0] not in alone]
     values["logit_bias"] = {word[0]: bias for word, bias in values.get("logit_bias", ())}
     _settle_lengths(values)
     values = {name: value for name, value in values.items() if not _is_off(name, value)}
@@ -234,10 +243,10 @@ def _read(folder, vocabulary_size, silent=False):
     """The path of the file, and what it says about generation, checked."""
     path = Path(folder) / FILE
     if path.exists():
-        config = read_json(path)
+        config = read_settings(path)
     else:
         path = Path(folder) / "config.json"
-        config = read_json(path) if path.exists() else {}
+        config = read_settings(path) if path.exists() else {}
         if config.get("force_bos_token_to_be_generated"):
             config["forced_bos_token_id"] = config.get("bos_token_id")
         config = {name: value for name, value in config.items() if name in {*FIELDS, *OTHERS, *UNSUPPORTED}}

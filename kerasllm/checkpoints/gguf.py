@@ -105,6 +105,9 @@ TOKENIZER_FIELDS = {
     "remove_extra_whitespaces",
     "suppress_tokens",
 }
+# What the lists hold, and what is true or false.
+LISTS = {"tokens": str, "merges": str, "scores": float, "token_type": int, "suppress_tokens": int}
+SWITCHES = ("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces")
 TOKENIZER_NEUTRAL = {"add_sep_token": (False,), "precompiled_charsmap": ([],), "normalizer.lowercase": (False,)}
 SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}  # where a file names none
 # Tokens that end a text beside the end token: those that the metadata name, and those of these texts.
@@ -159,9 +162,11 @@ def _dequantize(rows, kind):
 def _folder(metadata, tensors):
     for name, accepted in {"general.architecture": ("llama",), "general.type": (None, "model")}.items():
         if metadata.get(name) not in accepted:
-            raise ValueError(f"{name} ({metadata.get(name)!r}) must be {accepted[-1]!r}.")
+            raise ValueError(f"{name} ({metadata.get(name)!r:.80}) must be {accepted[-1]!r}.")
     if metadata.get("split.count", 1) > 1:
-        raise ValueError(f"split.count ({metadata['split.count']}) must be 1: it is one of several files; merge them.")
+        raise ValueError(
+            f"split.count ({metadata['split.count']!r:.80}) must be 1: it is one of several files; merge them."
+        )
     config = _config(metadata, set(tensors))
     tensors = dict(tensors)
     if "rope_freqs.weight" in tensors:
@@ -281,6 +286,12 @@ def _tokenizer_files(metadata):
     values = {name.removeprefix(TOKENIZER): value for name, value in metadata.items() if name.startswith(TOKENIZER)}
     ids = {name for name in values if name.endswith("_token_id")}
     _check_known(TOKENIZER, values, TOKENIZER_FIELDS | ids, TOKENIZER_NEUTRAL)
+    for name in {*LISTS, *SWITCHES, *ids} & set(values):
+        value, kind = values[name], LISTS.get(name)
+        if kind and not (isinstance(value, list) and all(type(entry) is kind for entry in value)):
+            raise ValueError(f"metadata: {TOKENIZER}{name} ({value!r:.80}) must be a list of {kind.__name__}.")
+        if not kind and type(value) is not (bool if name in SWITCHES else int):
+            raise ValueError(f"metadata: {TOKENIZER}{name} ({value!r:.80}) must be a token id, or true or false.")
     kind, pre = values.get("model", "none"), values.get("pre")
     if kind in ("none", "no_vocab"):
         return _written({"generation_config.json": _defaults(values, [])})

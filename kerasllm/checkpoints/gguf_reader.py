@@ -16,7 +16,10 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
+# Of what takes time for each. The largest vocabularies have 2^18 tokens, and twice as many merges.
 MOST_HEADER_BYTES = 2**28
+MOST_FIELDS, MOST_TENSORS = 2**12, 2**16
+MOST_STRINGS, MOST_NUMBERS = 2**20, 2**22
 CHUNK = 2**18  # values dequantised at a time: what a processor's cache holds
 
 
@@ -46,6 +49,9 @@ def read(path, block_sizes, dequantize):
     if version not in VERSIONS:
         raise ValueError(f"its version ({version}) must be one of {', '.join(map(str, VERSIONS))}.")
     num_tensors, num_fields = header.number("Q"), header.number("Q")
+    for name, number, most in (("fields", num_fields, MOST_FIELDS), ("tensors", num_tensors, MOST_TENSORS)):
+        if number > most:
+            raise ValueError(f"it has {number} {name}, more than {most}, or is cut off.")
     metadata = {}
     for _ in range(num_fields):
         _add(metadata, header.string(), header.value(header.number("I")))
@@ -53,8 +59,8 @@ def read(path, block_sizes, dequantize):
     for _ in range(num_tensors):
         _add(entries, header.string(), _entry(header, block_sizes))
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment ({alignment!r}) must be a power of two.")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"general.alignment ({alignment!r:.80}) must be a power of two.")
     start = -(-header.place // alignment) * alignment
     _check_places(entries, len(data) - start, alignment)
     for kind in {entry[0] for entry in entries.values()}:
@@ -73,6 +79,7 @@ class _Header:
 
     def __init__(self, data):
         self.data, self.place, self.end = data, 0, min(len(data), MOST_HEADER_BYTES)
+        self.num_strings = self.num_numbers = 0
 
     def bytes(self, count):
         if count > self.end - self.place:
@@ -88,7 +95,7 @@ class _Header:
         return self.numbers(letter, 1)[0]
 
     def string(self):
-        return self.bytes(self.number("Q")).decode("utf-8")
+        return self.bytes(int.from_bytes(self.bytes(8), "little")).decode("utf-8")
 
     def value(self, kind):
         if kind == STRING:
@@ -97,9 +104,13 @@ class _Header:
             return self.number(_letter(kind))
         kind, count = self.number("I"), self.number("Q")
         if kind != STRING:
+            self.num_numbers += count
+            if self.num_numbers > MOST_NUMBERS:
+                raise ValueError(f"its arrays have more than {MOST_NUMBERS} numbers, or it is cut off.")
             return self.numbers(_letter(kind), count)
-        if count > self.end // 8:  # the length of a string takes 8 bytes
-            raise ValueError(f"it is cut off: it has no room for an array of {count} strings.")
+        self.num_strings += count
+        if self.num_strings > MOST_STRINGS:
+            raise ValueError(f"its arrays have more than {MOST_STRINGS} strings, or it is cut off.")
         return [self.string() for _ in range(count)]
 
 

@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from kerasllm.checkpoints import config_map, weight_map
-from kerasllm.checkpoints.config_map import optional_size, positive, rate, size
+from kerasllm.checkpoints.config_map import boolean, optional_size, positive, rate, size
+from kerasllm.json_files import MOST_JSON_BYTES, read_settings
 from kerasllm.checkpoints.weight_map import Layout, same
 
 WEIGHTS = "model.weights.h5"
@@ -25,6 +26,7 @@ SIZES = [
 ]
 TABLE_SIZE = ("max_sequence_length", "max_sequence_length", size, 512)
 IRRELEVANT = ("name", "trainable")
+LOWERING = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}  # Hugging Face's names, and KerasHub's
 
 
 def is_config(config):
@@ -48,7 +50,7 @@ def read(folder, config):
     """
     arguments = config.get("config")
     if not isinstance(arguments, dict):
-        raise ValueError(f"config.json: config ({arguments!r}) must be an object.")
+        raise ValueError(f"config.json: config ({arguments!r:.80}) must be an object.")
     return (
         {"model_type": config.get("class_name"), **arguments},
         lambda: _read_tensors(folder / WEIGHTS),
@@ -59,12 +61,26 @@ def read(folder, config):
 def _tokenizer_files(folder):
     assets, config = folder / "assets" / "tokenizer", folder / "tokenizer.json"
     names = {"vocabulary.txt": "vocab.txt", "vocabulary.json": "vocab.json", "merges.txt": "merges.txt"}
-    texts = {new: (assets / name).read_text("utf-8") for name, new in names.items() if (assets / name).is_file()}
+    texts = {new: _text(assets / name) for name, new in names.items() if (assets / name).is_file()}
     if "vocab.txt" in texts and config.is_file():
-        options = json.loads(config.read_text("utf-8")).get("config", {})
-        do_lower_case, strip_accents = options.get("lowercase", False), options.get("strip_accents", False)
-        texts["tokenizer_config.json"] = json.dumps({"do_lower_case": do_lower_case, "strip_accents": strip_accents})
+        options = read_settings(config).get("config", {})
+        if not isinstance(options, dict):
+            raise ValueError(f"{config}: config ({options!r:.80}) must be an object.")
+        said = {new: options.get(name, False) for new, name in LOWERING.items()}
+        for new, name in LOWERING.items():
+            if not boolean.accepts(said[new]):
+                raise ValueError(f"{config}: {name} ({said[new]!r:.80}) must be {boolean.accepted}.")
+        texts["tokenizer_config.json"] = json.dumps(said)
     return texts
+
+
+def _text(path):
+    try:
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise ValueError(f"it is longer than {MOST_JSON_BYTES} bytes")
+        return path.read_text("utf-8")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is no text: {error}") from error
 
 
 def _read_tensors(path):
@@ -90,7 +106,7 @@ def _read_tensors(path):
 
 def _tensor(name, data, shape, dtype, offset, num_bytes):
     # Not compressed, nor in another file, as Keras writes them.
-    if offset is None or offset + num_bytes > len(data):
+    if offset is None or shape is None or offset + num_bytes > len(data):
         raise ValueError(f"{name} must lie in one piece in the file.")
     if dtype not in (*DTYPES, "bfloat16"):
         raise ValueError(f"{name}: dtype ({dtype}) must be one of {', '.join(DTYPES)}, bfloat16.")

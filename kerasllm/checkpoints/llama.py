@@ -199,7 +199,8 @@ def _with_plain_rope(config, length):
     """
     config = dict(config)
     parameters, first_length = config.pop("rope_parameters", None), config.pop("original_max_position_embeddings", None)
-    scaling = config.get("rope_scaling") or parameters or None
+    scaling = parameters if config.get("rope_scaling") in (None, {}) else config["rope_scaling"]
+    scaling = None if scaling == {} else scaling
     if isinstance(scaling, dict):
         scaling = {"type": "default"} | scaling
         kind = scaling.setdefault("rope_type", scaling.pop("type"))

@@ -30,7 +30,8 @@ POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positi
 def read_config(config, class_name, tensor_names):
     """The arguments of a `TransformerTranslator` from config.json."""
     config = config_map.renamed(config, bart.SECOND_NAMES)
-    config["decoder_vocab_size"] = config.get("decoder_vocab_size") or config.get("vocab_size", 58101)
+    if config.get("decoder_vocab_size") is None:
+        config["decoder_vocab_size"] = config.get("vocab_size", 58101)
     arguments = config_map.read(FIELDS, config, SUPPORTED, IRRELEVANT)
     if arguments["share_embeddings"] and not arguments["tie_embeddings"]:
         raise ValueError("config.json: share_encoder_decoder_embeddings (True) needs tie_word_embeddings (False) True.")

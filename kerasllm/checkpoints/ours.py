@@ -7,6 +7,7 @@ from kerasllm.checkpoints import weight_map
 MODEL_TYPE = "kerasllm"
 ARCHITECTURES = {}  # config.json names our class
 FIELDS = {"model_type", "architectures", "arguments", "parts"}
+NOT_SAID = ("name", "tokenizer", "source_tokenizer", "target_tokenizer")  # arguments that no config has
 
 
 def read_config(config, class_name, tensor_names):
@@ -16,7 +17,14 @@ def read_config(config, class_name, tensor_names):
         raise ValueError(f"config.json: {', '.join(unknown)} is unknown.")
     if not isinstance(config.get("arguments"), dict):
         raise ValueError(f"config.json: arguments ({config.get('arguments')!r}) must be an object.")
-    return config["arguments"]
+    arguments = config["arguments"]
+    wrong = {name: arguments[name] for name in NOT_SAID if name in arguments}
+    # Of a dict Keras would make an object.
+    wrong |= {name: value for name, value in arguments.items() if name == "dtype" and not isinstance(value, str)}
+    if wrong:
+        said = ", ".join(f"{name} ({value!r:.80})" for name, value in wrong.items())
+        raise ValueError(f"config.json: arguments must not say {said}.")
+    return arguments
 
 
 def read_parts(config):
@@ -31,8 +39,11 @@ def read_parts(config):
 def _check_objects(value):
     """Raise `ValueError` if a nest describes Python objects other than Keras's quantizers, which a file may make."""
     if isinstance(value, dict):
+        named = value.get("registered_name")
+        if named is not None:
+            raise ValueError(f"config.json: parts: registered_name ({named!r:.80}) must be null.")
         if value.keys() & {"class_name", "module"} and value.get("module") != "keras.quantizers":
-            raise ValueError(f"config.json: parts: module ({value.get('module')!r}) must be 'keras.quantizers'.")
+            raise ValueError(f"config.json: parts: module ({value.get('module')!r:.80}) must be 'keras.quantizers'.")
         value = value.values()
     for entry in value if not isinstance(value, str | int | float | None) else ():
         _check_objects(entry)

@@ -13,6 +13,7 @@ module `ours`.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +34,14 @@ from kerasllm.checkpoints import (
     sentence_transformers,
     t5,
 )
+from kerasllm.json_files import read_settings
 
 FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, marian, bart, t5, ours)
 READ_ONLY = keras_hub.FAMILIES
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "decoder_start", "forced_bos", "forced_eos")
 TOKEN_IDS = {f"{role}_token_id" for role in ROLES}
+# Ends of the names of arguments that are sizes of tensors.
+SIZES = ("vocabulary_size", "_dim", "_heads", "num_segments", "labels")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Preset:
         files: the tokenizer's files and others, dict name -> text; None if `source` is a folder that holds them.
         token_ids: the ids of special tokens that config.json names, dict name -> id, list of ids or None.
         parts: dict, what is set on parts of the model (`kerasllm.layers.parts`), where its layout says that.
+        num_values: the number of values in its tensors.
     """
 
     arguments: dict
@@ -60,6 +65,14 @@ class Preset:
     files: dict | None = None
     token_ids: dict | None = None
     parts: dict | None = None
+    num_values: int = 0
+
+    def check_room(self, num_parameters):
+        """Raise `ValueError` where so many weights are not in the tensors, two to a value where they have four bits."""
+        if num_parameters > 2 * self.num_values:
+            raise ValueError(
+                f"config.json: its {num_parameters} weights are more than the {self.num_values} values there."
+            )
 
     @contextmanager
     def folder(self):
@@ -101,18 +114,18 @@ def read_preset(source, model_class):
         config, read_tensors, texts = opened(path)
         family = _family_read_by(class_name, config)
         tensors = read_tensors()
-        arguments = family.read_config(config, class_name, list(tensors))
-        _check_depth(arguments, len(tensors))
+        arguments = read_arguments(family, config, class_name, tensors)
         if class_name == "BERTEmbedder":
             arguments |= sentence_transformers.read_modules(path, arguments)
         _check_signature(model_class, arguments)
+        held = ours.read_parts(config) if family is ours else None
+        token_ids = _token_ids(config, arguments)
 
     def read_weights(shapes):
         with errors_name(source):
             return family.read_weights(class_name, arguments, tensors, shapes)
 
-    held = ours.read_parts(config) if family is ours else None
-    return Preset(arguments, read_weights, path, texts, _token_ids(config, arguments), held)
+    return Preset(arguments, read_weights, path, texts, token_ids, held, num_values(tensors))
 
 
 def write_preset(
@@ -156,7 +169,7 @@ def opened(path):
         config, tensors, texts = gguf.read(path)
         return config, lambda: tensors, texts
     writing.settle(path)
-    config = files.read_json(path / files.CONFIG)
+    config = read_settings(path / files.CONFIG)
     if keras_hub.is_config(config):
         return keras_hub.read(path, config)
     if config.get("model_type") == ours.MODEL_TYPE:
@@ -166,16 +179,36 @@ def opened(path):
 
 def family_of(config):
     """The family that config.json names, and the names of our classes that read it."""
-    model_type = config.get("model_type")
+    model_type, made_for = config.get("model_type"), config.get("architectures")
+    if made_for is not None and not (isinstance(made_for, list) and all(isinstance(name, str) for name in made_for)):
+        raise ValueError(f"config.json: architectures ({made_for!r:.80}) must be a list of names.")
     families = (*FAMILIES, *READ_ONLY)
     family = next((family for family in families if model_type == family.MODEL_TYPE), None)
     if family is None:
         names = ", ".join(repr(family.MODEL_TYPE) for family in families)
-        raise ValueError(f"config.json: model_type ({model_type!r}) must be one of {names}.")
-    readers = list(family.ARCHITECTURES) or config.get("architectures")
-    if not isinstance(readers, list) or not readers or not all(isinstance(reader, str) for reader in readers):
-        raise ValueError(f"config.json: architectures ({readers!r}) must be a list of names.")
+        raise ValueError(f"config.json: model_type ({model_type!r:.80}) must be one of {names}.")
+    readers = list(family.ARCHITECTURES) or made_for
+    if not readers:
+        raise ValueError(f"config.json: architectures ({made_for!r}) must name a class.")
     return family, readers
+
+
+def read_arguments(family, config, class_name, tensors):
+    """The arguments of a model from config.json, none of which is larger than what the tensors can fill."""
+    arguments = family.read_config(config, class_name, list(tensors))
+    # Before a loop goes over as many blocks as a config has made up, or a product of sizes is beyond all numbers.
+    most = num_values(tensors)
+    for name, value in arguments.items():
+        if isinstance(value, int) and name.endswith("num_layers") and value > len(tensors):
+            raise ValueError(f"config.json: {name} ({value}) must be at most the number of tensors, {len(tensors)}.")
+        if isinstance(value, int) and name.endswith(SIZES) and value > most:
+            raise ValueError(f"config.json: {name} ({value}) must be at most the number of values, {most}.")
+    return arguments
+
+
+def num_values(tensors):
+    """The number of values in tensors."""
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
 
 
 def _family_read_by(class_name, config):
@@ -191,16 +224,11 @@ def _token_ids(config, arguments):
     kept = {}
     for name in TOKEN_IDS & set(config):
         value = config[name]
+        if not all(i is None or type(i) is int for i in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"config.json: {name} ({value!r:.80}) must be a token id, a list of token ids, or null.")
         ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and 0 <= i < size]
         kept[name] = (ids or None) if isinstance(value, list) else (ids or [None])[0]
     return kept
-
-
-def _check_depth(arguments, num_tensors):
-    # Before a loop goes over as many blocks as a config has made up.
-    for name, value in arguments.items():
-        if name.endswith("num_layers") and isinstance(value, int) and value > num_tensors:
-            raise ValueError(f"config.json: {name} ({value}) must be at most the number of tensors, {num_tensors}.")
 
 
 def _layout_of(class_name, arguments, parts):
@@ -232,4 +260,7 @@ def errors_name(source):
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"preset ({str(source)!r}): {error}") from error
+        name = f"preset ({str(source)!r}): "
+        if str(error).startswith(name):
+            raise
+        raise ValueError(f"{name}{error}") from error

@@ -1,9 +1,12 @@
 """What a folder of sentence-transformers says beside the encoder: what follows it, prompts, the length to cut at."""
 
+import re
 from pathlib import Path
 
 from kerasllm.checkpoints import files
 from kerasllm.checkpoints.bert import dense_folder
+from kerasllm.checkpoints.config_map import boolean, is_one_of, number, size
+from kerasllm.json_files import read_settings
 from kerasllm.checkpoints.weight_map import renamed
 
 MODULES, SETTINGS, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -76,14 +79,17 @@ def read_modules(folder, arguments=None):
         if (path / files.CONFIG).is_file():
             _read(path / files.CONFIG, (), "Normalize")
     settings = _read(_settings(folder), ("max_seq_length", "do_lower_case"), SETTINGS, optional=True)
-    longest = settings.get("max_seq_length") or _longest(folder)
+    longest = settings.get("max_seq_length")
+    if longest is not None and not size.accepts(longest):
+        raise ValueError(f"{_settings(folder)}: max_seq_length ({longest!r:.80}) must be {size.accepted}.")
+    longest = _longest(folder) if longest is None else longest
     config = _read(folder / CONFIG, ("prompts", "default_prompt_name", "similarity_fn_name"), CONFIG, optional=True)
     return {
         **_pooling(modules[1][1] / files.CONFIG),
         "dense": [_dense(path / files.CONFIG) for path in dense],
         "normalize": bool(normalize),
         "truncate_at": longest and min(longest, (arguments or {}).get("max_sequence_length", longest)),
-        "prompts": {name: prompt or "" for name, prompt in (config.get("prompts") or {}).items()},
+        "prompts": _prompts(folder / CONFIG, config),
         "default_prompt_name": config.get("default_prompt_name"),
         "similarity": config.get("similarity_fn_name") or "cosine",
     }
@@ -92,7 +98,10 @@ def read_modules(folder, arguments=None):
 def reads_lowercase(folder):
     """Whether a folder says that texts are read in small letters, whatever its tokenizer does."""
     path = _settings(Path(folder))
-    return path.is_file() and bool(files.read_json(path).get("do_lower_case"))
+    lowers = read_settings(path).get("do_lower_case", False) if path.is_file() else False
+    if not boolean.accepts(lowers):
+        raise ValueError(f"{path}: do_lower_case ({lowers!r:.80}) must be {boolean.accepted}.")
+    return lowers
 
 
 def read_dense(folder):
@@ -157,23 +166,24 @@ def write_modules(folder, arguments, dimension):
 def _modules(folder):
     """The kind and the folder of each module."""
     path, modules = folder / MODULES, []
-    for module in files.read_json(path, list):
+    for module in read_settings(path, list):
         kind = str(module.get("type")) if isinstance(module, dict) else "None"
         package, _, name = kind.rpartition(".")
         modules.append((name if package.partition(".")[0] == PACKAGE else kind, str(module.get("path") or "")))
         if isinstance(module, dict) and module.get("kwargs"):
-            raise ValueError(f"{path}: kwargs ({module['kwargs']!r}) of {kind} must be empty.")
+            raise ValueError(f"{path}: kwargs ({module['kwargs']!r:.80}) of {kind:.80} must be empty.")
     kinds = [kind for kind, _ in modules]
     between = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(between) - {"Dense"}:
         raise ValueError(
-            f"{path}: modules ({kinds}) must be Transformer and Pooling, perhaps Dense, perhaps Normalize."
+            f"{path}: modules ({str(kinds):.200}) must be Transformer and Pooling, perhaps Dense, perhaps Normalize."
         )
     if modules[0][1]:
         raise ValueError(f"{path}: the Transformer's path ({modules[0][1]!r}) must be empty.")
     for kind, name in modules[1:]:
-        if Path(name).name != name:
-            raise ValueError(f"{path}: the path ({name!r}) of {kind} must be a folder in this one.")
+        link = name and (folder / name).resolve().parent != folder.resolve()
+        if not re.fullmatch(r"([\w-][\w. -]*)?", name) or link:
+            raise ValueError(f"{path}: the path ({name!r:.80}) of {kind} must be a folder in this one.")
     return [(kind, folder / name) for kind, name in modules]
 
 
@@ -185,40 +195,56 @@ def _read(path, fields, kind, optional=False):
     """The content of a file whose every field is understood."""
     if optional and not path.is_file():
         return {}
-    config, supported = files.read_json(path), SUPPORTED.get(kind, {})
+    config, supported = read_settings(path), SUPPORTED.get(kind, {})
     for name, value in config.items():
-        if name in supported and value not in supported[name]:
+        if name in supported and not is_one_of(value, supported[name]):
             accepted = " or ".join(map(repr, supported[name]))
-            raise ValueError(f"{path}: {name} ({value!r}) must be {accepted}.")
+            raise ValueError(f"{path}: {name} ({value!r:.80}) must be {accepted}.")
         if name not in supported and name not in fields and name not in IRRELEVANT:
-            raise ValueError(f"{path}: {name} ({value!r}) is unknown.")
+            raise ValueError(f"{path}: {name} ({value!r:.80}) is unknown.")
     return config
+
+
+def _prompts(path, config):
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        raise ValueError(f"{path}: prompts ({prompts!r:.80}) must be an object of strings.")
+    return {name: prompt or "" for name, prompt in prompts.items()}
 
 
 def _pooling(path):
     config = _read(path, ("pooling_mode", "include_prompt", *POOLINGS.values()), "Pooling")
     modes = config.get("pooling_mode")
+    for name in (*POOLINGS.values(), "include_prompt"):
+        if not boolean.accepts(config.get(name, True)):
+            raise ValueError(f"{path}: {name} ({config[name]!r:.80}) must be {boolean.accepted}.")
     if modes is None:
         modes = [mode for mode, word in POOLINGS.items() if config.get(word)]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if not modes or set(modes) - set(POOLINGS):
-        raise ValueError(f"{path}: pooling modes ({modes}) must be of {', '.join(map(repr, POOLINGS))}.")
+    modes = modes if isinstance(modes, list) else [modes]
+    if not modes or not all(mode in list(POOLINGS) for mode in modes):
+        raise ValueError(f"{path}: pooling modes ({str(modes):.80}) must be of {', '.join(map(repr, POOLINGS))}.")
     return {"pooling": modes[0] if len(modes) == 1 else modes, "include_prompt": config.get("include_prompt", True)}
 
 
 def _dense(path):
     config = _read(path, ("in_features", "out_features", "bias", "activation_function"), "Dense")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{path}: activation_function ({activation!r}) must be one of {', '.join(ACTIVATIONS)}.")
+    if activation not in list(ACTIVATIONS):
+        raise ValueError(f"{path}: activation_function ({activation!r:.80}) must be one of {', '.join(ACTIVATIONS)}.")
     units, bias = config.get("out_features"), config.get("bias", True)
+    if not size.accepts(units) or not boolean.accepts(bias):
+        raise ValueError(
+            f"{path}: out_features ({units!r:.80}) must be {size.accepted}, bias ({bias!r:.80}) {boolean.accepted}."
+        )
     return {"units": units, "activation": ACTIVATIONS[activation], "use_bias": bias}
 
 
 def _longest(folder):
     """The length that the tokenizer names, by which newer versions cut; None if there is none."""
     path = folder / "tokenizer_config.json"
-    longest = files.read_json(path).get("model_max_length") if path.is_file() else None
+    longest = read_settings(path).get("model_max_length") if path.is_file() else None
+    if longest is not None and not (number.accepts(longest) and longest >= 1):
+        raise ValueError(f"{path}: model_max_length ({longest!r:.80}) must be a positive number.")
     return int(longest) if longest is not None and longest < LONGEST else None
 
 

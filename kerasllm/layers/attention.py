@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_positive, check_positive_number, check_rate
+from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, first_given, method_of_graph, new_initializer
 from kerasllm.layers.block import make_norm
@@ -84,6 +84,10 @@ class MultiHeadAttention(Layer):
         if scale is not None:
             check_positive_number("scale", scale)
         check_rate("dropout", dropout)
+        check_boolean("use_bias", use_bias)
+        check_boolean("query_key_norm", query_key_norm)
+        if use_qkv_bias is not None:
+            check_boolean("use_qkv_bias", use_qkv_bias)
         self.num_heads, self.head_dim = num_heads, head_dim
         self.num_key_value_heads, self.scale = num_key_value_heads, scale
         self.use_bias = use_bias

@@ -2,7 +2,7 @@
 
 import keras
 
-from kerasllm.arguments import check_choice, check_rate
+from kerasllm.arguments import check_boolean, check_choice, check_positive_number, check_rate
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph
 from kerasllm.layers.masks import implicit_attention_mask
 
@@ -55,6 +55,7 @@ class TransformerBlock(Layer):
     ):
         super().__init__(**kwargs)
         check_choice("norm", norm, NORMS)
+        check_boolean("norm_first", norm_first)
         check_rate("dropout", dropout)
         self.attention, self.feed_forward, self.cross_attention = attention, feed_forward, cross_attention
         self.norm, self.norm_first, self.norm_epsilon = norm, norm_first, norm_epsilon
@@ -142,6 +143,7 @@ class TransformerBlock(Layer):
 
 def make_norm(kind, epsilon, dtype, name):
     """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis."""
+    check_positive_number("norm_epsilon", epsilon)
     layer = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}[kind]
     norm = layer(epsilon=epsilon, dtype=dtype, name=name)
     norm.supports_masking = True  # which Keras forgets of RMSNormalization

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasllm.arguments import check_positive, check_rate
+from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.base import Layer, build_once
 from kerasllm.layers.block import make_norm
@@ -61,12 +61,17 @@ class TransformerEmbeddings(Layer):
         super().__init__(**kwargs)
         check_positive("vocabulary_size", vocabulary_size)
         check_rate("dropout", dropout)
+        check_boolean("scale", scale)
+        if num_segments != 0 or isinstance(num_segments, bool):
+            check_positive("num_segments", num_segments)
+        if initializer_range is not None:
+            check_positive_number("initializer_range", initializer_range)
         policy = {"dtype": self.dtype_policy}
         embedding_dim = hidden_dim if embedding_dim is None else embedding_dim
         check_positive("embedding_dim", embedding_dim)
         self.hidden_dim, self.embedding_dim, self.scale = hidden_dim, embedding_dim, scale
         self.max_sequence_length = max_sequence_length
-        initializer = normal_initializer(initializer_range or hidden_dim**-0.5)
+        initializer = normal_initializer(hidden_dim**-0.5 if initializer_range is None else initializer_range)
 
         self.token = token_embedding or ReversibleEmbedding(
             vocabulary_size,
@@ -163,6 +168,8 @@ class TiedHead(Layer):
 
     def __init__(self, embedding, use_bias=True, scale=1.0, **kwargs):
         super().__init__(**kwargs)
+        check_boolean("use_bias", use_bias)
+        check_positive_number("scale", scale)
         self.embedding, self.use_bias, self.scale = embedding, use_bias, scale
         self.supports_masking = True
 

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.alignment import AdditiveAttention, DotAttention
 from kerasllm.layers.base import Layer, build_once, first_given, with_token_embedding
@@ -48,6 +48,7 @@ class RecurrentEncoder(Layer):
     ):
         super().__init__(**kwargs)
         check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout)
+        check_boolean("bidirectional", bidirectional)
         self.output_dim = hidden_dim * (2 if bidirectional else 1)
         self.embedding_dim = embedding_dim or hidden_dim
         policy = {"dtype": self.dtype_policy}
@@ -138,6 +139,7 @@ class RecurrentDecoder(Layer):
         super().__init__(**kwargs)
         check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout)
         check_choice("attention", attention, ATTENTIONS)
+        check_boolean("tie_embeddings", tie_embeddings)
         self.hidden_dim, self.embedding_dim = hidden_dim, embedding_dim or hidden_dim
         output_dim = self.embedding_dim if tie_embeddings else hidden_dim
         policy = {"dtype": self.dtype_policy}
@@ -221,6 +223,7 @@ class Bridge(Layer):
 
     def __init__(self, hidden_dim, **kwargs):
         super().__init__(**kwargs)
+        check_positive("hidden_dim", hidden_dim)
         self.hidden_dim = hidden_dim
 
     def build(self, states_shape):

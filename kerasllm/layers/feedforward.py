@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasllm.arguments import check_positive, check_rate
+from kerasllm.arguments import check_boolean, check_positive, check_rate
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, build_once, method_of_graph, new_initializer
 
@@ -13,6 +13,8 @@ def get_activation(name):
     if name == "gelu_tanh":
         return gelu_tanh
     try:
+        if isinstance(name, dict):  # of which Keras makes objects
+            raise ValueError
         return keras.activations.get(name)
     except (ValueError, TypeError):
         raise ValueError(f"activation ({name!r}) must be 'gelu_tanh' or the name of a Keras activation.") from None
@@ -54,6 +56,7 @@ class FeedForward(Layer):
         super().__init__(**kwargs)
         check_positive("intermediate_dim", intermediate_dim)
         check_rate("dropout", dropout)
+        check_boolean("use_bias", use_bias)
         self.intermediate_dim = intermediate_dim
         self.activation = get_activation(activation)
         self.use_bias = use_bias

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_positive_number
+from kerasllm.arguments import check_boolean, check_positive, check_positive_number
 from kerasllm.layers.base import Layer
 
 
@@ -31,6 +31,7 @@ class LearnedPositions(Layer):
 
     def __init__(self, max_sequence_length, embeddings_initializer="uniform", **kwargs):
         super().__init__(**kwargs)
+        check_positive("max_sequence_length", max_sequence_length)
         self.max_sequence_length = max_sequence_length
         self.embeddings_initializer = embeddings_initializer
         self.supports_masking = True
@@ -81,6 +82,8 @@ class SinusoidalPositions(Layer):
 
     def __init__(self, max_wavelength=10000.0, interleaved=True, **kwargs):
         super().__init__(**kwargs)
+        check_positive_number("max_wavelength", max_wavelength)
+        check_boolean("interleaved", interleaved)
         self.max_wavelength, self.interleaved = max_wavelength, interleaved
         self.supports_masking = True
 
@@ -126,6 +129,7 @@ class RotaryPositions(Layer):
 
     def __init__(self, base=10000.0, scaling=None, **kwargs):
         super().__init__(**kwargs)
+        check_positive_number("base", base)
         if scaling is not None:
             check_rope_scaling(scaling)
         self.base, self.scaling = base, scaling
@@ -214,6 +218,10 @@ class RelativePositionBias(Layer):
 
     def __init__(self, num_heads, num_buckets=32, max_distance=128, bidirectional=True, **kwargs):
         super().__init__(**kwargs)
+        check_positive("num_heads", num_heads)
+        check_positive("num_buckets", num_buckets)
+        check_positive("max_distance", max_distance)
+        check_boolean("bidirectional", bidirectional)
         self.num_heads, self.num_buckets = num_heads, num_buckets
         self.max_distance, self.bidirectional = max_distance, bidirectional
         exact = num_buckets // (4 if bidirectional else 2)
@@ -273,6 +281,7 @@ class ALiBi(Layer):
 
     def __init__(self, num_heads, **kwargs):
         super().__init__(**kwargs)
+        check_positive("num_heads", num_heads)
         self.num_heads = num_heads
 
     def call(self, query_positions, key_positions):

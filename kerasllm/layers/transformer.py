@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_choice, check_positive
+from kerasllm.arguments import check_boolean, check_choice, check_positive, check_positive_number
 from kerasllm.layers.attention import MultiHeadAttention
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph, with_token_embedding
 from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
@@ -94,6 +94,21 @@ class TransformerStack(Layer):
             check_positive("max_sequence_length", max_sequence_length)
         check_choice("norm", norm, NORMS)
         check_choice("positions", positions, POSITIONS)
+        for name, value in {
+            "scale_embeddings": scale_embeddings,
+            "norm_embeddings": norm_embeddings,
+            "gated": gated,
+            "cross_attention": cross_attention,
+        }.items():
+            check_boolean(name, value)
+        for name, value in {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads}.items():
+            if value is not None:
+                check_positive(name, value)
+        # Said of every stack and read by some: what is wrong about them is wrong.
+        check_positive_number("norm_epsilon", norm_epsilon)
+        check_positive_number("rope_base", rope_base)
+        check_positive("num_buckets", num_buckets)
+        check_positive("max_distance", max_distance)
         if head_dim is None and hidden_dim % num_heads:
             raise ValueError(f"hidden_dim ({hidden_dim}) must be divisible by num_heads ({num_heads}).")
         self.hidden_dim, self.max_sequence_length = hidden_dim, max_sequence_length

@@ -289,15 +289,30 @@ class Model(trainer_class(), keras.Model):
         given = dict.fromkeys(cls.tokenizer_prefixes, arguments.pop("tokenizer")) if "tokenizer" in arguments else {}
         given |= {name: arguments.pop(name) for name in cls.tokenizer_prefixes if name in arguments}
         preset = checkpoints.read_preset(source, cls)
-        config = {**preset.arguments, **arguments} | ({"parts": preset.parts} if preset.parts else {})
-        model = built_with(lambda: cls.from_config(config) if preset.parts else cls(**config), preset.read_weights)
+        config = {**preset.arguments, **arguments}
+
+        def build():
+            model = cls(**config)
+            if preset.parts:
+                preset.check_room(model.count_params())  # before layers compute what they quantise
+                parts.restore(model, preset.parts)
+            return model
+
+        with checkpoints.errors_name(source):
+            try:
+                model = built_with(build, preset.read_weights)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+                if arguments:  # which may be wrong themselves
+                    raise
+                raise ValueError(f"config.json: no {cls.__name__} is made of it: {error!r:.400}") from error
         with preset.folder() as folder:
             try:
                 model.load_tokenizers(folder, given)
             except ValueError as error:
                 hint = f"{cls.__name__}.from_preset(..., tokenizer=None) opens it without."
                 raise ValueError(f"preset ({str(source)!r}): {error} {hint}") from error
-            model.load_defaults(folder)
+            with checkpoints.errors_name(source):
+                model.load_defaults(folder)
         object.__setattr__(model, "named_token_ids", preset.token_ids)
         for name, tokenizer in given.items():
             if tokenizer is not None and name != "source_tokenizer":
@@ -565,6 +580,11 @@ def rounds_activations(model):
 def resolved_dtype(dtype):
     """The name of a dtype policy, so that a model's config says what `None` stood for when it was built."""
     policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
+    names = (
+        () if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else (policy.compute_dtype, policy.variable_dtype)
+    )
+    if not policy.quantization_mode and not all(keras.backend.is_float_dtype(name) for name in names if name):
+        raise ValueError(f"dtype ({policy.name!r}) must be a policy of floats, such as 'float32' or 'mixed_bfloat16'.")
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         raise ValueError(f"dtype ({policy}) must be one policy for all layers, such as 'mixed_bfloat16'.")
     if policy.quantization_mode:

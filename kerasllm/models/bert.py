@@ -6,7 +6,7 @@ import threading
 
 import keras
 
-from kerasllm.arguments import check_choice
+from kerasllm.arguments import check_boolean, check_choice
 from kerasllm.checkpoints.bert import FAMILIES
 from kerasllm.generation.programs import Programs
 from kerasllm.layers.adapters import Dense
@@ -162,6 +162,7 @@ class BERT(BERTModel):
         name="bert",
     ):
         arguments, encoder, inputs, sequence = encode(locals())
+        check_boolean("pooler", pooler)
         outputs = {"sequence_output": sequence}
         if pooler:
             outputs["pooled_output"] = make_pooler(arguments, "tanh")(sequence[:, 0])

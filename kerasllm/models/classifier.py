@@ -3,6 +3,7 @@
 import keras
 
 from kerasllm.arguments import check_choice
+from kerasllm.checkpoints.bert import MOST_LABELS
 from kerasllm.models.bert import BERTModel, encode, make_dense, make_pooler
 from kerasllm.tasks.classification import Classification
 
@@ -76,9 +77,11 @@ class BERTClassifier(Classification, BERTModel):
 
 def read_labels(labels):
     """The names of labels given by names or by number, checked."""
-    if isinstance(labels, int) and not isinstance(labels, bool) and labels > 0:
+    if isinstance(labels, int) and not isinstance(labels, bool) and 0 < labels <= MOST_LABELS:
         return [f"LABEL_{i}" for i in range(labels)]
     names = list(labels) if isinstance(labels, list | tuple) else []
     if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"labels ({labels!r:.80}) must be a positive number or a list of different names.")
+        raise ValueError(
+            f"labels ({labels!r:.80}) must be a positive number up to {MOST_LABELS} or a list of different names."
+        )
     return names

@@ -1,11 +1,13 @@
 """BERT for vectors of texts, whose cosine says how near the texts are in meaning."""
 
+from collections.abc import Mapping
+
 import keras
 import numpy as np
 from keras import ops
 
 from kerasllm import checkpoints
-from kerasllm.arguments import check_choice, check_positive, read_sequence
+from kerasllm.arguments import check_boolean, check_choice, check_positive, read_sequence
 from kerasllm.layers.adapters import Dense
 from kerasllm.models.bert import BERTModel, encode
 from kerasllm.models.embedding_index import SIMILARITIES, EmbeddingIndex
@@ -81,10 +83,12 @@ class BERTEmbedder(Embedding, BERTModel):
         name="bert_embedder",
     ):
         arguments, encoder, inputs, sequence = encode(locals())
-        pooling = pooling if isinstance(pooling, str) else list(pooling)
+        pooling = pooling if isinstance(pooling, str) else _read_list("pooling", pooling)
         for mode in [pooling] if isinstance(pooling, str) else pooling or [None]:
             check_choice("pooling", mode, POOLINGS)
         check_choice("similarity", similarity, SIMILARITIES)
+        check_boolean("normalize", normalize)
+        check_boolean("include_prompt", include_prompt)
         prompts = _read_prompts(prompts, default_prompt_name)
         if truncate_at is not None:
             check_positive("truncate_at", truncate_at)
@@ -96,7 +100,7 @@ class BERTEmbedder(Embedding, BERTModel):
         if not include_prompt:
             mask = inputs["pooling_mask"] = keras.Input((None,), dtype="int32", name="pooling_mask")
         vectors = pool(ops.cast(sequence, "float32"), mask, pooling, include_prompt)
-        dense = [_read_dense(layer) for layer in dense]
+        dense = [_read_dense(layer) for layer in _read_list("dense", dense)]
         for i, layer in enumerate(dense):
             vectors = Dense(**layer, dtype="float32", name=f"dense_{i}")(vectors)
         if normalize:
@@ -185,12 +189,20 @@ def pool(sequence, mask, pooling, include_prompt=True):
 
 def _read_prompts(prompts, default):
     """Prompts as a dict, checked."""
-    prompts = dict(prompts or {})
+    prompts = {} if prompts is None else prompts
+    prompts = dict(prompts) if isinstance(prompts, Mapping) else {None: prompts}
     if not all(isinstance(text, str) for pair in prompts.items() for text in pair):
         raise ValueError(f"prompts ({prompts!r:.80}) must be a dict of names and strings.")
-    if default is not None and default not in prompts:
+    if default is not None and default not in list(prompts):
         raise ValueError(f"default_prompt_name ({default!r}) must be one of prompts: {', '.join(map(repr, prompts))}.")
     return prompts
+
+
+def _read_list(name, value):
+    """The list of a list or tuple."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} ({value!r:.80}) must be a list.")
+    return list(value)
 
 
 def _read_dense(layer):
@@ -200,4 +212,5 @@ def _read_dense(layer):
     layer = {"activation": "tanh", "use_bias": True, **layer}
     check_positive("dense: units", layer.get("units"))
     check_choice("dense: activation", layer["activation"], ACTIVATIONS)
+    check_boolean("dense: use_bias", layer["use_bias"])
     return layer

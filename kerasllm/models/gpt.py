@@ -2,7 +2,7 @@
 
 import keras
 
-from kerasllm.arguments import check_choice
+from kerasllm.arguments import check_boolean, check_choice
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.transformer import TransformerDecoder
 from kerasllm.models.base import resolved_dtype
@@ -117,6 +117,7 @@ class GPT(LanguageModel):
             "initializer_range": initializer_range,
             "dtype": resolved_dtype(dtype),
         }
+        check_boolean("tie_embeddings", tie_embeddings)
         decoder = TransformerDecoder(**stack_arguments, name="decoder")
         head = decoder.logits
         if not tie_embeddings:

@@ -3,6 +3,7 @@
 import keras
 
 from kerasllm import text
+from kerasllm.arguments import check_boolean
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import SharedEncoder, TransformerDecoder, TransformerEncoder
@@ -60,6 +61,7 @@ class Summarizer(EncoderDecoder):
         tokenizer=None,
         name="summarizer",
     ):
+        check_boolean("share", share)
         arguments = {
             "vocabulary_size": vocabulary_size,
             "num_layers": num_layers,

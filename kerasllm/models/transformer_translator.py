@@ -2,6 +2,7 @@
 
 import keras
 
+from kerasllm.arguments import check_boolean
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import TransformerDecoder, TransformerEncoder
@@ -121,6 +122,13 @@ class TransformerTranslator(EncoderDecoder):
         target_tokenizer=None,
         name="transformer_translator",
     ):
+        for argument, value in {
+            "tie_embeddings": tie_embeddings,
+            "share_embeddings": share_embeddings,
+            "use_head_bias": use_head_bias,
+            "scale_head": scale_head,
+        }.items():
+            check_boolean(argument, value)
         if share_embeddings and source_vocabulary_size != target_vocabulary_size:
             raise ValueError(
                 f"share_embeddings (True) needs one vocabulary: source_vocabulary_size ({source_vocabulary_size}) and "

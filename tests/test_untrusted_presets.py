@@ -1,0 +1,295 @@
+"""Presets that lie: a file that was changed is refused by name, at once, or read, and the model does what it says.
+
+Run as a script, it says how the changes ended: `python tests/test_untrusted_presets.py 5000`.
+"""
+
+import collections
+import contextlib
+import json
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import test_gguf
+from test_untrusted import changed_bytes, changed_json
+
+import kerasllm
+from kerasllm.checkpoints import files
+from kerasllm.models.generating import GeneratingModel
+
+DATA = Path(__file__).parent / "data"
+FOLDERS = {
+    "bert": "BERT",
+    "bert_classifier": "BERTClassifier",
+    "roberta_masked_lm": "BERTMaskedLM",
+    "distilbert_classifier": "BERTClassifier",
+    "electra_generator": "BERTMaskedLM",
+    "xlm_roberta_token_classifier": "BERTTokenClassifier",
+    "bert_question_answerer": "BERTQuestionAnswerer",
+    "gpt2": "GPT",
+    "llama": "GPT",
+    "llama3_tied": "GPT",
+    "mistral": "GPT",
+    "qwen2": "GPT",
+    "marian": "TransformerTranslator",
+    "bart": "TransformerTranslator",
+    "t5": "TransformerTranslator",
+    "keras_hub/bert": "BERT",
+    "keras_hub/gpt2": "GPT",
+    "keras_hub/llama": "GPT",
+}
+GENERATION = {
+    "max_length": 8,
+    "min_length": 1,
+    "num_return_sequences": 2,
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_k": 3,
+    "top_p": 0.9,
+    "repetition_penalty": 1.1,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[3, 4], [5]],
+    "suppress_tokens": [6],
+    "sequence_bias": [[[7], 1.0]],
+    "exponential_decay_length_penalty": [3, 1.1],
+    "eos_token_id": [1, 2],
+    "decoder_start_token_id": 0,
+    "seed": 1,
+    "stop_strings": ["x"],
+}
+TEXTS = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xef\xbb\xbf{}",
+    b'{"a": "\xff"}',
+    b"[" * 5000,
+    b'{"a": 1, "a": 1}',
+    b'{"a": NaN}',
+]
+MOST_SECONDS, MOST_BYTES = 1.0, 2**30
+SIZES = {"vocabulary_size": 24, "hidden_dim": 8, "num_layers": 1}
+
+
+def made(folder):
+    """Presets of the kinds that the data has not, as (name, class name, source)."""
+    attention = {"num_heads": 2, "intermediate_dim": 12, "max_sequence_length": 16}
+    both = {"source_vocabulary_size": 24, "target_vocabulary_size": 24, "hidden_dim": 8, "num_layers": 1}
+    quantized = kerasllm.GPT(**SIZES, **attention, norm="rms", positions="rotary", rope_base=100.0)
+    quantized.quantize("int8")
+    models = {
+        "own_gpt": kerasllm.GPT(
+            **SIZES, **attention, positions="rotary", activation="tanh", sliding_window=4, head_dim=6,
+            rope_scaling={"rope_type": "linear", "factor": 2.0},
+        ),
+        "own_quantized": quantized,
+        "own_rnn": kerasllm.RNNLanguageModel(**SIZES, num_attention_heads=2),
+        "own_lstm": kerasllm.LSTMTranslator(**both),
+        "own_translator": kerasllm.TransformerTranslator(
+            **both, **attention, positions="relative", norm_first=True, attention_scale=0.5, num_buckets=8
+        ),
+        "own_summarizer": kerasllm.Summarizer(**SIZES, **attention, share=True),
+        "own_classifier": kerasllm.BERTClassifier(**SIZES, **attention, activation="tanh", labels=["a", "b"]),
+        "own_embedder": kerasllm.BERTEmbedder(**SIZES, **attention, activation="tanh", prompts={"q": "x"}),
+        "embedder": kerasllm.BERTEmbedder(
+            **SIZES, **attention, dense=[{"units": 4}], truncate_at=8, prompts={"q": "x"}, default_prompt_name="q"
+        ),
+        "sharded": kerasllm.GPT(**SIZES, **attention),
+    }  # fmt: skip
+    for name, model in models.items():
+        model.save_to_preset(folder / name, **({"max_shard_size": 2000} if name == "sharded" else {}))
+        yield name, type(model).__name__, folder / name
+    if importable("gguf"):
+        tokenizer, metadata = test_gguf.byte_level()
+        tensors = {"token_embd.weight": np.ones((tokenizer.vocabulary_size, 16), "float32"), "output.weight": None}
+        yield "gguf", "GPT", test_gguf.write(folder / "gguf.gguf", metadata, tensors)
+    if importable("torch"):
+        import torch
+
+        shutil.copytree(DATA / "gpt2", folder / "torch")
+        tensors = files.read_tensors(folder / "torch")
+        (folder / "torch" / files.WEIGHTS).unlink()
+        torch.save({name: torch.tensor(t) for name, t in tensors.items()}, folder / "torch" / files.TORCH_WEIGHTS)
+        yield "torch", "GPT", folder / "torch"
+
+
+def importable(name):
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+def presets(folder):
+    """All presets, as (name, class name, source)."""
+    for name, class_name in FOLDERS.items():
+        target = folder / name.replace("/", "_")
+        shutil.copytree(DATA / name, target, ignore=shutil.ignore_patterns("answers.npz"))
+        yield target.name, class_name, target
+    yield from made(folder)
+
+
+def start_of_data(path, content):
+    """Where the header of a file of weights ends; of a zip, whose list stands at the end, the whole file."""
+    if path.suffix == ".safetensors":
+        return 8 + int.from_bytes(content[:8], "little")
+    return content.index(b"output_norm.weight") + 400 if path.suffix == ".gguf" else min(len(content), 4000)
+
+
+def changed_file(random, path):
+    """What a file of a preset may hold instead."""
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        end = start_of_data(path, content)
+        if path.suffix == ".safetensors" and random.random() < 0.7:
+            header = json.dumps(changed_json(random, json.loads(content[8:end]))).encode()
+            return len(header).to_bytes(8, "little") + header + content[end:]
+        return bytes(changed_bytes(random, content, end))
+    if random.random() < 0.1:
+        return TEXTS[random.integers(len(TEXTS))]
+    value = json.loads(content)
+    for _ in range(random.integers(1, 3)):
+        value = changed_json(random, value)
+    return json.dumps(value).encode()
+
+
+def inputs_of(model):
+    ids = np.array([[1, 3, 2, 4]], "int32")
+    values = {"padding_mask": np.ones((1, 4), "bool"), "segment_ids": np.zeros((1, 4), "int32")}
+    return {name: values.get(name.removeprefix("source_").removeprefix("target_"), ids) for name in model.input}
+
+
+def use(model):
+    """Everything that reads the values of a model's files; a ValueError is the answer to a wrong one."""
+    outputs = keras.tree.flatten(model(inputs_of(model), training=False))
+    if not all(np.isfinite(keras.ops.convert_to_numpy(output)).all() for output in outputs):
+        raise ArithmeticError("outputs that are not finite")
+    if isinstance(model, GeneratingModel):
+        config = model.generation_defaults
+        if config.stop or config.unsupported or config.num_return_sequences > 4 or config.num_beams > 4:
+            return
+        prompt = [[1, 3]]
+        length = {} if (config.max_length or config.max_new_tokens or 99) < 20 else {"max_new_tokens": 2}
+        try:
+            model.translate(prompt, **length) if hasattr(model, "translate") else model.generate(prompt, **length)
+        except ValueError as error:
+            if not any(word in str(error) for word in ("token", "length", "suppress", "exclude", "nothing")):
+                raise
+
+
+@contextlib.contextmanager
+def limited():
+    """The block under a limit of memory beyond what is taken now, and stopped after 20 seconds."""
+
+    def stop(*_):
+        raise TimeoutError("20 seconds")
+
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MOST_BYTES, before[1]))
+    handler = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def outcome(class_name, source, changed):
+    """How opening and using a preset ends, in a word, and what was raised."""
+    start = time.process_time()
+    try:
+        with limited():
+            model = getattr(kerasllm, class_name).from_preset(source)
+    except ValueError as error:
+        named = str(source) in str(error) or changed in str(error)
+        slow = time.process_time() - start > MOST_SECONDS
+        return ("slow" if slow else "refused" if named else "unnamed"), error
+    except (Exception, TimeoutError) as error:
+        return f"open: {type(error).__name__}", error
+    if time.process_time() - start > 2 * MOST_SECONDS:
+        return "slow to open", None
+    try:
+        with limited():
+            use(model)
+    except Exception as error:
+        return f"use: {type(error).__name__}", error
+    return "opened", None
+
+
+def run(trials, folder, seed=0, choose=lambda name: True):
+    """Count how so many changes end; examples of each end that is no good one."""
+    random, counts, examples = np.random.default_rng(seed), collections.Counter(), {}
+    places = [preset for preset in presets(folder) if choose(preset[0])]
+    for _, class_name, source in places:
+        if source.is_dir() and issubclass(getattr(kerasllm, class_name), GeneratingModel):
+            files.write_json(source / "generation_config.json", GENERATION)
+        warm = outcome(class_name, source, "")
+        assert warm[0] in ("opened", "slow to open"), (source, warm)
+    for trial in range(trials):
+        name, class_name, source = places[trial % len(places)]
+        paths = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+        if random.random() < 0.4 and source.is_dir():
+            paths = [source / "config.json"]
+        path = paths[random.integers(len(paths))]
+        content = path.read_bytes()
+        changed = changed_file(random, path)
+        path.write_bytes(changed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            end, error = outcome(class_name, source, path.name)
+        path.write_bytes(content)
+        counts[end] += 1
+        if end not in ("refused", "opened") and len(examples.setdefault(end, [])) < 8:
+            frames = traceback.extract_tb(error.__traceback__) if error else ()
+            where = next((f"{f.filename[-40:]}:{f.lineno}" for f in reversed(frames) if "/kerasllm/" in f.filename), "")
+            examples[end].append(f"{name}/{path.name} {difference(content, changed)} -> {str(error)[:200]} {where}")
+    return counts, examples
+
+
+def difference(old, new):
+    """What was changed in a JSON file."""
+    try:
+        before, after = json.loads(old), json.loads(new)
+        if isinstance(before, dict) and isinstance(after, dict):
+            keys = {*before, *after}
+            return str({k: after.get(k, "(gone)") for k in keys if before.get(k) != after.get(k)})[:200]
+    except (ValueError, RecursionError):
+        pass
+    return repr(new[:80])
+
+
+def check(counts, examples):
+    assert set(counts) <= {"refused", "opened"}, "\n".join(sum(examples.values(), [str(counts)]))
+    assert counts["refused"] > counts["opened"] / 2 > 0
+
+
+def test_a_changed_file_is_refused_by_name_or_read_as_it_says(tmp_path):
+    check(*run(40, tmp_path, choose=lambda name: name in ("own_gpt", "gpt2", "embedder", "own_rnn")))
+
+
+@pytest.mark.slow
+def test_five_thousand_changed_files(tmp_path):
+    check(*run(5000, tmp_path))
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        counts, examples = run(int(sys.argv[1]), Path(folder), *map(int, sys.argv[2:]))
+    for end, lines in examples.items():
+        print(f"== {end}", *lines, sep="\n  ")
+    print(keras.backend.backend(), dict(counts))
