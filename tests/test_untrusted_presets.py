@@ -6,6 +6,7 @@ Run as a script, it says how the changes ended: `python tests/test_untrusted_pre
 import collections
 import contextlib
 import json
+import re
 import resource
 import shutil
 import signal
@@ -23,6 +24,7 @@ from test_untrusted import changed_bytes, changed_json
 
 import kerasllm
 from kerasllm.checkpoints import files
+from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.generating import GeneratingModel
 
 DATA = Path(__file__).parent / "data"
@@ -76,6 +78,11 @@ TEXTS = [
     b'{"a": 1, "a": 1}',
     b'{"a": NaN}',
 ]
+# Fields that change nothing, whatever they hold.
+IGNORED = re.compile("^/(XX)")
+UNREAD = {"keras_hub_bert/metadata.json", "keras_hub_gpt2/metadata.json", "keras_hub_llama/metadata.json"} | {
+    "keras_hub_gpt2/tokenizer.json"
+}
 MOST_SECONDS, MOST_BYTES = 1.0, 2**30
 SIZES = {"vocabulary_size": 24, "hidden_dim": 8, "num_layers": 1}
 
@@ -175,16 +182,34 @@ def use(model):
     if not all(np.isfinite(keras.ops.convert_to_numpy(output)).all() for output in outputs):
         raise ArithmeticError("outputs that are not finite")
     if isinstance(model, GeneratingModel):
-        config = model.generation_defaults
-        if config.stop or config.unsupported or config.num_return_sequences > 4 or config.num_beams > 4:
-            return
-        prompt = [[1, 3]]
-        length = {} if (config.max_length or config.max_new_tokens or 99) < 20 else {"max_new_tokens": 2}
-        try:
-            model.translate(prompt, **length) if hasattr(model, "translate") else model.generate(prompt, **length)
-        except ValueError as error:
-            if not any(word in str(error) for word in ("token", "length", "suppress", "exclude", "nothing")):
-                raise
+        config = GenerationConfig.merged(
+            defaults=model.generation_defaults, max_new_tokens=2, stop=(), unsupported=None
+        )
+        if config.num_return_sequences <= 4 and config.num_beams <= 4:
+            sources = {name: value for name, value in inputs_of(model).items() if name.startswith("source_")}
+            read = {"read_inputs": lambda places: {n: np.repeat(v, len(places), 0) for n, v in sources.items()}}
+            model.complete([[1]], config, **(read if sources else {}))
+
+
+def wrongly_read(old, new):
+    """What a JSON file that was read should have been refused for, as far as that can be told."""
+    try:
+        return [place for place in retyped(json.loads(old), json.loads(new)) if not IGNORED.search(place)]
+    except (ValueError, RecursionError):
+        return ["it is no JSON"]
+
+
+def retyped(old, new, path=""):
+    """The places in a JSON value where there is another kind of value than in `old`."""
+    kinds = [
+        "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+        for value in (old, new)
+    ]
+    if kinds[0] != kinds[1] and None not in (old, new):
+        yield f"{path} ({new!r:.40})"
+    if kinds == ["dict"] * 2:
+        for key in old.keys() & new.keys():
+            yield from retyped(old[key], new[key], f"{path}/{key}")
 
 
 @contextlib.contextmanager
@@ -251,9 +276,12 @@ def run(trials, folder, seed=0, choose=lambda name: True):
             warnings.simplefilter("ignore")
             end, error = outcome(class_name, source, path.name)
         path.write_bytes(content)
+        if end == "opened" and path.suffix == ".json" and f"{name}/{path.name}" not in UNREAD:
+            error = wrongly_read(content, changed)
+            end = "opened, and wrong" if error else end
         counts[end] += 1
         if end not in ("refused", "opened") and len(examples.setdefault(end, [])) < 8:
-            frames = traceback.extract_tb(error.__traceback__) if error else ()
+            frames = traceback.extract_tb(error.__traceback__) if isinstance(error, Exception) else ()
             where = next((f"{f.filename[-40:]}:{f.lineno}" for f in reversed(frames) if "/kerasllm/" in f.filename), "")
             examples[end].append(f"{name}/{path.name} {difference(content, changed)} -> {str(error)[:200]} {where}")
     return counts, examples

@@ -20,6 +20,8 @@ import weakref
 
 import keras
 
+from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
+
 ATTRIBUTES = ("activation", "activity_regularizer", "base", "epsilon", "rate", "scale", "sliding_window")
 # What a part computes depends on these; on the others, how it is trained.
 COMPUTED = ("quantization", "lora", "activation", "base", "epsilon", "scale", "sliding_window")
@@ -71,12 +73,14 @@ def restore(layer, parts):
     """Set on the parts of a built layer or model what `changes` has found.
 
     Raises:
-        ValueError: `parts` names a part that the layer has not.
+        ValueError: `parts` names a part that the layer has not, or says of one what none has.
     """
     walked = list(_walk(layer))
     unknown = sorted(parts.keys() - {path for path, _, _ in walked})
     if unknown:
         raise ValueError(f"config: parts ({', '.join(map(repr, unknown[:4]))}) are none of {layer.name!r}.")
+    for path, part, _ in walked:
+        _check(path, part, parts.get(path, {}))
     with cheap_collections():
         for path, part, _ in walked:
             _restore(part, parts.get(path, {}))
@@ -85,6 +89,35 @@ def restore(layer, parts):
         part._trainable = change.get("trainable", (part if around is None else around).trainable)
         for v in part._trainable_variables:
             v.trainable = change.get("variables", {}).get(v.name, _is_trained(part, v))
+
+
+def _check(path, part, change):
+    """Raise `ValueError` where a file says of a part what `changes` never does."""
+    accepted = {"trainable", "variables", "quantization", "lora", "dtype"} | {n for n in ATTRIBUTES if hasattr(part, n)}
+    unknown = sorted(change.keys() - accepted)
+    if unknown:
+        raise ValueError(f"config: parts: {path!r:.80} has no {', '.join(unknown):.80}.")
+    for name, value in change.items():
+        said = f"parts: {path}: {name}"
+        if name == "trainable":
+            check_boolean(said, value)
+        elif name == "rate":
+            check_rate(said, value)
+        elif name in ("base", "epsilon"):
+            check_positive_number(said, value)
+        elif name == "scale" and value is not None:
+            (check_boolean if isinstance(part.scale, bool) else check_positive_number)(said, value)
+        elif name == "sliding_window" and value is not None:
+            check_positive(said, value)
+        elif name in ("variables", "lora", "quantization") and not isinstance(value, dict):
+            raise ValueError(f"{said} ({value!r:.80}) must be an object.")
+        elif name == "dtype" and not isinstance(value, str):
+            raise ValueError(f"{said} ({value!r:.80}) must be a name.")
+    for name, value in change.get("variables", {}).items():
+        check_boolean(f"parts: {path}: variables: {name}", value)
+    if "lora" in change:
+        check_positive(f"parts: {path}: lora: rank", change["lora"].get("rank"))
+        check_positive_number(f"parts: {path}: lora: alpha", change["lora"].get("alpha"))
 
 
 def _restore(part, change):
