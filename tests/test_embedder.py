@@ -195,10 +195,23 @@ def test_the_class_that_keeps_the_heads_is_picked_and_what_it_leaves_out_is_name
         ("modules.json", [*POOLED, {"type": "sentence_transformers.models.CNN", "path": "2_CNN"}], "'CNN'"),
         ("modules.json", [POOLED[0] | {"path": "0_BERT"}, POOLED[1]], "path .'0_BERT'"),
         ("modules.json", [POOLED[0], POOLED[1] | {"path": "../other"}], "path .'../other'"),
+        ("modules.json", [POOLED[0], POOLED[1] | {"path": ".."}], "path .'..'"),
+        ("modules.json", [POOLED[0], POOLED[1] | {"path": "/tmp"}], "path .'/tmp'"),
+        ("modules.json", [POOLED[0], POOLED[1] | {"path": "linked"}], "path .'linked'"),
+        ("modules.json", [[0], 1], "modules"),
         ("modules.json", [POOLED[0] | {"kwargs": ["task"]}, POOLED[1]], r"kwargs \(\['task'\]\)"),
         ("1_Pooling/config.json", {"pooling_mode": ["cls", "median"]}, "'median'"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "p": 3}, "p .3. is unknown"),
         ("1_Pooling/config.json", {}, "pooling modes"),
+        ("1_Pooling/config.json", {"pooling_mode": [["cls"]]}, "pooling modes"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": "false"}, "pooling_mode_cls_token .'false'"),
+        ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": "false"}, "include_prompt .'false'"),
+        ("2_Dense/config.json", {"out_features": 3, "bias": "false"}, "bias .'false'"),
+        ("2_Dense/config.json", {"out_features": 3, "activation_function": ["x"]}, "activation_function"),
+        ("2_Dense/config.json", {"out_features": 3, "in_features": 9}, "in_features .9. must be 8"),
+        ("sentence_bert_config.json", {"max_seq_length": "8"}, "max_seq_length .'8'"),
+        ("tokenizer_config.json", {"model_max_length": "8"}, "model_max_length .'8'"),
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
         ("2_Dense/config.json", {"out_features": 3, "use_residual": True}, "use_residual"),
         (
             "2_Dense/config.json",
@@ -213,8 +226,11 @@ def test_the_class_that_keeps_the_heads_is_picked_and_what_it_leaves_out_is_name
 def test_what_an_embedder_of_ours_has_not_is_refused(file, content, words, tmp_path):
     write_modules(tmp_path, MODULES | {"dense": [{"units": 3, "activation": "tanh", "use_bias": True}]}, dimension=8)
     (tmp_path / file).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=words):
-        read_modules(tmp_path)
+    (tmp_path / "linked").symlink_to("/tmp")
+    if file == "tokenizer_config.json":
+        (tmp_path / "sentence_bert_config.json").unlink()
+    with pytest.raises(ValueError, match=f"{file}.*{words}"):
+        read_modules(tmp_path, {"hidden_dim": 8})
 
 
 @pytest.mark.parametrize(

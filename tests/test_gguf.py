@@ -301,6 +301,12 @@ def test_quantised_weights_are_near_the_originals(tmp_path):
         (byte_level(pre="qwen2")[1], {}, "tokenizer.ggml.pre .'qwen2'. must be .*'smollm'"),
         (byte_level(pre=None)[1], {}, "tokenizer.ggml.pre .None. must be"),
         (byte_level(model="bert")[1], {}, "tokenizer.ggml.model .'bert'."),
+        (byte_level(tokens=[1, 2])[1], {}, "tokenizer.ggml.tokens .*must be a list of str"),
+        (byte_level(merges=[True])[1], {}, "tokenizer.ggml.merges .*must be a list of str"),
+        (byte_level(token_type=["a"])[1], {}, "tokenizer.ggml.token_type .*must be a list of int"),
+        (byte_level(bos_token_id=True)[1], {}, "tokenizer.ggml.bos_token_id .True. must be a token id"),
+        (byte_level(add_bos_token="false")[1], {}, "tokenizer.ggml.add_bos_token .'false'. must be"),
+        ({"llama.rope.scaling.factor": -2.0}, {}, "rope_scaling .*-2.0.* must be null or"),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, dict) else "",
 )

@@ -4,6 +4,7 @@ import json
 import struct
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,26 @@ def test_counts_beyond_a_gguf_file_are_refused_at_once(tmp_path):
         (tmp_path / "model.gguf").write_bytes(content)
         with pytest.raises(ValueError, match="not a whole GGUF file"):
             gguf.read(tmp_path / "model.gguf")
+
+
+def test_long_lists_in_a_gguf_file_are_refused_at_once(tmp_path):
+    start = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a"
+    for kind, count in ((8, 2**24), (0, 2**27), (7, 2**27)):
+        with open(tmp_path / "model.gguf", "wb") as file:
+            file.write(start + struct.pack("<IIQ", 9, kind, count))
+            file.truncate(2**27 + 100)  # of zeros: empty strings
+        begin = time.perf_counter()
+        with pytest.raises(ValueError, match="its arrays have more than"):
+            gguf.read(tmp_path / "model.gguf")
+        assert time.perf_counter() - begin < 1
+
+
+def test_an_archive_that_is_larger_than_its_file_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(2**20)}, tmp_path / "whole.bin")
+    with zipfile.ZipFile(tmp_path / "whole.bin") as whole:
+        with zipfile.ZipFile(tmp_path / files.TORCH_WEIGHTS, "w", zipfile.ZIP_DEFLATED) as bomb:
+            for name in whole.namelist():
+                bomb.writestr(name, whole.read(name))
+    with pytest.raises(ValueError, match="pytorch_model.bin is refused.*compressed"):
+        files.read_tensors(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 from kerasllm.backend.variables import built_with
 from kerasllm.checkpoints.weight_map import LazyArray
+from kerasllm.layers import Recurrent
 
 
 def embedding(rows, width, dtype):
@@ -67,6 +68,21 @@ def test_a_model_that_is_refused_takes_no_memory_and_leaves_nothing_behind():
     with pytest.raises(ValueError, match="no such tensor"):
         built_with(partial(embedding, 2**31 - 1, 2**10, "float32"), refuse)  # 8 TB
     assert np.isfinite(keras.ops.convert_to_numpy(embedding(4, 3, "float32").weights[0].value)).all()
+
+
+def test_no_initial_value_is_drawn_not_even_for_shapes():
+    def fail(shape, dtype=None):
+        raise AssertionError
+
+    def build():
+        inputs = keras.Input((None,), dtype="int32")
+        x = keras.layers.Embedding(4, 3, embeddings_initializer=fail, name="table")(inputs)
+        return keras.Model(inputs, keras.layers.Dropout(0.5)(Recurrent(5, name="walk")(x)[0]))
+
+    model = built_with(build, lambda shapes: {path: np.ones(shape) for path, shape in shapes.items()})
+    assert all((keras.ops.convert_to_numpy(v.value) == 1).all() for v in model.weights)
+    seeds = [v for v in model.variables if v.path not in {w.path for w in model.weights}]
+    assert seeds and all(keras.ops.convert_to_numpy(v.value).any() for v in seeds), "their own initial values"
 
 
 def test_an_array_that_cannot_be_read_is_an_error_of_the_whole():

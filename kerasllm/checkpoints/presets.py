@@ -189,7 +189,7 @@ def family_of(config):
         raise ValueError(f"config.json: model_type ({model_type!r:.80}) must be one of {names}.")
     readers = list(family.ARCHITECTURES) or made_for
     if not readers:
-        raise ValueError(f"config.json: architectures ({made_for!r}) must name a class.")
+        raise ValueError(f"config.json: architectures ({made_for!r}) must be a list of names.")
     return family, readers
 
 

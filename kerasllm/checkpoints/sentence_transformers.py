@@ -79,14 +79,23 @@ def read_modules(folder, arguments=None):
         if (path / files.CONFIG).is_file():
             _read(path / files.CONFIG, (), "Normalize")
     settings = _read(_settings(folder), ("max_seq_length", "do_lower_case"), SETTINGS, optional=True)
+    reads_lowercase(folder)  # or it says now what is wrong
     longest = settings.get("max_seq_length")
     if longest is not None and not size.accepts(longest):
         raise ValueError(f"{_settings(folder)}: max_seq_length ({longest!r:.80}) must be {size.accepted}.")
     longest = _longest(folder) if longest is None else longest
     config = _read(folder / CONFIG, ("prompts", "default_prompt_name", "similarity_fn_name"), CONFIG, optional=True)
+    pooling = _pooling(modules[1][1] / files.CONFIG)
+    width = (arguments or {}).get("hidden_dim", 0) * (
+        1 if isinstance(pooling["pooling"], str) else len(pooling["pooling"])
+    )
+    layers = []
+    for path in dense:
+        layers.append(_dense(path / files.CONFIG, width))
+        width = layers[-1]["units"]
     return {
-        **_pooling(modules[1][1] / files.CONFIG),
-        "dense": [_dense(path / files.CONFIG) for path in dense],
+        **pooling,
+        "dense": layers,
         "normalize": bool(normalize),
         "truncate_at": longest and min(longest, (arguments or {}).get("max_sequence_length", longest)),
         "prompts": _prompts(folder / CONFIG, config),
@@ -167,10 +176,12 @@ def _modules(folder):
     """The kind and the folder of each module."""
     path, modules = folder / MODULES, []
     for module in read_settings(path, list):
-        kind = str(module.get("type")) if isinstance(module, dict) else "None"
+        if not isinstance(module, dict):
+            raise ValueError(f"{path}: modules ({module!r:.80}) must be objects.")
+        kind = str(module.get("type"))
         package, _, name = kind.rpartition(".")
         modules.append((name if package.partition(".")[0] == PACKAGE else kind, str(module.get("path") or "")))
-        if isinstance(module, dict) and module.get("kwargs"):
+        if module.get("kwargs"):
             raise ValueError(f"{path}: kwargs ({module['kwargs']!r:.80}) of {kind:.80} must be empty.")
     kinds = [kind for kind, _ in modules]
     between = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
@@ -226,12 +237,15 @@ def _pooling(path):
     return {"pooling": modes[0] if len(modes) == 1 else modes, "include_prompt": config.get("include_prompt", True)}
 
 
-def _dense(path):
+def _dense(path, width):
+    """A dense layer over vectors of a width, where that is known."""
     config = _read(path, ("in_features", "out_features", "bias", "activation_function"), "Dense")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation not in list(ACTIVATIONS):
         raise ValueError(f"{path}: activation_function ({activation!r:.80}) must be one of {', '.join(ACTIVATIONS)}.")
     units, bias = config.get("out_features"), config.get("bias", True)
+    if width and config.get("in_features", width) != width:
+        raise ValueError(f"{path}: in_features ({config['in_features']!r:.80}) must be {width}.")
     if not size.accepts(units) or not boolean.accepts(bias):
         raise ValueError(
             f"{path}: out_features ({units!r:.80}) must be {size.accepted}, bias ({bias!r:.80}) {boolean.accepted}."

@@ -579,12 +579,10 @@ def rounds_activations(model):
 
 def resolved_dtype(dtype):
     """The name of a dtype policy, so that a model's config says what `None` stood for when it was built."""
-    policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
-    names = (
-        () if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else (policy.compute_dtype, policy.variable_dtype)
-    )
-    if not policy.quantization_mode and not all(keras.backend.is_float_dtype(name) for name in names if name):
-        raise ValueError(f"dtype ({policy.name!r}) must be a policy of floats, such as 'float32' or 'mixed_bfloat16'.")
+    try:
+        policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"dtype ({dtype!r:.80}) must be a policy of floats, such as 'mixed_bfloat16'.") from error
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         raise ValueError(f"dtype ({policy}) must be one policy for all layers, such as 'mixed_bfloat16'.")
     if policy.quantization_mode:
@@ -592,4 +590,6 @@ def resolved_dtype(dtype):
             f"dtype ({policy.name!r}) must be a policy of floats: `model.quantize({policy.quantization_mode!r})` makes "
             "whole numbers of the weights that are there."
         )
+    if not all(map(keras.backend.is_float_dtype, (policy.compute_dtype, policy.variable_dtype))):
+        raise ValueError(f"dtype ({policy.name!r}) must be a policy of floats, such as 'mixed_bfloat16'.")
     return policy.name

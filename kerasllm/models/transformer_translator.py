@@ -2,7 +2,7 @@
 
 import keras
 
-from kerasllm.arguments import check_boolean
+from kerasllm.arguments import check_boolean, check_positive
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import TransformerDecoder, TransformerEncoder
@@ -129,6 +129,13 @@ class TransformerTranslator(EncoderDecoder):
             "scale_head": scale_head,
         }.items():
             check_boolean(argument, value)
+        for argument, value in {
+            "num_decoder_layers": num_decoder_layers,
+            "num_decoder_heads": num_decoder_heads,
+            "decoder_intermediate_dim": decoder_intermediate_dim,
+        }.items():
+            if value is not None:
+                check_positive(argument, value)
         if share_embeddings and source_vocabulary_size != target_vocabulary_size:
             raise ValueError(
                 f"share_embeddings (True) needs one vocabulary: source_vocabulary_size ({source_vocabulary_size}) and "
