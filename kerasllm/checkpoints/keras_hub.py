@@ -12,8 +12,8 @@ import numpy as np
 
 from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import boolean, optional_size, positive, rate, size
-from kerasllm.json_files import MOST_JSON_BYTES, read_settings
 from kerasllm.checkpoints.weight_map import Layout, same
+from kerasllm.json_files import MOST_JSON_BYTES, read_settings
 
 WEIGHTS = "model.weights.h5"
 DTYPES = ("float16", "float32", "float64")

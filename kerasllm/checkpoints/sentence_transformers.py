@@ -6,8 +6,8 @@ from pathlib import Path
 from kerasllm.checkpoints import files
 from kerasllm.checkpoints.bert import dense_folder
 from kerasllm.checkpoints.config_map import boolean, is_one_of, number, size
-from kerasllm.json_files import read_settings
 from kerasllm.checkpoints.weight_map import renamed
+from kerasllm.json_files import read_settings
 
 MODULES, SETTINGS, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 OLD_SETTINGS = tuple(f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "xlm-roberta"))
