@@ -367,7 +367,7 @@ def check_kills(cls, tmp_path, monkeypatch, times):
     assert not wrong, "\n".join([f"{len(wrong)} of {times} kills", *wrong[:12]])
 
 
-@pytest.mark.parametrize("cls", [ShardedOverSharded, KerasFile, ShardedWeights, Index, Exported])
+@pytest.mark.parametrize("cls", [ShardedOverSharded, KerasFile, ShardedWeights, Index])
 def test_a_killed_writer_leaves_the_old_or_the_new(cls, tmp_path, monkeypatch):
     check_kills(cls, tmp_path, monkeypatch, 2)
 
