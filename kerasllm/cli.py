@@ -74,8 +74,8 @@ def main(argv=None):
     except BrokenPipeError:  # `kerasllm ... | head`: nobody reads on
         lines.abandon()
         return 0
-    except (ValueError, FloatingPointError, ImportError, OSError, RuntimeError) as error:
-        lines.complain(error)
+    except (ValueError, FloatingPointError, ImportError, MemoryError, OSError, RuntimeError) as error:
+        lines.complain(str(error) or type(error).__name__)
         lines.abandon()
         return 1
 
@@ -489,7 +489,7 @@ def _convert(arguments):
 def _format_of(path):
     """The format that a path's ending says; a SavedModel is a folder without one, or with a number such as "v1.2"."""
     ending = os.path.splitext(path)[1]
-    if ending[1:].isalpha() and ending not in FORMAT_OF:
+    if any(letter.isalpha() for letter in ending) and ending not in FORMAT_OF:
         endings = ", ".join(f"{key} ({value})" for key, value in FORMAT_OF.items())
         raise ValueError(
             f"OUT ({path!r}) has an ending of no format: {endings}, or none (tf_saved_model). "

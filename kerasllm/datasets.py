@@ -19,7 +19,7 @@ import unicodedata
 from typing import NamedTuple
 
 from kerasllm import processes, writing
-from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.arguments import check_choice, check_positive, check_rate, read_path, read_sequence
 from kerasllm.packages import Wheel, cache_folder, read, write_whole
 
 
@@ -210,20 +210,18 @@ def from_files(train, validation=None, test=None, kind="pairs", held_out=0.02):
     check_rate("held_out", held_out)
     read_one = {"pairs": read_pairs, "lines": read_lines}[kind]
 
-    def read_all(paths):
-        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
-        examples = [example for path in paths for example in read_one(path)]
+    def read_all(name, paths):
+        paths = [paths] if isinstance(paths, str | os.PathLike) else read_sequence(name, paths)
+        examples = [example for path in paths for example in read_one(read_path(name, path))]
         if not examples:
-            raise ValueError(f"{', '.join(map(str, paths))} must hold some text.")
+            raise ValueError(f"{name} ({', '.join(map(str, paths)):.200}) must hold some text.")
         return examples
 
-    if not train:
-        raise ValueError(f"train ({train!r}) must be a path or a list of paths.")
-    splits = split(read_all(train), held_out * (validation is None), held_out * (test is None))
+    splits = split(read_all("train", train), held_out * (validation is None), held_out * (test is None))
     if validation is not None:
-        splits = splits._replace(validation=read_all(validation))
+        splits = splits._replace(validation=read_all("validation", validation))
     if test is not None:
-        splits = splits._replace(test=read_all(test))
+        splits = splits._replace(test=read_all("test", test))
     return splits
 
 

@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 import sys
 
+from kerasllm import extras
+
 
 def attach(package, modules):
     """Give a package its public names without importing what they stand for.
@@ -25,10 +27,10 @@ def attach(package, modules):
 
     def __getattr__(name):
         if name in homes:
-            value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            value = getattr(extras.needing_keras(f"{package}.{homes[name]}"), name)
             register_keras_classes()
         elif name in modules:
-            value = importlib.import_module(f"{package}.{name}")
+            value = extras.needing_keras(f"{package}.{name}")
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         setattr(sys.modules[package], name, value)

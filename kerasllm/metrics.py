@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_boolean, check_positive, read_sequence, read_strings, shown
+from kerasllm.extras import required
 
 
 def confusion_matrix(labels, predictions, num_classes):
@@ -24,11 +25,11 @@ def confusion_matrix(labels, predictions, num_classes):
         [[1, 0], [1, 1]]
     """
     check_positive("num_classes", num_classes)
+    labels, predictions = read_sequence("labels", labels), read_sequence("predictions", predictions)
     _check_as_many(labels=labels, predictions=predictions)
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    for name, values in (("labels", labels), ("predictions", predictions)):
-        if values.dtype.kind not in "iub" or values.min() < 0 or values.max() >= num_classes:
-            raise ValueError(f"{name} ({values!r:.80}) must be whole numbers in 0 .. {num_classes - 1}.")
+    labels, predictions = (
+        _read_classes(name, values, num_classes) for name, values in (("labels", labels), ("predictions", predictions))
+    )
     matrix = np.zeros((num_classes, num_classes), "int64")
     np.add.at(matrix, (labels.astype("int64"), predictions.astype("int64")), 1)
     return matrix
@@ -70,8 +71,9 @@ def answer_scores(answers, references):
     Returns:
         A dict: `exact_match`, the share of answers equal to a reference; `f1`, the mean F1 of their words.
     """
+    answers, references = read_strings("answers", answers, 0), read_sequence("references", references)
     _check_as_many(answers=answers, references=references)
-    rows = [[r] if isinstance(r, str) else list(r) for r in references]
+    rows = [read_strings(f"references[{i}]", [r] if isinstance(r, str) else r) for i, r in enumerate(references)]
     exact = [any(_words(a) == _words(r) for r in row) for a, row in zip(answers, rows, strict=True)]
     f1 = [max(_word_f1(_words(a), _words(r)) for r in row) for a, row in zip(answers, rows, strict=True)]
     return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
@@ -89,11 +91,10 @@ def bleu(hypotheses, references):
     Raises:
         ImportError: `kerasllm[metrics]` is not installed.
     """
-    import sacrebleu
-
-    _check_as_many(hypotheses=hypotheses, references=references)
+    hypotheses, references = _read_pairs(hypotheses, references)
+    sacrebleu = required("sacrebleu", "bleu")
     metric = sacrebleu.BLEU()
-    return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())
+    return metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature())
 
 
 def rouge(hypotheses, references, use_stemmer=True):
@@ -109,13 +110,28 @@ def rouge(hypotheses, references, use_stemmer=True):
     Raises:
         ImportError: `kerasllm[metrics]` is not installed.
     """
-    from rouge_score import rouge_scorer
-
-    _check_as_many(hypotheses=hypotheses, references=references)
+    hypotheses, references = _read_pairs(hypotheses, references)
+    check_boolean("use_stemmer", use_stemmer)
+    rouge_scorer = required("rouge_score.rouge_scorer", "rouge")
     names = ("rouge1", "rouge2", "rougeL")
     scorer = rouge_scorer.RougeScorer(names, use_stemmer=use_stemmer)
     scores = [scorer.score(r, h) for h, r in zip(hypotheses, references, strict=True)]
     return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in names}
+
+
+def _read_classes(name, values, num_classes):
+    array = np.asarray(values) if all(np.ndim(value) == 0 for value in values) else None
+    if array is None or array.dtype.kind not in "iub" or array.min() < 0 or array.max() >= num_classes:
+        raise ValueError(f"{name} ({shown(values)}) must be whole numbers in 0 .. {num_classes - 1}.")
+    return array
+
+
+def _read_pairs(hypotheses, references):
+    hypotheses, references = (
+        read_strings(name, texts, 0) for name, texts in (("hypotheses", hypotheses), ("references", references))
+    )
+    _check_as_many(hypotheses=hypotheses, references=references)
+    return hypotheses, references
 
 
 def _check_as_many(**lists):

@@ -14,7 +14,7 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 ONLY_IN_EXPORT = {"tensorflow_text", "keras_nlp", "keras_hub", "ai_edge_litert", "litert_lm", "litert_lm_builder"}
 
 # Each part of kerasllm and the parts it may import. All may import those of FOUNDATION, which import nothing of ours.
-FOUNDATION = {"arguments", "json_files", "lazy", "packages", "processes", "writing"}
+FOUNDATION = {"arguments", "extras", "json_files", "lazy", "packages", "processes", "writing"}
 LOWEST = {"backend", "text", "metrics", "datasets", "pretrained", "checkpoints"}
 WITHOUT_KERAS = {"packages", "text", "tasks", "metrics", "datasets", "pretrained"}
 MIDDLE = {"layers", "training", "generation"}
@@ -101,7 +101,7 @@ def test_names_are_imported_from_the_file_that_defines_them():
 def test_only_backend_and_export_know_the_backends():
     wrong = []
     for module in TREES:
-        if part(module) not in {"backend", "export"}:
+        if part(module) not in {"backend", "export", "extras"}:
             wrong += [f"{module} imports {name}" for name in imports(module) if root(name) in BACKENDS | ONLY_IN_EXPORT]
             wrong += [
                 f"{module}, line {node.lineno}: {ast.unparse(node)}"

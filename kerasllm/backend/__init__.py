@@ -1,5 +1,6 @@
 """The only part of kerasllm that asks which backend runs: compilation, and the kernels worth writing three times."""
 
+from kerasllm import extras
 from kerasllm.backend.compilation import compiled, compiled_pass, name, while_loop
 from kerasllm.backend.kernels import (
     argmax,
@@ -13,6 +14,8 @@ from kerasllm.backend.kernels import (
 )
 from kerasllm.backend.optimizers import adamw_class
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, simple_rnn
+
+extras.check_backend(name())
 
 __all__ = [
     "adamw_class",

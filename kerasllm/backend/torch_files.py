@@ -6,6 +6,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from kerasllm.extras import required
+
 
 def read_torch_file(path):
     """The tensors of a `pytorch_model.bin`, on any backend: dict name -> read-only array, memory-mapped.
@@ -16,11 +18,7 @@ def read_torch_file(path):
         ImportError: torch is not installed.
         ValueError: the file is malformed, or holds something else than tensors by name.
     """
-    try:
-        import torch
-    except ImportError as error:
-        message = f"Reading {Path(path).name}, a pickle, needs torch: `pip install 'kerasllm[torch]'`."
-        raise ImportError(f"{message} Files named model.safetensors need nothing.") from error
+    torch = required("torch", f"Reading {Path(path).name}, a pickle, which model.safetensors is not,")
     try:
         _check_archive(path)
         # Files older than PyTorch 1.6 are no archives, and cannot be mapped.

@@ -176,7 +176,7 @@ def _bytes_of(size):
     match = re.fullmatch(r"(\d+)\s*([KMGT]?B)", str(size).upper())
     number, unit = (int(match[1]), match[2]) if match else (size, "B")
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"max_shard_size ({size!r}) must be a positive whole number of bytes, or such as '5GB'.")
+        raise ValueError(f"max_shard_size ({size!r:.80}) must be a positive whole number of bytes, or such as '5GB'.")
     return number * 1000 ** ("B", "KB", "MB", "GB", "TB").index(unit)
 
 

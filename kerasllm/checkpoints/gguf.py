@@ -11,6 +11,7 @@ import numpy as np
 
 from kerasllm.checkpoints import gguf_reader
 from kerasllm.checkpoints.weight_map import LazyArray
+from kerasllm.extras import required
 from kerasllm.text.sentencepiece_model import SentencePieceModel, to_tokenizer
 
 # The metadata of a Llama, without "llama.", and the fields of config.json.
@@ -133,10 +134,7 @@ def read(path):
         ImportError: the package gguf is not installed.
         ValueError: the file is missing or malformed, or holds a model or a tokenizer that we do not know.
     """
-    try:
-        from gguf.constants import GGML_QUANT_SIZES
-    except ImportError as error:
-        raise ImportError("Reading GGUF files needs gguf: `pip install 'kerasllm[gguf]'`.") from error
+    GGML_QUANT_SIZES = required("gguf.constants", "Reading GGUF files").GGML_QUANT_SIZES
     if not Path(path).is_file():
         raise ValueError("there is no such file.")
     block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from kerasllm.arguments import read_path
+from kerasllm.extras import required
+
 WORD = r"\w[\w.-]*"
 HUGGING_FACE = re.compile(
     rf"hf://(?P<id>{WORD}(/{WORD})?)(@(?P<revision>[\w.%-]+))?(/(?P<file>[^/\\]+\.gguf))?",
@@ -39,6 +42,7 @@ def local(source):
         ImportError: huggingface_hub or kagglehub is not installed.
         ValueError: the name is malformed, or the preset cannot be fetched.
     """
+    read_path("source", source)
     name = str(source)
     if name.startswith("hf://"):
         return _from_hugging_face(name)
@@ -53,10 +57,7 @@ def _from_hugging_face(name):
     match = HUGGING_FACE.fullmatch(name)
     if match is None:
         raise ValueError("it must have the form 'hf://org/name', with '@revision' and '/file.gguf' behind it or not.")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(f"{name!r} needs huggingface_hub: `pip install 'kerasllm[hub]'`.") from error
+    huggingface_hub = required("huggingface_hub", repr(name))
     where = {"repo_id": match["id"], "revision": match["revision"] and unquote(match["revision"])}
 
     def fetch(patterns):
@@ -76,10 +77,7 @@ def _from_hugging_face(name):
 def _from_kaggle(name):
     if KAGGLE.fullmatch(name) is None:
         raise ValueError("it must have the form 'kaggle://owner/model/framework/variation'.")
-    try:
-        import kagglehub
-    except ImportError as error:
-        raise ImportError(f"{name!r} needs kagglehub: `pip install kagglehub`.") from error
+    kagglehub = required("kagglehub", repr(name))
     try:
         return Path(kagglehub.model_download(name.removeprefix("kaggle://")))
     except Exception as error:  # as above

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasllm import writing
+from kerasllm.arguments import read_path, shown
 from kerasllm.checkpoints import (
     bart,
     bert,
@@ -148,6 +149,7 @@ def write_preset(
     Raises:
         ValueError: the folder cannot be written; what was there before is whole.
     """
+    folder = read_path("folder", folder)
     arguments = {name: value for name, value in arguments.items() if name != "dtype"}
     family, config = _layout_of(class_name, arguments, parts)
     if family is not ours:
@@ -260,7 +262,7 @@ def errors_name(source):
     try:
         yield
     except ValueError as error:
-        name = f"preset ({str(source)!r}): "
+        name = f"preset ({shown(source if isinstance(source, str) else str(source), 200)}): "
         if str(error).startswith(name):
             raise
         raise ValueError(f"{name}{error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import MOST, check_positive, is_whole, shown
 from kerasllm.export import verification
 
 
@@ -50,8 +50,8 @@ class Options:
 
     def __post_init__(self):
         check_positive("batch_size", self.batch_size)
-        if isinstance(self.num_beams, bool) or not isinstance(self.num_beams, int) or self.num_beams < 2:
-            raise ValueError(f"num_beams ({self.num_beams!r}) must be an integer >= 2; `translate` is greedy.")
+        if not is_whole(self.num_beams) or not 2 <= self.num_beams < MOST:
+            raise ValueError(f"num_beams ({shown(self.num_beams)}) must be an integer >= 2; `translate` is greedy.")
         if self.max_length is not None:
             check_positive("max_length", self.max_length)
         for length in self.prefill_lengths:

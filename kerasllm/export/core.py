@@ -1,14 +1,19 @@
 """Export: a model as a file that runs without our Python, compared with it before it is put in place."""
 
 import dataclasses
-import importlib.util
 import inspect
-from pathlib import Path
 
 import keras
 
-from kerasllm import writing
-from kerasllm.arguments import check_choice, check_part
+from kerasllm import extras, writing
+from kerasllm.arguments import (
+    check_boolean,
+    check_choice,
+    check_part,
+    read_path,
+    read_sequence,
+    read_strings,
+)
 from kerasllm.checkpoints import files
 from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
 from kerasllm.export import description as description_
@@ -55,7 +60,7 @@ def export_model(
     process. What is written computes in float32, whatever the model's dtype policy.
     """
     writer = FORMATS[format]
-    _check_installed(writer.PACKAGES)
+    extras.check_installed(writer.PACKAGES, "Export")
     if default_signature is not None and writer.STATIC:
         raise ValueError(
             f"default_signature ({default_signature!r}) must be None for the format {format!r}: all functions of a "
@@ -67,7 +72,10 @@ def export_model(
     if writer.STATIC and any(layer.quantization_mode == "float8" for layer in model._flatten_layers()):
         raise ValueError(f"format ({format!r}) must be 'tf_saved_model' for weights of float8, which TFLite has not.")
     check_part("min_agreement", min_agreement)
-    where, path = f"filepath ({str(path)!r})", Path(path).absolute()
+    for name, value in {"strings": strings, "truncate": truncate, "verify": verify}.items():
+        check_boolean(name, value)
+    signatures = None if signatures is None else tuple(read_strings("signatures", signatures))
+    where, path = f"filepath ({str(path)!r})", read_path("filepath", path).absolute()
     if not writer.STATIC:
         path = writing.resolved(path, where)  # what a link leads to is replaced; a file stands beside its assets
     if not path.parent.is_dir():
@@ -75,10 +83,10 @@ def export_model(
     writer.check_path(path)
     options = Options(
         static=writer.STATIC,
-        signatures=None if signatures is None else tuple(signatures),
+        signatures=signatures,
         inputs=read_shapes(model, input_signature),
         max_length=max_length,
-        prefill_lengths=tuple(prefill_lengths),
+        prefill_lengths=tuple(read_sequence("prefill_lengths", prefill_lengths)),
         batch_size=batch_size,
         num_beams=num_beams,
         strings=strings,
@@ -131,10 +139,10 @@ def check_request(format, options):
         ValueError: the format, or an option of it, is unknown.
         ImportError: a package is not installed.
     """
-    if format not in (*FORMATS, *KERAS_FORMATS):
-        hint = f" Do you mean {ALIASES[format]!r}?" if format in ALIASES else ""
+    if not isinstance(format, str) or format not in (*FORMATS, *KERAS_FORMATS):
+        hint = f" Do you mean {ALIASES[format]!r}?" if isinstance(format, str) and format in ALIASES else ""
         raise ValueError(
-            f"Unrecognized format={format}.{hint} Supported formats are: "
+            f"Unrecognized format={format!s:.80}.{hint} Supported formats are: "
             f"{', '.join(map(repr, (*FORMATS, *KERAS_FORMATS)))}."
         )
     accepted = OPTIONS if format in FORMATS else KERAS_FORMATS[format][1]
@@ -146,11 +154,9 @@ def check_request(format, options):
             )
     if format in KERAS_FORMATS:
         backend = keras.backend.backend()
-        for package in KERAS_FORMATS[format][0].get(backend, []):
-            if importlib.util.find_spec(package) is None:
-                raise ImportError(
-                    f"Keras's format {format!r} needs {package} on the backend {backend}: `pip install {package}`."
-                )
+        extras.check_installed(
+            KERAS_FORMATS[format][0].get(backend, []), f"Keras's format {format!r} on the backend {backend}"
+        )
 
 
 def call_once(model):
@@ -179,8 +185,11 @@ def read_shapes(model, given=None):
         return None
     if isinstance(given, list | tuple) and len(given) == 1:  # as Keras writes it: the arguments of a call
         given = given[0]
-    if not isinstance(given, dict) or set(given) != set(model.input):
-        raise ValueError(f"input_signature ({given!r}) must be a dict with the keys {', '.join(model.input)}.")
+    is_named = isinstance(given, dict) and set(given) == set(model.input)
+    if not is_named or not all(hasattr(x, "shape") for x in given.values()):
+        raise ValueError(
+            f"input_signature ({given!r:.80}) must have a `keras.InputSpec` for each of {', '.join(model.input)}."
+        )
     for name, x in model.input.items():
         fixed = tuple(given[name].shape)
         if len(fixed) != len(x.shape) or any(b not in (None, a) for a, b in zip(fixed, x.shape, strict=True)):
@@ -203,9 +212,3 @@ def in_float32(model):
         model.save_assets(folder)
         copy.load_assets(folder)
     return copy
-
-
-def _check_installed(packages):
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"Export needs {package}: `pip install 'kerasllm[export]'`.")

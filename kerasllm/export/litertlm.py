@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +15,7 @@ from kerasllm import processes, writing
 from kerasllm.export import litert
 from kerasllm.export.contents import Check
 from kerasllm.export.language_models import LanguageModelContents
+from kerasllm.extras import is_installed
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.language_model import LanguageModel
 from kerasllm.text import chat
@@ -73,7 +73,7 @@ class LiteRTLMContents(LanguageModelContents):
         checks = super().checks()
         ids = self.model.tokenizer.encode(PROMPT)
         num_tokens = min(NUM_TOKENS, self.max_length - len(ids))
-        if not _is_installed("litert_lm") or not ids or num_tokens < 1:
+        if not is_installed("litert_lm") or not ids or num_tokens < 1:
             return checks
         [[generation]] = self.model.complete([ids], GenerationConfig(max_new_tokens=num_tokens, strip_prompt=True))
         call = (RUN, {"prompt": _string(PROMPT), "max_new_tokens": np.array(num_tokens, "int32")})
@@ -81,7 +81,7 @@ class LiteRTLMContents(LanguageModelContents):
         # Of a character that is not whole, each writes a different sign; quantised, the model may say another thing.
         if "\ufffd" not in generation.text and self.options.exact:
             expected["text"] = _string(generation.text.strip())
-        if _chat_template(self.model.tokenizer) and _is_installed("jinja2"):
+        if _chat_template(self.model.tokenizer) and is_installed("jinja2"):
             text = self.model.tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
             expected["chat"] = _string(text)
         return [*checks, Check([call], expected)]
@@ -227,7 +227,3 @@ def run(path, prompt, max_new_tokens):
 
 def _string(text):
     return np.array(text.encode(), object)
-
-
-def _is_installed(package):
-    return importlib.util.find_spec(package) is not None

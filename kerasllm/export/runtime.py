@@ -22,6 +22,7 @@ from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.export import description
 from kerasllm.export.messages import without_notes
 from kerasllm.export.steps import Steps
+from kerasllm.extras import required
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.tasks.answering import Answering
 from kerasllm.tasks.classification import Classification
@@ -338,9 +339,8 @@ class Runner:
 
     @functools.cached_property
     def _interpreter(self):
-        from ai_edge_litert.interpreter import Interpreter
-
-        interpreter = Interpreter(str(self.path), num_threads=self.num_threads)
+        litert = required("ai_edge_litert.interpreter", "Runner")
+        interpreter = litert.Interpreter(str(self.path), num_threads=self.num_threads)
         functions = interpreter.get_signature_list()
         for name in self.signatures:
             if name not in functions:

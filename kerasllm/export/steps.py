@@ -7,6 +7,7 @@ import numpy as np
 
 from kerasllm.export import description
 from kerasllm.export.messages import end_in_silence, without_notes
+from kerasllm.extras import required
 
 # One copy of the weights in the order that kernels want serves all functions, instead of a copy for each: a path that
 # stands for memory. https://github.com/google-ai-edge/LiteRT/blob/main/tflite/delegates/xnnpack/xnnpack_delegate.h
@@ -30,14 +31,13 @@ class Steps:
     """
 
     def __init__(self, path, signatures, max_length, num_threads):
-        from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
-
+        litert = required("ai_edge_litert.compiled_model", "Runner")
         inputs, outputs = signatures["decode"]["inputs"], signatures["decode"]["outputs"]
         rows = inputs["tokens"]["shape"][0]
         if rows != 1:
             raise ValueError(f"batch_size ({rows}) of {path.name} must be 1 for text to be generated.")
-        cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=WEIGHT_CACHE)
-        options = Options(HardwareAccelerator.CPU, cpu_options=cpu)
+        cpu = litert.CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=WEIGHT_CACHE)
+        options = litert.Options(litert.HardwareAccelerator.CPU, cpu_options=cpu)
         self.max_length = max_length
         self.shapes = {name: tuple(x["shape"]) for name, x in inputs.items() if name not in ("tokens", "input_pos")}
         # Old slots of caches are not looked at before they are written anew; a recurrent state has no slots.
@@ -46,7 +46,7 @@ class Steps:
         self.vocabulary_size = outputs["logits"]["shape"][-1]
         self.inputs, self.token_ids, self.is_whole = {}, [], True
         with without_notes():
-            self.model = CompiledModel.from_file(str(path), options=options)
+            self.model = litert.CompiledModel.from_file(str(path), options=options)
             for name in ["decode", *(f"prefill_{n}" for n in self.prefill_lengths)]:
                 found = self.model.get_input_tensor_details(name)
                 description.compare(path, name, signatures[name], {key: x["shape"] for key, x in found.items()})

@@ -2,11 +2,16 @@
 
 import dataclasses
 import math
-import numbers
+from numbers import Real
+
+from kerasllm.arguments import MOST, is_number, is_whole, shown
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("num_beams", "length_penalty", "early_stopping")
 LENGTHS = [("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")]
+# What a positive number is between, and the size of others below: generation computes in float32.
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-37, 1e37
+MOST_SEQUENCES = 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,21 +111,25 @@ class GenerationConfig:
         self._check_integer("min_new_tokens", 0)
         self._check_integer("forced_bos_token_id", 0)
         self._check_integer("forced_eos_token_id", 0)
-        self._check_integer("num_return_sequences", 1, optional=False)
+        self._check_integer("num_return_sequences", 1, MOST_SEQUENCES, optional=False)
         self._check_integer("top_k", 1)
         self._check_integer("no_repeat_ngram_size", 1)
         self._check_integer("num_beams", 1, optional=False)
         self._check_integer("seed", 0, 2**32)
-        self._check_real("temperature", lambda t: 0 <= t < math.inf, "a finite number >= 0")
+        self._check_real("temperature", lambda t: 0 <= t < LARGEST_NUMBER, "a finite number >= 0")
         self._check_real("top_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
         self._check_real("min_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
         for name in ("typical_p", "epsilon_cutoff", "eta_cutoff"):
             self._check_real(name, lambda p: 0 < p < 1, "a number in (0, 1)")
-        self._check_real("repetition_penalty", lambda x: 0 < x < math.inf, "a finite number > 0")
-        self._check_real("presence_penalty", math.isfinite, "a finite number")
-        self._check_real("frequency_penalty", math.isfinite, "a finite number")
-        self._check_real("length_penalty", math.isfinite, "a finite number", optional=False)
-        self._check("early_stopping", lambda x: isinstance(x, bool) or x == "never", "False, True or 'never'")
+        self._check_real("repetition_penalty", lambda x: SMALLEST_NUMBER < x < LARGEST_NUMBER, "a finite number > 0")
+        for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
+            is_optional = name != "length_penalty"
+            self._check_real(name, lambda x: abs(x) < LARGEST_NUMBER, "a finite number", is_optional)
+        self._check(
+            "early_stopping",
+            lambda x: isinstance(x, bool) or isinstance(x, str) and x == "never",
+            "False, True or 'never'",
+        )
         for name in ("renormalize_logits", "strip_prompt"):
             self._check(name, lambda value: isinstance(value, bool), "True or False")
         self._check("logit_bias", _is_bias, "a dict of token ids >= 0 and numbers below infinity", optional=True)
@@ -161,7 +170,7 @@ class GenerationConfig:
         """
         for name, value in (("config", config), ("defaults", defaults)):
             if not isinstance(value, cls | None):
-                raise ValueError(f"{name} ({value!r}) must be a {cls.__name__} or None.")
+                raise ValueError(f"{name} ({shown(value)}) must be a {cls.__name__} or None.")
         accepted = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(overrides) - set(accepted))
         if unknown:
@@ -169,7 +178,7 @@ class GenerationConfig:
         given = _replaced(config.given() if config else {}, overrides)
         values = _replaced(defaults.given() if defaults else {}, given)
         beams = given.get("num_beams", 1)
-        if _is_integer(beams) and beams > 1:
+        if is_whole(beams) and beams > 1:
             dropped = SAMPLING
         elif "num_beams" in given or any(given.get(name) is not None for name in SAMPLING):
             dropped = BEAMS
@@ -192,18 +201,22 @@ class GenerationConfig:
             usual: `max_length` where neither the config nor the model says one.
 
         Raises:
-            ValueError: the prompt, or what is wanted after it, exceeds `limit`.
+            ValueError: the prompt, or what is wanted after it, exceeds `limit`, or is too long for `length_penalty`.
         """
         if limit and longest > limit:
             raise ValueError(f"prompts: one of {longest} tokens is longer than max_sequence_length ({limit}).")
         if self.max_length is None and self.max_new_tokens is None:
-            return dataclasses.replace(self, max_length=limit or usual)
+            return dataclasses.replace(self, max_length=limit or usual).limited(longest, limit)
         name = "max_new_tokens" if self.max_length is None else "max_length"
         length = self.max_length or self.max_new_tokens + longest
         if limit and length > limit:
             raise ValueError(
                 f"{name} ({getattr(self, name)}) after a prompt of {longest} tokens exceeds the model's "
                 f"max_sequence_length ({limit})."
+            )
+        if abs(self.length_penalty) * math.log2(length) > 120:
+            raise ValueError(
+                f"length_penalty ({self.length_penalty}) must be nearer to 0: {length} ** length_penalty is no float32."
             )
         return self
 
@@ -230,7 +243,7 @@ class GenerationConfig:
                 )
             strings = [stop for stop in self.stop if isinstance(stop, str)]
             if strings:
-                raise ValueError(f"stop ({strings}) must be token ids with num_beams ({self.num_beams}).")
+                raise ValueError(f"stop ({shown(strings)}) must be token ids with num_beams ({self.num_beams}).")
         elif self.length_penalty != 1 or self.early_stopping is not False:
             raise ValueError(
                 f"length_penalty ({self.length_penalty}) and early_stopping ({self.early_stopping!r}) need beams: "
@@ -242,17 +255,17 @@ class GenerationConfig:
                 "which gives the same tokens every time."
             )
 
-    def _check_integer(self, name, low, high=math.inf, optional=True):
-        accepted = f"an integer >= {low}" if high == math.inf else f"an integer in [{low}, {high})"
-        self._check(name, lambda value: _is_integer(value) and low <= value < high, accepted, optional)
+    def _check_integer(self, name, low, high=MOST, optional=True):
+        accepted = f"an integer >= {low} and < {high}"
+        self._check(name, lambda value: is_whole(value) and low <= value < high, accepted, optional)
 
     def _check_real(self, name, in_range, accepted, optional=True):
-        self._check(name, lambda value: _is_real(value) and in_range(value), accepted, optional)
+        self._check(name, lambda value: is_number(value) and in_range(value), accepted, optional)
 
     def _check(self, name, is_valid, accepted, optional=False):
         value = getattr(self, name)
         if not (optional and value is None) and not is_valid(value):
-            raise ValueError(f"{name} ({value!r}) must be {accepted}{' or None' if optional else ''}.")
+            raise ValueError(f"{name} ({shown(value)}) must be {accepted}{' or None' if optional else ''}.")
 
     def _freeze(self, name, is_valid, accepted, single=False):
         """Make a field a tuple of what its list holds, or of the one thing it is."""
@@ -274,22 +287,14 @@ def _replaced(values, replacements):
     if left and "unsupported" not in replacements:
         answered = set(replacements) | ({"stop_strings"} if "stop" in replacements else set())
         beams = replacements.get("num_beams", 1)
-        if any(replacements.get(name) is not None for name in SAMPLING) or (_is_integer(beams) and beams > 1):
+        if any(replacements.get(name) is not None for name in SAMPLING) or (is_whole(beams) and beams > 1):
             answered |= {"do_sample", *SAMPLING}
         values["unsupported"] = {name: value for name, value in left.items() if name not in answered} or None
     return values
 
 
-def _is_integer(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_real(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _is_id(value):
-    return _is_integer(value) and value >= 0
+    return is_whole(value) and 0 <= value < MOST
 
 
 def _is_word(value):
@@ -305,8 +310,11 @@ def _is_stop(value):
 def _is_decay(value):
     if not isinstance(value, list | tuple) or len(value) != 2:
         return False
-    return _is_id(value[0]) and _is_real(value[1]) and 0 < value[1] < math.inf
+    return _is_id(value[0]) and is_number(value[1]) and SMALLEST_NUMBER < value[1] < LARGEST_NUMBER
 
 
 def _is_bias(value):
-    return isinstance(value, dict) and all(_is_id(i) and _is_real(x) and x < math.inf for i, x in value.items())
+    def fits(x):
+        return is_number(x) and abs(x) < LARGEST_NUMBER or isinstance(x, Real) and x == -math.inf
+
+    return isinstance(value, dict) and all(_is_id(i) and fits(x) for i, x in value.items())

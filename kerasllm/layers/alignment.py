@@ -8,6 +8,7 @@ from kerasllm.arguments import check_choice, check_positive
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.attention import softmax
 from kerasllm.layers.base import Layer, first_given, method_of_graph
+from kerasllm.layers.masks import check_padding_mask
 
 
 class Alignment(Layer):
@@ -25,6 +26,8 @@ class Alignment(Layer):
     def call(self, query, memory, padding_mask=None, keys=None, return_attention_scores=False, memory_mask=None):
         """Attend; the arguments are in the docstring of the subclass."""
         padding_mask = first_given(padding_mask, memory_mask)
+        if padding_mask is not None:
+            check_padding_mask("padding_mask", padding_mask, memory)
         scores = self.score(query, self.project(memory) if keys is None else keys)  # (B, T, S)
         if padding_mask is not None:
             looked_at = ops.expand_dims(ops.cast(padding_mask, "bool"), 1)

@@ -8,7 +8,7 @@ from kerasllm.arguments import check_boolean, check_positive, check_positive_num
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, first_given, method_of_graph, new_initializer
 from kerasllm.layers.block import make_norm
-from kerasllm.layers.masks import causal_mask, implicit_attention_mask
+from kerasllm.layers.masks import causal_mask, check_attention_mask, implicit_attention_mask
 from kerasllm.layers.masks import padding_attention_mask as padding_attention_mask  # where users find it
 from kerasllm.layers.positions import rotate
 
@@ -150,6 +150,8 @@ class MultiHeadAttention(Layer):
         keys_values = self.project(query if context is None else context, rotary)
         if cache is not None:
             keys_values = append(cache, keys_values, index)
+        if attention_mask is not None:
+            check_attention_mask(attention_mask, query, self.num_heads, keys_values[0])
         if use_causal_mask:
             causal = causal_mask(ops.shape(query)[1], ops.shape(keys_values[0])[2], index)
             attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)

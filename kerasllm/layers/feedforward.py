@@ -10,14 +10,14 @@ from kerasllm.layers.base import Layer, build_once, method_of_graph, new_initial
 
 def get_activation(name):
     """The activation function called `name`: any of Keras's, or "gelu_tanh", the approximation GPT-2 uses."""
-    if name == "gelu_tanh":
+    if isinstance(name, str) and name == "gelu_tanh":
         return gelu_tanh
     try:
         if isinstance(name, dict):  # of which Keras makes objects
             raise ValueError
         return keras.activations.get(name)
     except (ValueError, TypeError):
-        raise ValueError(f"activation ({name!r}) must be 'gelu_tanh' or the name of a Keras activation.") from None
+        raise ValueError(f"activation ({name!r:.80}) must be 'gelu_tanh' or the name of a Keras activation.") from None
 
 
 @keras.saving.register_keras_serializable("kerasllm")

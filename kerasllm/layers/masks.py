@@ -1,6 +1,8 @@
 """Masks of attention: boolean, True means "may look"."""
 
+import numpy as np
 from keras import ops
+from keras.backend import standardize_dtype
 
 
 def causal_mask(query_length, key_length, index=0, window=None):
@@ -9,6 +11,32 @@ def causal_mask(query_length, key_length, index=0, window=None):
     key_slots = ops.reshape(ops.arange(key_length, dtype="int32"), (1, 1, 1, -1))
     mask = ops.less_equal(key_slots, query_slots)
     return mask if window is None else ops.logical_and(mask, key_slots > query_slots - window)
+
+
+def check_padding_mask(name, padding_mask, x):
+    """Raise `ValueError` unless a mask (B, T) has the first axes of x, as far as they are known."""
+    shape, (rows, length) = tuple(np.shape(padding_mask)), tuple(x.shape)[:2]
+    if len(shape) != 2 or _differ(shape[0], rows) or _differ(shape[1], length):
+        raise ValueError(f"{name} of shape {shape} must be of shape (B, T), here {(rows, length)}.")
+
+
+def check_attention_mask(attention_mask, query, num_heads, keys):
+    """Raise `ValueError` unless a mask is of booleans, or 0 and 1, and fits queries (B, T, D) and keys (B, N, S, H)."""
+    rows, length = tuple(query.shape)[:2]
+    shape, wanted = tuple(np.shape(attention_mask)), (rows, num_heads, length, keys.shape[2])
+    fits = len(shape) <= 4 and not any(
+        a != 1 and _differ(a, b) for a, b in zip(shape[::-1], wanted[::-1], strict=False)
+    )
+    if not fits or not standardize_dtype(getattr(attention_mask, "dtype", "float32")).startswith(
+        ("bool", "int", "uint")
+    ):
+        raise ValueError(
+            f"attention_mask of shape {shape} must be boolean, and broadcast to (B, N, T, S), here {wanted}."
+        )
+
+
+def _differ(a, b):
+    return None not in (a, b) and a != b
 
 
 def padding_attention_mask(padding_mask):

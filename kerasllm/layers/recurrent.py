@@ -6,6 +6,7 @@ from keras import ops
 from kerasllm import backend
 from kerasllm.arguments import check_choice, check_positive, check_rate
 from kerasllm.layers.base import Layer, first_given, method_of_graph
+from kerasllm.layers.masks import check_padding_mask
 
 
 class RecurrentCell(Layer):
@@ -224,6 +225,8 @@ class Recurrent(Layer):
     def call(self, x, initial_state=None, padding_mask=None, mask=None, x_mask=None, training=None):
         """Walk the cell over x; the arguments are in the class docstring."""
         padding_mask = first_given(padding_mask, mask, x_mask)
+        if padding_mask is not None:
+            check_padding_mask("padding_mask", padding_mask, x)
         x = self.dropout(x, training=training)
         states = self.cell.get_initial_state(ops.shape(x)[0]) if initial_state is None else list(initial_state)
         if len(states) != self.cell.num_states:

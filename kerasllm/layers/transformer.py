@@ -10,7 +10,7 @@ from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph
 from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
 from kerasllm.layers.embeddings import SINUSOIDAL, TransformerEmbeddings, normal_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
-from kerasllm.layers.masks import causal_mask, padding_attention_mask
+from kerasllm.layers.masks import causal_mask, check_padding_mask, padding_attention_mask
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 
 POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
@@ -247,6 +247,8 @@ class TransformerStack(Layer):
         """Read whole sequences whose tokens all see each other, without a memory: (B, T) -> (B, T, D)."""
         positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
         x = self.embeddings(token_ids, positions, segment_ids, training=training)
+        if padding_mask is not None:
+            check_padding_mask("padding_mask", padding_mask, token_ids)
         attention_mask = None if padding_mask is None else padding_attention_mask(padding_mask)
         return self.walk(x, positions, attention_mask, training=training)[0]
 
@@ -392,7 +394,10 @@ class TransformerDecoder(TransformerStack):
         x = self.embeddings(token_ids, positions, training=training)
         attention_mask = causal_mask(length, length, window=self.sliding_window)
         if padding_mask is not None:
+            check_padding_mask("padding_mask", padding_mask, token_ids)
             attention_mask = ops.logical_and(attention_mask, padding_attention_mask(padding_mask))
+        if memory is not None and memory_padding_mask is not None:
+            check_padding_mask("memory_padding_mask", memory_padding_mask, memory)
         memories = None if memory is None else [memory] * len(self.blocks)
         memory_mask = None if memory_padding_mask is None else padding_attention_mask(memory_padding_mask)
         return self.walk(x, positions, attention_mask, memories=memories, memory_mask=memory_mask, training=training)[0]

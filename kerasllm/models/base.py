@@ -17,6 +17,7 @@ from keras import ops
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text, writing
+from kerasllm.arguments import shown
 from kerasllm.backend.interruption import whole
 from kerasllm.backend.trainer import trainer_class
 from kerasllm.backend.variables import built_with
@@ -50,6 +51,8 @@ def carried_tokenizer(name, size):
         if tokenizer is None:
             model.tokenizers.pop(name, None)
             return
+        if not hasattr(tokenizer, "encode_batch"):
+            raise ValueError(f"{name} ({shown(tokenizer)}) must be a kerasllm.Tokenizer or None.")
         # Checkpoints may have more embeddings than symbols, to fill a kernel's tile.
         if tokenizer.vocabulary_size > model.arguments[size]:
             raise ValueError(
@@ -582,7 +585,7 @@ def resolved_dtype(dtype):
     try:
         policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"dtype ({dtype!r:.80}) must be a policy of floats, such as 'mixed_bfloat16'.") from error
+        raise ValueError(f"dtype ({shown(dtype)}) must be a policy of floats, such as 'mixed_bfloat16'.") from error
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         raise ValueError(f"dtype ({policy}) must be one policy for all layers, such as 'mixed_bfloat16'.")
     if policy.quantization_mode:

@@ -7,7 +7,15 @@ import numpy as np
 from keras import ops
 
 from kerasllm import checkpoints
-from kerasllm.arguments import check_boolean, check_choice, check_positive, read_sequence
+from kerasllm.arguments import (
+    check_boolean,
+    check_choice,
+    check_positive,
+    read_sequence,
+    read_strings,
+    read_texts,
+    shown,
+)
 from kerasllm.layers.adapters import Dense
 from kerasllm.models.bert import BERTModel, encode
 from kerasllm.models.embedding_index import SIMILARITIES, EmbeddingIndex
@@ -83,7 +91,7 @@ class BERTEmbedder(Embedding, BERTModel):
         name="bert_embedder",
     ):
         arguments, encoder, inputs, sequence = encode(locals())
-        pooling = pooling if isinstance(pooling, str) else _read_list("pooling", pooling)
+        pooling = pooling if isinstance(pooling, str) else read_strings("pooling", pooling, 0)
         for mode in [pooling] if isinstance(pooling, str) else pooling or [None]:
             check_choice("pooling", mode, POOLINGS)
         check_choice("similarity", similarity, SIMILARITIES)
@@ -100,7 +108,7 @@ class BERTEmbedder(Embedding, BERTModel):
         if not include_prompt:
             mask = inputs["pooling_mask"] = keras.Input((None,), dtype="int32", name="pooling_mask")
         vectors = pool(ops.cast(sequence, "float32"), mask, pooling, include_prompt)
-        dense = [_read_dense(layer) for layer in _read_list("dense", dense)]
+        dense = [_read_dense(layer) for layer in read_sequence("dense", dense)]
         for i, layer in enumerate(dense):
             vectors = Dense(**layer, dtype="float32", name=f"dense_{i}")(vectors)
         if normalize:
@@ -130,7 +138,7 @@ class BERTEmbedder(Embedding, BERTModel):
 
         Without `prompt` and `prompt_name` the prompt is that named "document", "passage" or "corpus", if there is one.
         """
-        texts = read_sequence("texts", texts)
+        texts = read_strings("texts", texts)
         if prompt is None and prompt_name is None:
             prompt = self._first_prompt(DOCUMENT)
         return EmbeddingIndex(texts, self.embed(texts, batch_size, truncate, verbose, prompt, prompt_name))
@@ -153,8 +161,9 @@ class BERTEmbedder(Embedding, BERTModel):
             `text`; the nearest first. For a list a list of those.
         """
         check_positive("top_k", top_k)
+        read_texts("query", query)
         if not isinstance(corpus, EmbeddingIndex):
-            corpus = self.index(corpus, batch_size, truncate, verbose)
+            corpus = self.index(read_strings("corpus: texts", corpus), batch_size, truncate, verbose)
         if prompt is None and prompt_name is None:
             prompt = self._first_prompt(("query",))
         vectors = np.atleast_2d(self.embed(query, batch_size, truncate, verbose, prompt, prompt_name))
@@ -192,17 +201,12 @@ def _read_prompts(prompts, default):
     prompts = {} if prompts is None else prompts
     prompts = dict(prompts) if isinstance(prompts, Mapping) else {None: prompts}
     if not all(isinstance(text, str) for pair in prompts.items() for text in pair):
-        raise ValueError(f"prompts ({prompts!r:.80}) must be a dict of names and strings.")
+        raise ValueError(f"prompts ({shown(prompts)}) must be a dict of names and strings.")
     if default is not None and default not in list(prompts):
-        raise ValueError(f"default_prompt_name ({default!r}) must be one of prompts: {', '.join(map(repr, prompts))}.")
+        raise ValueError(
+            f"default_prompt_name ({shown(default)}) must be one of prompts: {', '.join(map(repr, prompts))}."
+        )
     return prompts
-
-
-def _read_list(name, value):
-    """The list of a list or tuple."""
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} ({value!r:.80}) must be a list.")
-    return list(value)
 
 
 def _read_dense(layer):

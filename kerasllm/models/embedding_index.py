@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasllm import checkpoints, writing
-from kerasllm.arguments import check_choice, check_positive
+from kerasllm.arguments import check_choice, check_positive, read_path, read_strings, shown
 from kerasllm.text.limits import check_finite
 
 TEXTS, TENSOR = "texts.json", "embeddings"
@@ -25,9 +25,7 @@ class EmbeddingIndex:
     """
 
     def __init__(self, texts, embeddings):
-        embeddings = np.asarray(embeddings)
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"texts ({texts!r:.80}) must be a non-empty list of strings.")
+        texts, embeddings = read_strings("texts", texts), _read_array("embeddings", embeddings)
         if embeddings.ndim != 2 or len(embeddings) != len(texts) or embeddings.dtype.kind != "f":
             raise ValueError(
                 f"embeddings ({embeddings.dtype}, shape {embeddings.shape}) must be floats of shape ({len(texts)}, D)."
@@ -52,12 +50,11 @@ class EmbeddingIndex:
         """
         check_positive("top_k", top_k)
         check_choice("similarity", similarity, SIMILARITIES)
-        queries = np.asarray(queries)
+        queries = _read_array("queries", queries)
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"queries (shape {queries.shape}) must be of shape (Q, {self.embeddings.shape[1]}).")
         check_finite("queries", queries)
-        queries = queries.astype("float32")
-        scores = SIMILARITIES[similarity](queries, self.embeddings.astype("float32"))  # (Q, N)
+        scores = SIMILARITIES[similarity](queries.astype("float32"), self.embeddings.astype("float32"))  # (Q, N)
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k].tolist()
         return [
             [{"index": i, "score": float(row[i]), "text": self.texts[i]} for i in places]
@@ -66,18 +63,29 @@ class EmbeddingIndex:
 
     def save(self, folder):
         """Write `texts.json` and `model.safetensors` into a folder, made if need be: both, or neither."""
-        with writing.staged(folder) as new:
+        with writing.staged(read_path("folder", folder)) as new:
             checkpoints.files.write_tensors(new, {TENSOR: self.embeddings})
             checkpoints.files.write_json(new / TEXTS, self.texts)
 
     @classmethod
     def load(cls, folder):
         """Read what `save` has written; the vectors are memory-mapped."""
+        folder = read_path("folder", folder)
         writing.settle(folder)
         tensors = checkpoints.files.read_tensors(folder)
         if set(tensors) != {TENSOR}:
             raise ValueError(f"folder ({str(folder)!r}) must hold the tensor {TENSOR!r}, not {', '.join(tensors)}.")
         return cls(checkpoints.files.read_json(Path(folder) / TEXTS, list), tensors[TENSOR])
+
+
+def _read_array(name, value):
+    try:
+        array = np.asarray(value)
+    except ValueError:  # of rows that differ in length
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
+        raise ValueError(f"{name} ({shown(value)}) must be an array of numbers.")
+    return array
 
 
 def _of_length_one(vectors):

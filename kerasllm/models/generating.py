@@ -8,7 +8,16 @@ import keras
 import numpy as np
 
 from kerasllm import checkpoints
-from kerasllm.arguments import check_numbers, check_positive
+from kerasllm.arguments import (
+    check_boolean,
+    check_from_zero,
+    check_function,
+    check_numbers,
+    check_positive,
+    check_sequence,
+    read_sequence,
+    shown,
+)
 from kerasllm.generation import generator, scoring, speculative
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.sharing import with_same_weights
@@ -178,13 +187,21 @@ class GeneratingModel(Model):
             For each prompt a list of `num_return_sequences` `Generation`s, with their texts where there is a tokenizer.
         """
         check_positive("batch_size", batch_size)
+        check_boolean("return_scores", return_scores)
+        check_from_zero("first_index", first_index)
+        for i, processor in enumerate(processors := read_sequence("processors", processors)):
+            check_function(f"processors[{i}]", processor)
+        if prefix_allowed_tokens is not None:
+            check_function("prefix_allowed_tokens", prefix_allowed_tokens)
         config, writer, arguments = self.request(config, prompts)
         if draft is not None:
-            self._check_draft(draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens)
+            self._check_draft(
+                draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens is not None
+            )
         results = []
         for places, least_rows in _batches(len(prompts), batch_size):
             callbacks = list(processors)
-            if prefix_allowed_tokens:
+            if prefix_allowed_tokens is not None:
                 copies = max(config.num_beams, config.num_return_sequences)
                 callbacks.append(_only_allowed(prefix_allowed_tokens, np.repeat(places, copies)))
             task = Task(
@@ -269,8 +286,13 @@ class GeneratingModel(Model):
             ("logit_bias", list(config.logit_bias or {})),
             ("bad_words", [i for word in words for i in word]),
             ("stop", stop_ids),
+            *((name, list(getattr(config, name) or ())) for name in ("suppress_tokens", "begin_suppress_tokens")),
+            *((name, [getattr(config, name)]) for name in FORCED if getattr(config, name) is not None),
         ]:
             batches.check_ids(np.array(ids, "int64"), size, name)
+        if config.num_beams > size:
+            raise ValueError(f"num_beams ({config.num_beams}) must be at most the number of symbols ({size}).")
+        self._check_choice_left(config, words, stop_ids)
         strings = [stop for stop in config.stop if isinstance(stop, str)]
         tokenizer = self.required_output_tokenizer() if strings else self.output_tokenizer
         writer = tokenizer and CompletionWriter(tokenizer, strings, config.min_new_tokens or 0)
@@ -280,6 +302,21 @@ class GeneratingModel(Model):
             "find_stop": writer.find_stop if strings else None,
         }
         return config, writer, arguments
+
+    def _check_choice_left(self, config, words, stop_ids):
+        """Raise where every token is ruled out: `constrain`, which leaves one in any case, would take no notice."""
+        bans = {
+            "bad_words": {word[0] for word in words if len(word) == 1},
+            "suppress_tokens": set(config.suppress_tokens or ()),
+            "logit_bias": {i for i, bias in (config.logit_bias or {}).items() if bias == -np.inf},
+        }
+        early = {"begin_suppress_tokens": set(config.begin_suppress_tokens or ())}
+        for name in ("min_new_tokens", "min_length"):
+            early[name] = {*self.end_token_ids, *stop_ids} if getattr(config, name) else set()
+        for at_once in (bans, bans | early):
+            if len(set().union(*at_once.values())) >= self.output_vocabulary_size:
+                names = " and ".join(f"{name} ({shown(getattr(config, name))})" for name, ids in at_once.items() if ids)
+                raise ValueError(f"{names} must leave a token that may be chosen.")
 
     def _word_ids(self, word):
         if not isinstance(word, str):
@@ -295,8 +332,8 @@ class GeneratingModel(Model):
 
     def _check_draft(self, draft, num_draft_tokens, config, num_prompts, has_callbacks):
         check_positive("num_draft_tokens", num_draft_tokens)
-        if draft != "prompt" and not isinstance(draft, GeneratingModel):
-            raise ValueError(f"draft ({draft!r}) must be 'prompt' or a model that generates.")
+        if not (isinstance(draft, GeneratingModel) or isinstance(draft, str) and draft == "prompt"):
+            raise ValueError(f"draft ({shown(draft)}) must be 'prompt' or a model that generates.")
         for role, model in (("this model", self), ("draft", draft)):
             if model != "prompt" and not model.rewinds:
                 raise ValueError(f"draft: {role} ({type(model).__name__}) must be a Transformer, whose cache rewinds.")
@@ -306,12 +343,16 @@ class GeneratingModel(Model):
                 "they must have the same vocabulary."
             )
         if num_prompts > 1:
-            raise ValueError(f"draft ({draft!r}) takes one prompt at a time, not {num_prompts}.")
+            raise ValueError(f"draft ({shown(draft)}) takes one prompt at a time, not {num_prompts}.")
         plain = {"max_length", "max_new_tokens", "seed", "stop", "strip_prompt", "temperature"}
         others = sorted(set(config.given()) - plain)
         if config.sampling or others or has_callbacks:
             others = others or ["temperature" if config.sampling else "processors"]
-            raise ValueError(f"draft ({draft!r}) is for plain greedy decoding: leave {', '.join(others)} out.")
+            raise ValueError(f"draft ({shown(draft)}) is for plain greedy decoding: leave {', '.join(others)} out.")
+
+
+# Fields of `GenerationConfig` that hold one id.
+FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 
 def read_token_ids(name, rows, vocabulary_size):
@@ -328,6 +369,7 @@ def read_token_ids(name, rows, vocabulary_size):
     """
     if isinstance(rows, Mapping):
         rows = _unpadded(name, rows)
+    check_sequence(name, rows)
     lists = []
     for i, row in enumerate(rows):
         array = _as_numpy(row)
@@ -335,7 +377,7 @@ def read_token_ids(name, rows, vocabulary_size):
             raise ValueError(f"{name}[{i}] ({row!r:.80}) must be a non-empty list of token ids.")
         lists.append(array.tolist())
     if not lists:
-        raise ValueError(f"{name} ({rows!r}) must not be empty.")
+        raise ValueError(f"{name} ({shown(rows)}) must not be empty.")
     batches.check_ids(np.concatenate(lists), vocabulary_size, name)
     return lists
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from kerasllm.arguments import check_text
+from kerasllm.arguments import check_text, shown
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.base import carried_tokenizer
 from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
@@ -111,7 +111,9 @@ class LanguageModel(GeneratingModel):
         is_one = isinstance(messages, list | tuple) and len(messages) > 0 and isinstance(messages[0], dict)
         chats = [messages] if is_one else messages
         if not isinstance(chats, list | tuple) or not chats:
-            raise ValueError(f"messages ({messages!r}) must be a non-empty list of dicts, or a list of such lists.")
+            raise ValueError(
+                f"messages ({shown(messages)}) must be a non-empty list of dicts, or a list of such lists."
+            )
         overrides["strip_prompt"] = True
         template = self.required_tokenizer().take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
@@ -139,7 +141,7 @@ class LanguageModel(GeneratingModel):
         """
         is_chat = isinstance(prompt, list | tuple) and prompt and all(isinstance(m, dict) for m in prompt)
         if not isinstance(prompt, str) and not is_chat:
-            raise ValueError(f"prompt ({prompt!r}) must be a string or the messages of a chat.")
+            raise ValueError(f"prompt ({shown(prompt)}) must be a string or the messages of a chat.")
         if is_chat:
             template = self.required_tokenizer().take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
@@ -164,7 +166,7 @@ class LanguageModel(GeneratingModel):
         if isinstance(texts, str):
             return self.score([texts], batch_size)[0]
         if not _is_list(texts):
-            raise ValueError(f"texts ({texts!r:.80}) must be a string, or a list of strings or of lists of ids.")
+            raise ValueError(f"texts ({shown(texts)}) must be a string, or a list of strings or of lists of ids.")
         rows = texts
         if not isinstance(texts, Mapping) and all(isinstance(text, str) for text in texts):
             tokenizer = self.required_tokenizer()
@@ -188,7 +190,7 @@ class LanguageModel(GeneratingModel):
             ids, rebuild = self._read_prompts([prompts], strip_prompt)
             return ids, lambda rows, n: rebuild(rows, n)[0]
         if not _is_list(prompts):
-            raise ValueError(f"prompts ({prompts!r}) must be a string, a list of strings or ids, or an int array.")
+            raise ValueError(f"prompts ({shown(prompts)}) must be a string, a list of strings or ids, or an int array.")
         if not isinstance(prompts, Mapping) and all(isinstance(p, str) for p in prompts):
             tokenizer = self.required_tokenizer()
             for i, prompt in enumerate(prompts):

@@ -4,6 +4,7 @@ import importlib
 import warnings
 
 from kerasllm import checkpoints
+from kerasllm.arguments import shown
 
 # The task is the name of the method that does it; the class of a preset is the first that can open it.
 TASKS = {
@@ -39,8 +40,8 @@ def load(task, source, **arguments):
         >>> kerasllm.load("fill_mask", "path/to/bert-base-uncased").fill_mask("Paris is the [MASK] of France.")
         >>> kerasllm.load("chat", "path/to/SmolLM2-135M-Instruct.Q4_1.gguf").chat(messages)
     """
-    if task is not None and task not in TASKS:
-        raise ValueError(f"task ({task!r}) must be None or one of {', '.join(map(repr, TASKS))}.")
+    if not isinstance(task, str | None) or task is not None and task not in TASKS:
+        raise ValueError(f"task ({shown(task)}) must be None or one of {', '.join(map(repr, TASKS))}.")
     if task is None:
         found = checkpoints.describe(source)
         name = found.class_names[0]

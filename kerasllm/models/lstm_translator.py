@@ -2,6 +2,7 @@
 
 import keras
 
+from kerasllm.arguments import check_positive
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.encoder_decoder import Bridge, RecurrentDecoder, RecurrentEncoder
@@ -63,6 +64,13 @@ class LSTMTranslator(Translator):
         target_tokenizer=None,
         name="lstm_translator",
     ):
+        check_positive("source_vocabulary_size", source_vocabulary_size)
+        check_positive("target_vocabulary_size", target_vocabulary_size)
+        if isinstance(attention, str) and attention == "dot" and bidirectional:
+            raise ValueError(
+                "attention ('dot') takes a decoder as wide as the encoder's states, which are twice as wide with "
+                "bidirectional (True): 'general' and 'additive' take any."
+            )
         dtype = resolved_dtype(dtype)
         shared = {
             "num_layers": num_layers,

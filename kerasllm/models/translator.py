@@ -3,7 +3,7 @@
 import keras
 
 from kerasllm import checkpoints  # a package, whose files are imported when first used
-from kerasllm.arguments import read_texts
+from kerasllm.arguments import read_texts, shown
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.base import carried_tokenizer
 from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
@@ -146,7 +146,7 @@ class Translator(GeneratingModel):
             An iterator of strings; joined, they are what `translate` returns.
         """
         if not isinstance(text, str):
-            raise ValueError(f"text ({text!r}) must be a string.")
+            raise ValueError(f"text ({shown(text)}) must be a string.")
         config, _ = self._merged(config, overrides)
         texts, _ = read_texts("text", text)
         sources, [prompt] = self._read(self.required_tokenizer("source_tokenizer").encode_batch(texts), None)
@@ -168,7 +168,7 @@ class Translator(GeneratingModel):
             return self.score([sources], [targets], batch_size)[0]
         if isinstance(sources, list | tuple) and sources and all(isinstance(text, str) for text in sources):
             sources = self.required_tokenizer("source_tokenizer").encode_batch(read_texts("sources", sources)[0])
-            ids = self.required_output_tokenizer().encode_batch(targets)
+            ids = self.required_output_tokenizer().encode_batch(read_texts("targets", targets)[0])
             targets = [
                 [start, *batches.stripped(row, start, self.end_token_ids), *self.end_token_ids[:1]]
                 for [start], row in zip(self._starts(ids), ids, strict=True)
@@ -176,7 +176,7 @@ class Translator(GeneratingModel):
         sources, targets = self._read(sources, targets, "targets")
         for i, row in enumerate(targets):
             if len(row) < 2:
-                raise ValueError(f"targets[{i}] ({row!r}) must be of two tokens at least.")
+                raise ValueError(f"targets[{i}] ({shown(row)}) must be of two tokens at least.")
 
         def read_inputs(places, token_ids, padding_mask):
             target = {"target_token_ids": token_ids, "target_padding_mask": padding_mask}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_positive, read_texts
+from kerasllm.arguments import check_boolean, check_from_zero, check_positive, read_texts
 from kerasllm.tasks.predicting import predict, softmax
 
 
@@ -47,8 +47,8 @@ class Answering:
         self.required_tokenizer()
         for name, value in (("top_k", top_k), ("max_answer_length", max_answer_length), ("batch_size", batch_size)):
             check_positive(name, value)
-        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 0:
-            raise ValueError(f"stride ({stride!r}) must be a whole number, 0 or more.")
+        check_from_zero("stride", stride)
+        check_boolean("allow_no_answer", allow_no_answer)
         questions, unlist = read_texts("question", question)
         contexts, _ = read_texts("context", context)
         if isinstance(context, str):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_boolean, check_positive, shown
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict, sigmoid, softmax
 
 
@@ -38,6 +38,7 @@ class Classification:
         self.required_tokenizer()
         labels = self.arguments["labels"]
         check_positive("batch_size", batch_size)
+        check_boolean("truncate", truncate)
         if top_k is not None:
             check_positive("top_k", top_k)
             if top_k > len(labels):
@@ -65,5 +66,7 @@ def _checked_pairs(texts, pairs):
         return [pairs]
     both = isinstance(texts, list | tuple) and isinstance(pairs, list | tuple)
     if not both or len(texts) != len(pairs):
-        raise ValueError(f"pairs ({pairs!r:.60}) must be a string for a string, a list of as many for a list of texts.")
+        raise ValueError(
+            f"pairs ({shown(pairs)}) must be a string for a string, a list of as many for a list of texts."
+        )
     return list(pairs)

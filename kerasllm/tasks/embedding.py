@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_boolean, check_positive, check_text, shown
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict
 
 # Of the model: how vectors are made, where texts are cut, what is set before them.
@@ -41,6 +41,7 @@ class Embedding:
         """
         tokenizer = self.required_tokenizer()
         check_positive("batch_size", batch_size)
+        check_boolean("truncate", truncate)
         limit, prompt = self.arguments["truncate_at"], find_prompt(self.arguments, prompt, prompt_name)
         start = num_prompt_tokens(tokenizer, prompt)
 
@@ -60,12 +61,15 @@ def find_prompt(arguments, prompt=None, name=None):
     prompts = arguments.get("prompts") or {}
     if prompt is not None:
         if not isinstance(prompt, str) or name is not None:
-            raise ValueError(f"prompt ({prompt!r}) must be a string, or prompt_name ({name!r}) be given in its place.")
+            raise ValueError(
+                f"prompt ({shown(prompt)}) must be a string, or prompt_name ({shown(name)}) be given in its place."
+            )
+        check_text("prompt", prompt)
         return prompt
     name = arguments.get("default_prompt_name") if name is None else name
-    if name is not None and name not in prompts:
+    if name is not None and (not isinstance(name, str) or name not in prompts):
         raise ValueError(
-            f"prompt_name ({name!r}) must be one of the model's: {', '.join(map(repr, prompts)) or 'none'}."
+            f"prompt_name ({shown(name)}) must be one of the model's: {', '.join(map(repr, prompts)) or 'none'}."
         )
     return "" if name is None else prompts[name]
 

@@ -9,7 +9,16 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from kerasllm import writing
-from kerasllm.arguments import check_positive, check_text
+from kerasllm.arguments import (
+    check_boolean,
+    check_from_zero,
+    check_positive,
+    check_sequence,
+    check_text,
+    is_whole,
+    read_path,
+    shown,
+)
 from kerasllm.text import chat, families, tokenizer_files
 from kerasllm.text.panics import refused
 
@@ -46,6 +55,8 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         self.roles = {role: token for role, token in tokens.items() if token is not None}
+        if not isinstance(config, dict | None):
+            raise ValueError(f"config ({shown(config)}) must be a dict or None.")
         self.config = dict(config or {})
         # Not among what a tokenizer.json holds.
         self.backend.encode_special_tokens = bool(self.config.get("split_special_tokens", False))
@@ -53,7 +64,7 @@ class Tokenizer:
             if isinstance(token, str):
                 check_text(role, token)
             if not isinstance(token, str) or self.backend.token_to_id(token) is None:
-                raise ValueError(f"{role} ({token!r}) must be a token of the vocabulary.")
+                raise ValueError(f"{role} ({shown(token)}) must be a token of the vocabulary.")
         known = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
         self.backend.add_special_tokens([t for t in self.roles.values() if t not in known])
         # Not the number of tokens: a vocabulary may have holes.
@@ -77,6 +88,7 @@ class Tokenizer:
 
     def encode_batch(self, texts, special_tokens=True):
         """One list of token ids for each of `texts`, on all cores."""
+        check_boolean("special_tokens", special_tokens)
         texts = list(_strings(texts, "texts"))
         with refused(CANNOT_ENCODE):
             return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
@@ -107,6 +119,9 @@ class Tokenizer:
                 for less than two tokens.
         """
         texts = list(_strings(texts, "texts"))
+        check_boolean("special_tokens", special_tokens)
+        if max_length is not None:
+            check_positive("max_length", max_length)
         pairs = [None] * len(texts) if pairs is None else list(_strings(pairs, "pairs"))
         if len(pairs) != len(texts):
             raise ValueError(f"pairs ({len(pairs)}) must be as many as texts ({len(texts)}).")
@@ -140,7 +155,11 @@ class Tokenizer:
         Ids without a token are left out: holes in the vocabulary, and what a model may write beyond its end, whose
         embeddings are padded to a size that suits its hardware.
         """
-        ids = np.asarray(ids)
+        check_boolean("skip_special_tokens", skip_special_tokens)
+        try:
+            ids = np.asarray(ids)
+        except ValueError as error:  # of rows that differ in length
+            raise ValueError(f"ids ({shown(ids)}) must be a flat sequence of integers.") from error
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(f"ids ({ids.dtype}, shape {ids.shape}) must be a flat sequence of integers.")
         for i in ids[ids < 0][:1]:
@@ -250,8 +269,8 @@ class Tokenizer:
 
     def id_to_token(self, token_id):
         """The token of an id, or None where the vocabulary has a hole or has ended."""
-        if token_id < 0:
-            raise ValueError(f"token_id ({token_id}) must lie in 0 to {self.vocabulary_size - 1}.")
+        if not is_whole(token_id) or token_id < 0:
+            raise ValueError(f"token_id ({shown(token_id)}) must lie in 0 to {self.vocabulary_size - 1}.")
         return self.backend.id_to_token(int(token_id)) if token_id < self.vocabulary_size else None
 
     @property
@@ -276,9 +295,10 @@ class Tokenizer:
         return starts
 
     def _encoding(self, text, pair, special_tokens):
+        check_boolean("special_tokens", special_tokens)
         check_text("text", text)
         if not isinstance(pair, str | None):
-            raise ValueError(f"pair ({pair!r:.80}) must be a string or None.")
+            raise ValueError(f"pair ({shown(pair)}) must be a string or None.")
         if pair is not None:
             check_text("pair", pair)
         with refused(CANNOT_ENCODE):
@@ -332,6 +352,8 @@ class Tokenizer:
         Raises:
             ValueError: none of these files is there, the class of tokenizers is unknown, or one cannot be read.
         """
+        folder = read_path("folder", folder)
+        check_text("prefix", prefix)
         writing.settle(folder)
         backend, roles, config = tokenizer_files.read(folder, prefix)
         with refused(f"folder ({str(folder)!r})"):
@@ -343,6 +365,7 @@ class Tokenizer:
         A file is replaced only when the new one is complete. Files of chat templates, which would hide the new ones,
         go.
         """
+        check_text("prefix", prefix)
         # Without this list transformers feeds segment ids to every model, and GPT-2 adds their embeddings.
         has_segments = "cls" in self.roles and 1 in self.backend.encode("a", "a").type_ids
         segments = ["token_type_ids"] if has_segments else []
@@ -366,6 +389,7 @@ class Tokenizer:
 
     def save_vocabulary(self, folder, prefix=""):
         """Write the older files: `vocab.txt` of WordPiece, `vocab.json` and `merges.txt` of BPE."""
+        check_text("prefix", prefix)
         model = json.loads(self.backend.to_str())["model"]
         if self.backend.get_vocab_size(with_added_tokens=True) != len(model["vocab"]):
             raise ValueError("tokenizer has special tokens outside its model's vocabulary; save() keeps them.")
@@ -401,6 +425,8 @@ class Tokenizer:
         """
         check_positive("vocabulary_size", vocabulary_size)
         check_positive("max_alphabet", max_alphabet)
+        check_boolean("lowercase", lowercase)
+        check_from_zero("min_frequency", min_frequency)
         roles = _roles(families.BERT_TOKENS, special_tokens, required="unk")
         backend = families.bert(models.WordPiece(unk_token=roles["unk"]), lowercase)
         texts = list(_strings(texts, "texts"))
@@ -438,6 +464,7 @@ class Tokenizer:
                 translator pad="<pad>", bos="<s>", eos="</s>".
         """
         check_positive("vocabulary_size", vocabulary_size)
+        check_from_zero("min_frequency", min_frequency)
         roles = _roles(families.GPT2_TOKENS, special_tokens)
         backend = families.byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
@@ -487,6 +514,8 @@ class Tokenizer:
         """
         check_positive("vocabulary_size", vocabulary_size)
         roles = _roles(families.TRANSLATOR_TOKENS, special_tokens, required="unk")
+        check_boolean("lowercase", lowercase)
+        check_from_zero("min_frequency", min_frequency)
         backend = tokenizers.Tokenizer(models.WordLevel(unk_token=roles["unk"]))
         if lowercase:
             backend.normalizer = normalizers.Lowercase()
@@ -559,8 +588,9 @@ def _unique(roles):
 
 
 def _strings(texts, name):
-    if isinstance(texts, str | None):
-        raise ValueError(f"{name} ({texts!r:.80}) must be an iterable of strings.")
+    if isinstance(texts, str):
+        raise ValueError(f"{name} ({shown(texts)}) must be an iterable of strings.")
+    check_sequence(name, texts)
     for index, text in enumerate(texts):
         check_text(f"{name}[{index}]", text)
         yield text
@@ -586,6 +616,6 @@ def _train(backend, texts, trainer):
 
 
 def _write(folder, files, stale=()):
-    with writing.staged(folder, set(stale).__contains__) as new:
+    with writing.staged(read_path("folder", folder), set(stale).__contains__) as new:
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")

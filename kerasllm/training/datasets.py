@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive, check_rate, read_sequence
+from kerasllm.arguments import check_boolean, check_choice, check_from_zero, check_positive, check_rate, read_sequence
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
 
@@ -47,8 +47,8 @@ class BucketedDataset(keras.utils.PyDataset):
         super().__init__(**kwargs)
         check_positive("batch_size", batch_size)
         check_positive("multiple", multiple)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed ({seed!r}) must be a non-negative whole number.")
+        check_from_zero("seed", seed)
+        check_boolean("shuffle", shuffle)
         self.lengths = lengths
         self.batch_size = batch_size
         self.multiple = multiple
@@ -257,6 +257,8 @@ class MaskedLMDataset(BucketedDataset):
     ):
         check_positive("max_length", max_length)
         check_rate("rate", rate)
+        check_boolean("whole_words", whole_words)
+        check_boolean("segments", segments)
         check_choice("too_long", too_long, ("error", "drop", "truncate", "split"))
         check_tokenizer("tokenizer", tokenizer)
         for role in ("cls", "sep", "mask"):

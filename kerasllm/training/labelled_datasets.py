@@ -5,7 +5,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive, check_text, read_sequence
+from kerasllm.arguments import check_boolean, check_choice, check_positive, check_text, read_sequence
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array, check_finite
 from kerasllm.training.datasets import BucketedDataset, fitting
@@ -15,6 +15,7 @@ class EncodingsDataset(BucketedDataset):
     """The base of datasets for BERT's heads: encodings as `token_ids`, `segment_ids` and `padding_mask`."""
 
     def __init__(self, encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs):
+        check_boolean("segments", segments)
         self.token_ids = [np.array(e.ids, "int32") for e in encodings]
         self.segment_ids = [np.array(e.type_ids, "int32") for e in encodings] if segments else None
         lengths = np.array([len(row) for row in self.token_ids])

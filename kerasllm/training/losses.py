@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_rate
+from kerasllm.arguments import check_rate, check_whole
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
 
@@ -45,6 +45,8 @@ class TokenCrossentropy(keras.losses.Loss):
     ):
         super().__init__(name=name, reduction=reduction, dtype="float32")
         check_rate("label_smoothing", label_smoothing)
+        if ignore_class is not None:
+            check_whole("ignore_class", ignore_class)
         self.ignore_class = ignore_class
         self.label_smoothing = label_smoothing
 

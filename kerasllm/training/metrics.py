@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm import backend
+from kerasllm.arguments import check_whole
 from kerasllm.training.losses import counted_tokens, label_tensor, token_weights
 
 
@@ -17,6 +18,8 @@ class TokenMean(keras.metrics.Metric):
     def __init__(self, ignore_class=-1, name=None, dtype=None):
         # Sums of bfloat16 stop growing at 256, so `dtype` ("float32" from get_config) changes nothing.
         super().__init__(name=name, dtype="float32")
+        if ignore_class is not None:
+            check_whole("ignore_class", ignore_class)
         self.ignore_class = ignore_class
         self.total = self.add_variable((), "zeros", dtype="float32", name="total")
         self.count = self.add_variable((), "zeros", dtype="float32", name="count")

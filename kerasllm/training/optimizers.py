@@ -5,6 +5,7 @@ import re
 import keras
 
 from kerasllm import backend
+from kerasllm.arguments import read_strings, shown
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -30,7 +31,12 @@ class AdamW(backend.adamw_class()):
 
     def __init__(self, learning_rate=1e-3, no_decay=(), **kwargs):
         super().__init__(learning_rate, **kwargs)
-        self.no_decay = (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
+        self.no_decay = tuple(read_strings("no_decay", [no_decay] if isinstance(no_decay, str) else no_decay, 0))
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"no_decay ({shown(pattern)}) must be a regular expression: {error}.") from error
 
     def build(self, variables):
         named = re.compile("|".join(("bias$", *self.no_decay)))  # in keras.layers a bias may be a matrix

@@ -14,16 +14,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_from_zero, check_positive, check_positive_number, is_number, shown
 
 
 class Warmup(keras.optimizers.schedules.LearningRateSchedule):
     """Base class: `peak_learning_rate * step / warmup_steps`, then `peak_learning_rate * decay(step)`."""
 
     def __init__(self, peak_learning_rate, warmup_steps):
-        _check_number("peak_learning_rate", peak_learning_rate)
-        if warmup_steps != 0:
-            check_positive("warmup_steps", warmup_steps)
+        check_positive_number("peak_learning_rate", peak_learning_rate)
+        check_from_zero("warmup_steps", warmup_steps)
         self.peak_learning_rate = peak_learning_rate
         self.warmup_steps = warmup_steps
 
@@ -79,7 +78,8 @@ class WarmupCosine(Warmup):
     def __init__(self, peak_learning_rate, warmup_steps, total_steps, final_learning_rate=0.0):
         super().__init__(peak_learning_rate, warmup_steps)
         _check_total_steps(total_steps, warmup_steps)
-        _check_number("final_learning_rate", final_learning_rate, "non-negative")
+        if not is_number(final_learning_rate) or not 0 <= final_learning_rate < 1e38:
+            raise ValueError(f"final_learning_rate ({shown(final_learning_rate)}) must be a non-negative number.")
         self.total_steps = total_steps
         self.final_learning_rate = final_learning_rate
 
@@ -116,7 +116,7 @@ class InverseSquareRoot(Warmup):
         """
         check_positive("hidden_dim", hidden_dim)
         check_positive("warmup_steps", warmup_steps)
-        _check_number("scale", scale)
+        check_positive_number("scale", scale)
         return cls(scale * (hidden_dim * warmup_steps) ** -0.5, warmup_steps)
 
     def decay(self, step):
@@ -126,12 +126,6 @@ class InverseSquareRoot(Warmup):
 def _of(step):
     """The functions for a number, or for a tensor."""
     return np if isinstance(step, float) else ops
-
-
-def _check_number(name, value, wanted="positive"):
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < 0 or (value == 0 and wanted == "positive"):
-        raise ValueError(f"{name} ({value!r}) must be a {wanted} number.")
 
 
 def _check_total_steps(total_steps, warmup_steps):
