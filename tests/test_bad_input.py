@@ -81,6 +81,26 @@ CONSTRUCTORS = {
     "unknown size": (lambda: BERT.from_size("huge", vocabulary_size=9), "size ('huge')", "'tiny'"),
     "unknown cell": (lambda: LSTMTranslator(9, 9, cell="rnn"), "cell ('rnn')", "'lstm'"),
     "unknown attention": (lambda: LSTMTranslator(9, 9, attention="luong"), "attention ('luong')", "'additive'"),
+    "dot products of unequal widths": (
+        lambda: LSTMTranslator(9, 9, attention="dot"),
+        "attention ('dot')",
+        "bidirectional (True)",
+        "'general'",
+    ),
+    "a mask of floats": (
+        lambda: layers.MultiHeadAttention(2)(np.ones((2, 3, 8), "float32"), attention_mask=np.zeros((2, 1, 3, 3))),
+        "attention_mask of shape (2, 1, 3, 3) must be boolean",
+    ),
+    "a mask of another length": (
+        lambda: layers.TransformerEncoder(9, 1, 2, 8)(np.ones((2, 3), "int32"), padding_mask=np.ones((2, 4), bool)),
+        "padding_mask of shape (2, 4)",
+        "(2, 3)",
+    ),
+    "a mask of one row for two": (
+        lambda: layers.Recurrent(4)(np.ones((2, 3, 8), "float32"), padding_mask=np.ones((1, 3), bool)),
+        "padding_mask of shape (1, 3)",
+        "(2, 3)",
+    ),
     "unknown norm": (lambda: GPT(9, 1, 2, 8, norm="batch"), "norm ('batch')", "'rms'"),
     "unknown positions": (lambda: GPT(9, 1, 2, 8, positions="absolute"), "positions ('absolute')", "'rotary'"),
     "unknown activation": (lambda: GPT(9, 1, 2, 8, activation="glue"), "activation ('glue')"),
@@ -157,6 +177,23 @@ GENERATE = {
     "a stop id beyond the vocabulary": (lambda gpt: gpt.generate([[1]], stop=999), "stop", "999"),
     "a bad word beyond the vocabulary": (lambda gpt: gpt.generate([[1]], bad_words=[[1, 999]]), "bad_words", "999"),
     "a bias beyond the vocabulary": (lambda gpt: gpt.generate([[1]], logit_bias={999: 1.0}), "logit_bias", "999"),
+    "a forced end beyond the vocabulary": (
+        lambda gpt: gpt.generate([[1]], forced_eos_token_id=99),
+        "forced_eos_token_id",
+        "99",
+    ),
+    "every id a bad word": (lambda gpt: gpt.generate([[1]], bad_words=[[i] for i in range(16)]), "bad_words", "leave"),
+    "every id suppressed or an end": (
+        lambda gpt: gpt.generate([[1]], suppress_tokens=[i for i in range(16) if i != 3], stop=3, min_new_tokens=1),
+        "suppress_tokens",
+        "min_new_tokens (1)",
+    ),
+    "more beams than symbols": (lambda gpt: gpt.generate([[1]], num_beams=1000), "num_beams (1000)", "(16)"),
+    "a penalty that overflows": (
+        lambda gpt: gpt.generate([[1]], num_beams=2, length_penalty=-50.0),
+        "length_penalty (-50.0)",
+        "float32",
+    ),
     "a minimum above the length": (
         lambda gpt: gpt.generate([[1]], min_new_tokens=5, max_new_tokens=4),
         "min_new_tokens (5)",
