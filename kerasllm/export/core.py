@@ -20,7 +20,7 @@ from kerasllm.export import description as description_
 from kerasllm.export.contents import Contents, Options
 from kerasllm.export.families import contents_of
 from kerasllm.generation.programs import Programs
-from kerasllm.models.base import merged_arrays, merged_config, rounds_activations
+from kerasllm.models.merged import merged_arrays, merged_config, rounds_activations
 
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
 # load(path); and contents_of(model, options), where it holds other functions than families.py says.

@@ -1,30 +1,21 @@
 """What every model shares: its config, its tokenizers, presets, export."""
 
-import contextlib
 import functools
-import inspect
-import math
-import numbers
-import os
 import pathlib
-import re
-from collections.abc import Mapping
 from functools import partial
 
 import keras
-import numpy as np
-from keras import ops
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text, writing
 from kerasllm.arguments import shown
 from kerasllm.backend.interruption import whole
-from kerasllm.backend.trainer import trainer_class
 from kerasllm.backend.variables import built_with
-from kerasllm.checkpoints.weight_map import LazyArray
 from kerasllm.generation.sharing import changes_weights
 from kerasllm.layers import parts
-from kerasllm.training.limits import Limits
+from kerasllm.models import keras_files
+from kerasllm.models.merged import merged_arrays
+from kerasllm.models.trained import TrainedModel
 
 # Each holds a vocabulary, and tells that a tokenizer is there.
 TOKENIZER_FILES = (
@@ -36,9 +27,6 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 TOKEN_ROLES = ("bos", "eos", "pad")
-DATA = ("x", "y", "sample_weight")  # arguments of Keras's methods
-NAMES = ("__module__", "__name__", "__qualname__")  # what `functools.wraps` takes over: no docstring
-KERAS_FILES = {"metadata.json", "config.json", "model.weights.h5", "assets"}
 
 
 def carried_tokenizer(name, size):
@@ -66,20 +54,12 @@ def carried_tokenizer(name, size):
     return property(get, set_, doc=f"The model's {name}, a `kerasllm.Tokenizer`, or None.")
 
 
-class Model(trainer_class(), keras.Model):
+class Model(TrainedModel):
     """A functional Keras model that remembers the arguments it was built from and carries its tokenizers.
 
     A subclass wires its layers, calls `super().__init__(inputs, outputs, arguments, name)` and keeps the layers it
     needs as attributes. `fit`, `evaluate`, `predict`, `summary` and `save` are Keras's; a `.keras` file holds the
     tokenizers as well.
-
-    What is given to these methods is checked on the host, as `fit` says. A call, `model(inputs)`, and the layers look
-    at shapes and at no value: of a wrong id a backend makes an error, NaN or another id's row.
-
-    A Ctrl-C or another exception in `fit` leaves the weights and the optimizer as the last whole step has left them,
-    for a step is finished first (a second Ctrl-C does not wait). Only where the compiled step itself fails on JAX,
-    which has taken the weights' memory, they are gone: reading them says so until others are loaded. That holds for
-    these classes; a `keras.Model` that a user makes of kerasllm's layers is Keras's own.
     """
 
     tokenizer_prefixes = {"tokenizer": ""}
@@ -96,111 +76,6 @@ class Model(trainer_class(), keras.Model):
         object.__setattr__(self, "named_token_ids", None)
 
     @changes_weights
-    @functools.wraps(keras.Model.fit, assigned=NAMES)
-    def fit(self, *args, **kwargs):
-        """Train, as `keras.Model.fit` does, of which all arguments are.
-
-        Before a step is taken, ids, segments, positions, masks, lengths, labels and weights are checked on the host: in
-        arrays, those of `validation_data` too, and in the datasets of `kerasllm.training`. What `tf.data`, a
-        `DataLoader`, a generator or another `PyDataset` gives is not looked at: of a wrong id backends make an error,
-        NaN, or another id's row.
-
-        Raises:
-            ValueError: an id is not in the vocabulary, a label is no class, a row is too long, and so on; the error
-                names the entry.
-        """
-        call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
-        self._check_class_weight(call.arguments.get("class_weight"))
-        dataset, callbacks = call.arguments.get("x"), call.arguments.get("callbacks")
-        if hasattr(dataset, "epoch_callback") and not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-            call.arguments["callbacks"] = [*callbacks, dataset.epoch_callback()]
-        validation = keras.utils.unpack_x_y_sample_weight(call.arguments.get("validation_data"))
-        validation = dict(zip(DATA, validation, strict=True))
-        needed = () if validation["x"] is None else DATA[:2]
-        with self._checked(call.arguments, ahead=True), self._checked(validation, ahead=True, needed=needed):
-            if hasattr(dataset, "epoch_callback") and (dataset.workers > 1 or dataset.use_multiprocessing):
-                # Otherwise Keras builds losses and metrics on batches that the workers then hand out once more.
-                getattr(self, "_maybe_symbolic_build", self._symbolic_build)(data_batch=dataset[0])
-            return super().fit(*call.args[1:], **call.kwargs)
-
-    @functools.wraps(keras.Model.evaluate, assigned=NAMES)
-    def evaluate(self, *args, **kwargs):
-        """Measure, as `keras.Model.evaluate` does, of which all arguments are; data is checked as in `fit`."""
-        call = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs)
-        if call.arguments.get("kwargs", {}).get("_use_cached_eval_dataset"):  # `fit` calls, which has checked
-            return super().evaluate(*args, **kwargs)
-        with self._checked(call.arguments):
-            return super().evaluate(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict, assigned=NAMES)
-    def predict(self, *args, **kwargs):
-        """Compute outputs, as `keras.Model.predict` does, of which all arguments are; data is checked as in `fit`."""
-        call = inspect.signature(keras.Model.predict).bind(self, *args, **kwargs)
-        with self._checked(call.arguments, needed=DATA[:1]):
-            return super().predict(*args, **kwargs)
-
-    @changes_weights
-    @functools.wraps(keras.Model.train_on_batch, assigned=NAMES)
-    def train_on_batch(self, *args, **kwargs):
-        """Take one step, as `keras.Model.train_on_batch` does; what is in numpy is checked as in `fit`."""
-        call = inspect.signature(keras.Model.train_on_batch).bind(self, *args, **kwargs)
-        self._check_class_weight(call.arguments.get("class_weight"))
-        with self._checked(call.arguments, tensors=False):
-            return super().train_on_batch(*args, **kwargs)
-
-    @functools.wraps(keras.Model.test_on_batch, assigned=NAMES)
-    def test_on_batch(self, *args, **kwargs):
-        """Measure one batch, as `keras.Model.test_on_batch` does; what is in numpy is checked as in `fit`."""
-        call = inspect.signature(keras.Model.test_on_batch).bind(self, *args, **kwargs)
-        with self._checked(call.arguments, tensors=False):
-            return super().test_on_batch(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict_on_batch, assigned=NAMES)
-    def predict_on_batch(self, x):
-        """The outputs of one batch, as `keras.Model.predict_on_batch`; what is in numpy is checked as in `fit`."""
-        with self._checked({"x": x}, tensors=False, needed=DATA[:1]):
-            return super().predict_on_batch(x)
-
-    @contextlib.contextmanager
-    def _checked(self, data, ahead=False, tensors=True, needed=DATA[:2]):
-        """Check arrays now, `tensors` too; inside it, a dataset of ours checks its batches, or all of them `ahead`."""
-        x, *others = map(data.get, DATA)
-        for name in needed:
-            if data.get(name) is None and (name == "x" or isinstance(x, Mapping) and self.loss is not None):
-                raise ValueError(f"{name} (None) must be given: x a dict of {', '.join(self.input)}, y its labels.")
-        if hasattr(x, "kept_to"):
-            with x.kept_to(Limits.of(self), ahead):
-                yield
-            return
-        on_device = any(map(ops.is_tensor, keras.tree.flatten([x, *others])))
-        if isinstance(x, Mapping) and (tensors or not on_device):
-            Limits.of(self).check(*(_on_host(values) if on_device else values for values in (x, *others)))
-        yield
-
-    def _check_class_weight(self, class_weight):
-        """Keras weighs a row by its one label, and takes the place of the largest where there are more."""
-        if class_weight and not self.has_one_label:
-            raise ValueError(
-                f"class_weight ({class_weight!r:.80}) is for rows of one label; where each token has one, weigh "
-                "tokens: sample_weight (B, T)."
-            )
-        if class_weight is not None and not isinstance(class_weight, Mapping):
-            raise ValueError(f"class_weight ({class_weight!r:.80}) must be a dict of labels' numbers and weights.")
-        for label, weight in (class_weight or {}).items():
-            count = max(2, self.output.shape[-1])
-            if label not in range(count) or not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
-                raise ValueError(
-                    f"class_weight holds {label!r:.40}: {weight!r:.40}; labels are 0 to {count - 1}, weights finite "
-                    "numbers, 0 or more."
-                )
-
-    @property
-    def has_one_label(self):
-        """Whether a row has one label, a class, and no label for each token."""
-        return len(getattr(self.output, "shape", ())) == 2
-
-    @changes_weights
     @functools.wraps(keras.Model.set_weights)
     def set_weights(self, weights):
         return super().set_weights(weights)
@@ -214,9 +89,9 @@ class Model(trainer_class(), keras.Model):
         Raises:
             ValueError: `filepath` is no name of such a file, or cannot be written.
         """
-        if may_write(filepath, overwrite):
-            with replacing(filepath, is_folder=zipped is False) as place:
-                check_room(place, self)
+        if keras_files.may_write(filepath, overwrite):
+            with keras_files.replacing(filepath, is_folder=zipped is False) as place:
+                keras_files.check_room(place, self)
                 super().save(place, True, zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
@@ -228,9 +103,9 @@ class Model(trainer_class(), keras.Model):
         Raises:
             ValueError: `filepath` is no name of such a file, or cannot be written.
         """
-        if may_write(filepath, overwrite):
-            with replacing(filepath) as place:
-                check_room(place, self, max_shard_size)
+        if keras_files.may_write(filepath, overwrite):
+            with keras_files.replacing(filepath) as place:
+                keras_files.check_room(place, self, max_shard_size)
                 super().save_weights(place, True, max_shard_size)
 
     @changes_weights
@@ -481,11 +356,6 @@ class Model(trainer_class(), keras.Model):
         return self.tokenizers[name]
 
 
-def _on_host(values):
-    """A nest of arrays with its tensors in numpy."""
-    return keras.tree.map_structure(lambda x: ops.convert_to_numpy(x) if ops.is_tensor(x) else x, values)
-
-
 def adopted(ids, tokenizer):
     """Ids by their names in config.json, a tokenizer's own in place of those that are others."""
     ids = dict(ids)
@@ -495,89 +365,6 @@ def adopted(ids, tokenizer):
         if named is not None and own not in (named if isinstance(named, list) else [named]):
             ids[name] = own
     return ids
-
-
-def merged_config(model):
-    """A model's config without what only its training needs, and without the LoRA that `merged_arrays` merges."""
-    changes = parts.computed(parts.changes(model))
-    return {**model.get_config(), "parts": changes}
-
-
-def may_write(filepath, overwrite):
-    """Whether Keras may write to a path; where something is there that it shall not replace, it asks the user."""
-    if overwrite or "://" in str(filepath) or not os.path.exists(filepath):
-        return True
-    from keras.src.utils import io_utils  # Keras's own words
-
-    return io_utils.ask_to_proceed_with_overwrite(str(filepath))
-
-
-@contextlib.contextmanager
-def replacing(filepath, is_folder=False):
-    """A path for Keras to write to, whose content takes the place of `filepath` as a whole.
-
-    It is `filepath` itself where Keras refuses or goes elsewhere.
-    """
-    name = str(filepath)
-    known = is_folder != name.endswith((".keras", ".h5", ".weights.json"))
-    if "://" in name or not known:
-        yield filepath
-    elif name.endswith(".json"):  # with shards beside it
-        shard = re.compile(re.escape(pathlib.Path(name).stem.removesuffix(".weights")) + r"_\d{5}\.weights\.h5")
-        with writing.staged(pathlib.Path(name).parent, shard.fullmatch, f"filepath ({name!r})") as new:
-            yield new / pathlib.Path(name).name
-    elif is_folder and os.path.isdir(filepath) and set(os.listdir(filepath)) - KERAS_FILES:
-        with writing.staged(filepath, described=f"filepath ({name!r})") as new:
-            yield new
-    else:
-        with writing.replacing(filepath) as place:
-            yield place
-
-
-def check_room(place, model, max_shard_size=None):
-    """Raise `OSError` where there is no room for the weights: on a full disk HDF5 may crash the process."""
-    folder, optimizer = pathlib.Path(place).parent, getattr(model, "optimizer", None)
-    if "://" in str(place) or not folder.is_dir():
-        return
-    variables = [*model.variables, *(optimizer.variables if optimizer else [])]
-    sizes = [math.prod(v.shape) * np.dtype(keras.backend.standardize_dtype(v.dtype)).itemsize for v in variables]
-    limit = max_shard_size * 2**30 if isinstance(max_shard_size, int | float) else sum(sizes)
-    size_of_file = max(min(limit, sum(sizes)), *sizes, 1)
-    described = 2**14 + 2**11 * len(variables)  # what HDF5 says of each, at most
-    writing.check_room(folder, [int(size_of_file) + described] * math.ceil(sum(sizes) / size_of_file))
-
-
-def merged_arrays(model):
-    """A model's weights by their paths, those of LoRA as part of what it adapts, unless that is quantised.
-
-    Returns:
-        Dict path -> array that is made when it is asked for.
-    """
-    arrays, merged = {v.path: _array(v, lambda v=v: ops.convert_to_numpy(v.value)) for v in model.weights}, set()
-    if len(arrays) < len(model.weights):
-        raise ValueError(f"model ({model.name!r}) has several variables of one path: their layers need other names.")
-    for layer in model._flatten_layers():
-        if getattr(layer, "lora_enabled", False) and not layer.quantization_mode:
-            name = "kernel" if hasattr(layer, "_kernel") else "embeddings"
-            variable, factors = getattr(layer, f"_{name}"), [getattr(layer, f"lora_{name}_{f}") for f in "ab"]
-            arrays[variable.path] = _array(variable, partial(_with_lora, layer, variable, factors))
-            merged |= {factor.path for factor in factors}
-    return {path: array for path, array in arrays.items() if path not in merged}
-
-
-def _with_lora(layer, variable, factors):
-    weights, a, b = (ops.convert_to_numpy(ops.cast(v.value, "float32")) for v in (variable, *factors))
-    return weights + layer.lora_alpha / layer.lora_rank * np.matmul(a, b)
-
-
-def _array(variable, read):
-    dtype = np.dtype(keras.backend.standardize_dtype(variable.dtype))
-    return LazyArray(tuple(variable.shape), dtype, lambda: read().astype(dtype))
-
-
-def rounds_activations(model):
-    """Whether layers of a model round what they read to whole numbers."""
-    return any(getattr(layer, "inputs_quantizer", None) for layer in model._flatten_layers())
 
 
 def resolved_dtype(dtype):
