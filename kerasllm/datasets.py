@@ -212,6 +212,8 @@ def from_files(train, validation=None, test=None, kind="pairs", held_out=0.02):
 
     def read_all(name, paths):
         paths = [paths] if isinstance(paths, str | os.PathLike) else read_sequence(name, paths)
+        if not paths:
+            raise ValueError(f"{name} ([]) must be a path or a list of them.")
         examples = [example for path in paths for example in read_one(read_path(name, path))]
         if not examples:
             raise ValueError(f"{name} ({', '.join(map(str, paths)):.200}) must hold some text.")

@@ -335,7 +335,7 @@ def test_options_that_a_format_does_not_have_are_named(format, options, message,
 def test_what_a_format_of_keras_needs_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for format in ("onnx", "openvino"):
-        with pytest.raises(ImportError, match=rf"'{format}' needs \w+ on the backend {BACKEND}: `pip install \w+`"):
+        with pytest.raises(ImportError, match=rf"'{format}' on the backend {BACKEND} needs \w+: `pip install \w+`"):
             make("simple rnn").export(tmp_path / "model.xml", format)
 
 
@@ -355,7 +355,7 @@ def test_what_is_not_installed_is_named(package, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "signature, message",
     [
-        ({"token_ids": keras.InputSpec(shape=(1, 8))}, "keys token_ids, padding_mask"),
+        ({"token_ids": keras.InputSpec(shape=(1, 8))}, "for each of token_ids, padding_mask"),
         ({"token_ids": (1, 8), "padding_mask": (1, 8, 1)}, r"\['padding_mask'\] has the shape \(1, 8, 1\)"),
         ({"token_ids": (1, 8), "padding_mask": ((1, 8), "int32")}, r"\['padding_mask'\] has the dtype int32"),
     ],

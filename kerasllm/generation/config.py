@@ -11,7 +11,7 @@ BEAMS = ("num_beams", "length_penalty", "early_stopping")
 LENGTHS = [("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")]
 # What a positive number is between, and the size of others below: generation computes in float32.
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-37, 1e37
-MOST_SEQUENCES = 2**16
+MOST_SEQUENCES = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

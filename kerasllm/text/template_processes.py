@@ -7,7 +7,6 @@ some 80 where other programs keep all cores busy.
 
 import atexit
 import contextlib
-import importlib.util
 import marshal
 import os
 import signal
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 
+from kerasllm import extras
 from kerasllm.text import template_worker
 from kerasllm.text.template_worker import MOST_SECONDS, SPENT, TEXT
 
@@ -50,7 +50,7 @@ def ask(operation, template, *arguments):
 
 def _answer(*request):
     if _is_alone():
-        _check_installed()
+        extras.check_installed(["jinja2"], "A chat template")
         return template_worker.answer(*request)
     try:
         request = marshal.dumps(request)
@@ -107,13 +107,8 @@ def _patience(process, late):
         timer.cancel()
 
 
-def _check_installed():
-    if importlib.util.find_spec("jinja2") is None:
-        raise ImportError("Chat templates need jinja2: `pip install 'kerasllm[chat]'`.")
-
-
 def _started():
-    _check_installed()
+    extras.check_installed(["jinja2"], "A chat template")
     try:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", template_worker.__file__, *sys.path],
