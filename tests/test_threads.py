@@ -20,6 +20,7 @@ from kerasllm import (
     Tokenizer,
     TransformerTranslator,
 )
+from kerasllm.training import TokenCrossentropy
 
 NUM_THREADS = 8
 TEXTS = ["the cat sees the dog", "a dog wants the book", "the king has a horse"]
@@ -73,6 +74,20 @@ def reading():
         "fill_mask": lambda: masked.fill_mask("the [MASK] sees", verbose=False),
         "tag": lambda: tagger.tag(TEXTS, verbose=False),
         "answer": lambda: answerer.answer("the cat", "the dog sees the horse", stride=1, verbose=False),
+    }
+
+
+def measuring():
+    """Calls of Keras's methods; the metrics of `evaluate` keep their sums on the model."""
+    ids = np.random.default_rng(0).integers(1, 20, (12, 6)).astype("int32")
+    inputs, labels = {"token_ids": ids, "padding_mask": np.ones_like(ids)}, ids[:, ::-1]
+    model = writer()
+    model.compile("sgd", loss=TokenCrossentropy(), metrics=["accuracy"])
+    return {
+        "evaluate": lambda: model.evaluate(inputs, labels, batch_size=4, verbose=0),
+        "test_on_batch": lambda: model.test_on_batch(inputs, labels),
+        "predict": lambda: model.predict(inputs, batch_size=4, verbose=0),
+        "predict_on_batch": lambda: model.predict_on_batch(inputs),
     }
 
 
@@ -150,14 +165,22 @@ def test_threads_get_what_they_would_get_alone():
     assert count == NUM_THREADS * len(calls) and not wrong, (len(wrong), wrong[:4])
 
 
+def test_threads_that_measure_take_turns():
+    count, wrong = failures(measuring())
+    assert count == NUM_THREADS * 4 and not wrong, (len(wrong), wrong[:4])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["writing", "quantised", "recurrent", "reading", "translating", "tokenizing"])
+@pytest.mark.parametrize(
+    "kind", ["writing", "quantised", "recurrent", "reading", "measuring", "translating", "tokenizing"]
+)
 def test_threads_get_what_they_would_get_alone_for_a_minute(kind):
     makers = {
         "writing": lambda: writing(writer()),
         "quantised": lambda: writing(quantised(writer())),
         "recurrent": lambda: without(writing(filled(RNNLanguageModel(280, 1, 16, tokenizer=BYTES))), "speculative"),
         "reading": reading,
+        "measuring": measuring,
         "translating": translating,
         "tokenizing": tokenizing,
     }

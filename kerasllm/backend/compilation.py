@@ -174,11 +174,16 @@ class _Whole:
             return keras.tree.flatten(function(*keras.tree.pack_sequence_as(arguments, leaves)))
 
         self.results = results
-        self.recording = Recording(flat_function, keras.tree.flatten(arguments), num_donated=0)
+        self.recording = Recording(flat_function, self.leaves(arguments), num_donated=0)
+
+    @staticmethod
+    def leaves(arguments):
+        """The tensors of a nest, also those that are numbers in it."""
+        return [ops.convert_to_tensor(x) for x in keras.tree.flatten(arguments)]
 
     def __call__(self, arguments):
         self.recording.refresh()
         # What depends on nothing, such as zeros, the recording makes once; a loop may write into what it is given.
         kept = set(map(id, self.recording.constants))
-        leaves = [x.clone() if id(x) in kept else x for x in self.recording(keras.tree.flatten(arguments))]
+        leaves = [x.clone() if id(x) in kept else x for x in self.recording(self.leaves(arguments))]
         return keras.tree.pack_sequence_as(self.results, leaves)

@@ -3,7 +3,8 @@
     thread 1    generate  generate  ----------------  generate
     thread 2    --------  classify  fit               classify      what thread 1 asks for beside `fit` is an error
 
-Nobody waits: `fit` may take hours. What is computed while another thread changes the weights would be of old ones and
+Nobody waits for that: `fit` may take hours. Only what measures, `evaluate`, is waited for: its sums, in the model's
+metrics, would be those of several. What is computed while another thread changes the weights would be of old ones and
 new ones, so it ends with an error instead of a result.
 """
 
@@ -19,6 +20,7 @@ class Changes:
 
     def __init__(self, model):
         self.name, self.lock = model.name, threading.Lock()
+        self.measuring = threading.RLock()  # for one thread at a time, as metrics keep their sums on the model
         self.thread, self.what, self.count = None, None, 0
 
     @classmethod
@@ -45,11 +47,27 @@ class Changes:
             with self.lock:
                 self._check_thread(f"{what} must wait")
                 self.thread, self.what, self.count = me, what, self.count + 1
-            yield
+            with self.measuring:
+                yield
         finally:
             with self.lock:
                 if self.thread == me:
                     self.thread, self.what, self.count = me if outer else None, outer or what, self.count + 1
+
+    @contextlib.contextmanager
+    def none_while_measured(self):
+        """Inside it this thread's batches alone go into the model's metrics, and others' changes of the weights wait.
+
+        Raises:
+            RuntimeError: another thread changes the weights.
+        """
+        self.seen()
+        while not self.measuring.acquire(timeout=0.1):
+            self.seen()
+        try:
+            yield
+        finally:
+            self.measuring.release()
 
     def seen(self):
         """How many changes there have been.
@@ -94,6 +112,17 @@ def with_same_weights(method):
     def call(model, *args, **kwargs):
         changes = Changes.of(model)
         with changes.none_since(changes.seen()):
+            return method(model, *args, **kwargs)
+
+    return call
+
+
+def measures(method):
+    """Make a method of a model that uses its metrics one that threads call in turns, with the same weights."""
+
+    @functools.wraps(method)
+    def call(model, *args, **kwargs):
+        with Changes.of(model).none_while_measured():
             return method(model, *args, **kwargs)
 
     return call

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from kerasllm.backend.trainer import trainer_class
-from kerasllm.generation.sharing import changes_weights
+from kerasllm.generation.sharing import changes_weights, measures, with_same_weights
 from kerasllm.training.limits import Limits
 
 DATA = ("x", "y", "sample_weight")  # arguments of Keras's methods
@@ -59,6 +59,7 @@ class TrainedModel(trainer_class(), keras.Model):
                 getattr(self, "_maybe_symbolic_build", self._symbolic_build)(data_batch=dataset[0])
             return super().fit(*call.args[1:], **call.kwargs)
 
+    @measures
     @functools.wraps(keras.Model.evaluate, assigned=NAMES)
     def evaluate(self, *args, **kwargs):
         """Measure, as `keras.Model.evaluate` does, of which all arguments are; data is checked as in `fit`."""
@@ -68,6 +69,7 @@ class TrainedModel(trainer_class(), keras.Model):
         with self._checked(call.arguments):
             return super().evaluate(*args, **kwargs)
 
+    @with_same_weights
     @functools.wraps(keras.Model.predict, assigned=NAMES)
     def predict(self, *args, **kwargs):
         """Compute outputs, as `keras.Model.predict` does, of which all arguments are; data is checked as in `fit`."""
@@ -84,6 +86,7 @@ class TrainedModel(trainer_class(), keras.Model):
         with self._checked(call.arguments, tensors=False):
             return super().train_on_batch(*args, **kwargs)
 
+    @measures
     @functools.wraps(keras.Model.test_on_batch, assigned=NAMES)
     def test_on_batch(self, *args, **kwargs):
         """Measure one batch, as `keras.Model.test_on_batch` does; what is in numpy is checked as in `fit`."""
@@ -91,6 +94,7 @@ class TrainedModel(trainer_class(), keras.Model):
         with self._checked(call.arguments, tensors=False):
             return super().test_on_batch(*args, **kwargs)
 
+    @with_same_weights
     @functools.wraps(keras.Model.predict_on_batch, assigned=NAMES)
     def predict_on_batch(self, x):
         """The outputs of one batch, as `keras.Model.predict_on_batch`; what is in numpy is checked as in `fit`."""
