@@ -88,6 +88,27 @@ def test_what_trains_in_one_thread_is_not_used_in_another():
     assert in_a_thread(lambda: model.embed("the cat")).shape == (8,)
 
 
+def test_what_changes_weights_waits_for_what_measures():
+    changes, order = Changes(keras.Model(name="some")), []
+
+    def change():
+        with changes.made("fit"):
+            order.append("fit")
+
+    thread = threading.Thread(target=change)
+    with changes.none_while_measured(), changes.none_while_measured():  # by a callback
+        thread.start()
+        while changes.what is None:
+            pass
+        with pytest.raises(RuntimeError, match="fit changes its weights in another thread"):
+            in_a_thread(lambda: changes.none_while_measured().__enter__())
+        order.append("evaluate")
+    thread.join()
+    assert order == ["evaluate", "fit"]
+    with changes.made("fit"), changes.none_while_measured():  # which `fit` does after an epoch
+        assert changes.what == "fit"
+
+
 def test_outputs_are_those_of_predict_whatever_has_changed():
     """With other weights, fewer that are trained, LoRA, whole numbers; and nothing is compiled twice."""
     ids = np.array([[1, 2, 3, 4], [5, 6, 7, 0]], "int32")
@@ -97,8 +118,8 @@ def test_outputs_are_those_of_predict_whatever_has_changed():
 
     def check(model=model, batches=(inputs,)):
         for batch in batches:
+            expected = model.predict_on_batch(batch)
             for _ in range(2):
-                expected = model.predict_on_batch(batch)
                 np.testing.assert_allclose(Programs.of(model).outputs(batch), expected, atol=1e-6)
         return expected
 

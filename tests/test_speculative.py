@@ -41,6 +41,13 @@ def test_a_draft_that_agrees_saves_most_steps_and_one_that_does_not_changes_noth
     assert itself.num_steps < other.num_steps <= NEW
 
 
+def test_a_quantised_model_takes_guesses_wherever_they_stand():
+    model = gpt.__wrapped__()
+    model.quantize("int8")
+    plain = model.generate([PROMPT], max_new_tokens=20)
+    assert model.generate([PROMPT], max_new_tokens=20, draft="prompt", num_draft_tokens=3) == plain
+
+
 def test_end_tokens_and_limits_hold():
     model = gpt()
     [ids] = model.generate([PROMPT], max_new_tokens=NEW)
