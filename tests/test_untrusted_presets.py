@@ -6,6 +6,7 @@ Run as a script, it says how the changes ended: `python tests/test_untrusted_pre
 import collections
 import contextlib
 import inspect
+import io
 import json
 import re
 import resource
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 import warnings
+import zipfile
 from pathlib import Path
 
 import keras
@@ -81,13 +83,17 @@ TEXTS = [
 ]
 # Fields that change nothing here, or that another file says again; and files that are not read.
 IGNORED = re.compile(
-    f"^/({'|'.join(config_map.IRRELEVANT)}|summary_\\w+|(classif|classifier|qa|seq_classif)_dropout|pretraining_tp|label2id"
-    "|[a-z]+_layerdrop|metadata|name|trainable|dtype|transformers_version|n_ctx|pooler_\\w+|directionality"
-    "|module|arguments/prompts)[ /]"
+    f"^/(config/)?({'|'.join(config_map.IRRELEVANT)}|summary_\\w+|(classif|classifier|qa|seq_classif)_dropout|label2id"
+    "|[a-z]+_layerdrop|pretraining_tp|sinusoidal_pos_embds|metadata|name|trainable|dtype|n_ctx|pooler_\\w+"
+    "|directionality|module|registered_name|class_name|split|parts/.*/quantization|arguments/(prompts|similarity))[ /]"
 )
 UNREAD = {"keras_hub_bert/metadata.json", "keras_hub_gpt2/metadata.json", "keras_hub_llama/metadata.json"} | {
     "keras_hub_gpt2/tokenizer.json"
 }
+# Keras says so of any layer's config; and it makes a layer before it sees how much the file holds of it.
+IN_KERAS_WORDS = re.compile(
+    "Error when deserializing class|could not be deserialized properly|quantization_mode|allocate memory"
+)
 MOST_SECONDS, MOST_BYTES = 1.0, 2**30
 SIZES = {"vocabulary_size": 24, "hidden_dim": 8, "num_layers": 1}
 ATTENTION = {"num_heads": 2, "intermediate_dim": 12, "max_sequence_length": 16}
@@ -119,6 +125,31 @@ MADE = {
     ),
     "sharded": lambda: kerasllm.GPT(**SIZES, **ATTENTION),
 }  # fmt: skip
+
+
+def with_parts():
+    model = quantized()
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Dense):
+            layer.enable_lora(2)
+    model.trainable = False
+    return model
+
+
+def around_layers():
+    """A model of Keras with layers of ours, which stand in its config."""
+    inputs = {"token_ids": keras.Input((None,), dtype="int32", name="token_ids")}
+    x = kerasllm.layers.TransformerDecoder(**SIZES, **ATTENTION, dropout=0.1)(inputs["token_ids"])
+    return keras.Model(inputs, kerasllm.layers.Recurrent(8, cell="gru")(x))
+
+
+IN_KERAS = {
+    "keras_gpt": MADE["own_gpt"],
+    "keras_parts": with_parts,
+    "keras_embedder": MADE["embedder"],
+    "keras_llama": lambda: kerasllm.GPT.from_preset(DATA / "llama"),
+    "keras_layers": around_layers,
+}
 
 
 def write_gguf(folder):
@@ -157,6 +188,11 @@ def presets(folder, choose):
             model = make()
             model.save_to_preset(folder / name, **({"max_shard_size": 2000} if name == "sharded" else {}))
             yield name, type(model).__name__, folder / name
+    for name, make in IN_KERAS.items():
+        if choose(name):
+            model = make()
+            model.save(folder / f"{name}.keras")
+            yield name, type(model).__name__, folder / f"{name}.keras"
     for name, write in {"gguf": write_gguf, "torch": write_torch}.items():
         if choose(name) and importable(name):
             yield name, "GPT", write(folder)
@@ -166,12 +202,14 @@ def start_of_data(path, content):
     """Where the header of a file of weights ends; of a zip, whose list stands at the end, the whole file."""
     if path.suffix == ".safetensors":
         return 8 + int.from_bytes(content[:8], "little")
-    return content.index(b"output_norm.weight") + 400 if path.suffix == ".gguf" else min(len(content), 4000)
+    return content.index(b"output_norm.weight") + 42 if path.suffix == ".gguf" else min(len(content), 4000)
 
 
 def changed_file(random, path):
     """What a file of a preset may hold instead."""
     content = path.read_bytes()
+    if path.suffix == ".keras":
+        return changed_archive(random, content)
     if path.suffix != ".json":
         end = start_of_data(path, content)
         if path.suffix == ".safetensors" and random.random() < 0.7:
@@ -184,6 +222,39 @@ def changed_file(random, path):
     for _ in range(random.integers(1, 3)):
         value = changed_json(random, value)
     return json.dumps(value).encode()
+
+
+def changed_archive(random, content):
+    """A file of Keras's that says another thing of a model or a layer of ours, or in what stands beside the weights.
+
+    What is around that, the archive and the HDF5 file in it, is Keras's and h5py's to read.
+    """
+    new = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(new, "w") as file:
+        names = [n for n in old.namelist() if n.startswith("assets/") and n.endswith(".json")]
+        changed = names[random.integers(len(names))] if names and random.random() < 0.3 else "config.json"
+        for name in old.namelist():
+            value = old.read(name)
+            if name == changed:
+                value = json.loads(value)
+                if name == "config.json":
+                    ours = [part for part in dicts(value) if str(part.get("registered_name")).startswith("kerasllm")]
+                    part = ours[random.integers(len(ours))]
+                    made = changed_json(random, part["config"])
+                    part["config"] = made if isinstance(made, dict) else {}  # Keras itself asks for one
+                else:
+                    value = changed_json(random, value)
+                value = json.dumps(value)
+            file.writestr(name, value)
+    return new.getvalue()
+
+
+def dicts(value):
+    """All objects in a JSON value."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from dicts(part)
 
 
 def inputs_of(model):
@@ -207,10 +278,18 @@ def use(model, writes):
             model.complete([[1]], config, **(read if sources else {}))
 
 
+def value_of(content):
+    """The JSON in a file of it, or in one of Keras's."""
+    if content.startswith(b"PK") and b"config.json" in content:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            content = file.read("config.json")
+    return json.loads(content)
+
+
 def wrongly_read(old, new):
     """What a JSON file that was read should have been refused for, as far as that can be told."""
     try:
-        return [place for place in retyped(json.loads(old), json.loads(new)) if not IGNORED.search(place)]
+        return [place for place in retyped(value_of(old), value_of(new)) if not IGNORED.search(place)]
     except (ValueError, RecursionError):
         return ["it is no JSON"]
 
@@ -248,17 +327,25 @@ def limited():
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def opened(class_name, source):
+    if source.suffix == ".keras":
+        return keras.models.load_model(source)
+    return getattr(kerasllm, class_name).from_preset(source)
+
+
 def outcome(class_name, source, changed):
     """How opening and using a preset ends, in a word, and what was raised."""
     start = time.process_time()
     try:
         with limited():
-            model = getattr(kerasllm, class_name).from_preset(source)
+            model = opened(class_name, source)
     except ValueError as error:
-        named = str(source) in str(error) or changed in str(error)
+        named = str(source) in str(error) or changed in str(error) or source.suffix == ".keras"
         slow = time.process_time() - start > MOST_SECONDS
         return ("slow" if slow else "refused" if named else "unnamed"), error
     except (Exception, TimeoutError) as error:
+        if source.suffix == ".keras" and IN_KERAS_WORDS.search(str(error)):
+            return "refused", error
         return f"open: {type(error).__name__}", error
     if time.process_time() - start > 2 * MOST_SECONDS:
         return "slow to open", None
@@ -266,6 +353,8 @@ def outcome(class_name, source, changed):
         with limited():
             use(model, changed == "generation_config.json")
     except Exception as error:
+        if isinstance(error, ValueError) and "max_sequence_length" in str(error):  # by its own word
+            return "opened", None
         return f"use: {type(error).__name__}", error
     return "opened", None
 
@@ -275,11 +364,8 @@ def run(trials, folder, seed=0, choose=lambda name: True):
     random, counts, examples = np.random.default_rng(seed), collections.Counter(), {}
     places = list(presets(folder, choose))
     for _, class_name, source in places:
-        if (
-            source.is_dir()
-            and "keras_hub" not in source.name
-            and issubclass(getattr(kerasllm, class_name), GeneratingModel)
-        ):
+        cls = getattr(kerasllm, class_name, object)
+        if source.is_dir() and "keras_hub" not in source.name and issubclass(cls, GeneratingModel):
             files.write_json(source / "generation_config.json", GENERATION)
         warm = outcome(class_name, source, "")
         assert warm[0] in ("opened", "slow to open"), (source, warm)
@@ -296,7 +382,7 @@ def run(trials, folder, seed=0, choose=lambda name: True):
             warnings.simplefilter("ignore")
             end, error = outcome(class_name, source, path.name)
         path.write_bytes(content)
-        if end == "opened" and path.suffix == ".json" and f"{name}/{path.name}" not in UNREAD:
+        if end == "opened" and path.suffix in (".json", ".keras") and f"{name}/{path.name}" not in UNREAD:
             error = wrongly_read(content, changed)
             end = "opened, and wrong" if error else end
         counts[end] += 1
@@ -310,10 +396,12 @@ def run(trials, folder, seed=0, choose=lambda name: True):
 def difference(old, new):
     """What was changed in a JSON file."""
     try:
-        before, after = json.loads(old), json.loads(new)
-        if isinstance(before, dict) and isinstance(after, dict):
-            keys = {*before, *after}
-            return str({k: after.get(k, "(gone)") for k in keys if before.get(k) != after.get(k)})[:200]
+        before, after = value_of(old), value_of(new)
+        while isinstance(before, dict) and isinstance(after, dict):
+            keys = [k for k in {*before, *after} if before.get(k) != after.get(k)]
+            if len(keys) != 1 or not isinstance(before.get(keys[0]), dict) or not isinstance(after.get(keys[0]), dict):
+                return str({k: after.get(k, "(gone)") for k in keys})[:200]
+            before, after = before[keys[0]], after[keys[0]]
     except (ValueError, RecursionError):
         pass
     return repr(new[:80])

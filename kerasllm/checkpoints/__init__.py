@@ -5,7 +5,7 @@ from kerasllm import lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
-        "presets": ["errors_name", "read_preset", "write_preset"],
+        "presets": ["errors_name", "named_token_ids", "read_preset", "write_preset"],
         "description": ["Description", "describe", "openers"],
         "generation_config": [
             "read_generation_config",

@@ -224,15 +224,17 @@ def _without_windows(config):
     for name in WINDOWS:
         config.pop(name, None)
     layers, after = config.get("num_hidden_layers", 32), said.get("max_window_layers", 28)
-    types = said.get("layer_types")
+    types, uses = said.get("layer_types"), said.get("use_sliding_window", False)
+    if not boolean.accepts(uses):
+        raise ValueError(f"config.json: use_sliding_window ({uses!r:.80}) must be {boolean.accepted}.")
     if types is not None:
         slides = not isinstance(types, list) or any(kind != "full_attention" for kind in types)
     else:
         slides = said.get("sliding_window", 4096) is not None and not (
             size.accepts(layers) and size.accepts(after) and after >= layers
         )
-        slides = slides and said.get("use_sliding_window", False) is not False
-    if slides:
+        slides = slides and uses
+    if slides or type(after) not in (int, type(None)):
         fields = ", ".join(f"{name} ({value!r:.80})" for name, value in said.items())
         raise ValueError(f"config.json: {fields}: a block with a sliding window is not known in this family.")
     return config

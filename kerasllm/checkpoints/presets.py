@@ -120,7 +120,7 @@ def read_preset(source, model_class):
             arguments |= sentence_transformers.read_modules(path, arguments)
         _check_signature(model_class, arguments)
         held = ours.read_parts(config) if family is ours else None
-        token_ids = _token_ids(config, arguments)
+        token_ids = named_token_ids(config, arguments)
 
     def read_weights(shapes):
         with errors_name(source):
@@ -220,10 +220,12 @@ def _family_read_by(class_name, config):
     return family
 
 
-def _token_ids(config, arguments):
+def named_token_ids(config, arguments):
     """The ids of special tokens that a config names, those of the vocabulary."""
-    size = max((size for name, size in arguments.items() if name.endswith("vocabulary_size")), default=0)
+    size = max((n for name, n in arguments.items() if name.endswith("vocabulary_size") and type(n) is int), default=0)
     kept = {}
+    if not isinstance(config, dict):
+        raise ValueError(f"config: the ids of tokens ({config!r:.80}) must be an object.")
     for name in TOKEN_IDS & set(config):
         value = config[name]
         if not all(i is None or type(i) is int for i in (value if isinstance(value, list) else [value])):

@@ -1,6 +1,7 @@
 """What every model shares: its config, its tokenizers, presets, export."""
 
 import functools
+import inspect
 import pathlib
 from functools import partial
 
@@ -126,6 +127,11 @@ class Model(TrainedModel):
         """The inverse of `get_config`."""
         config = dict(config)
         ids, changes = config.pop("named_token_ids", None), config.pop("parts", None)
+        try:
+            inspect.signature(cls).bind(**config)
+        except TypeError as error:
+            raise ValueError(f"config: {cls.__name__} {error}.") from None
+        ids = None if ids is None else checkpoints.named_token_ids(ids, config)
         model = cls(**config)
         object.__setattr__(model, "named_token_ids", ids)
         if changes:

@@ -80,7 +80,7 @@ class Answering:
     def _windows(self, index, question, context, stride):
         """Encodings of the question with each window of the context."""
         backend, limit = self.tokenizer.backend, self.arguments["max_sequence_length"]
-        asked, read = (backend.encode(text, add_special_tokens=False) for text in (question, context))
+        asked, read = self.tokenizer.encodings((question, context), special_tokens=False)
         room = limit - len(asked) - backend.num_special_tokens_to_add(True)
         if not len(read):
             raise ValueError(f"context[{index}] ({context!r:.60}) has no tokens.")

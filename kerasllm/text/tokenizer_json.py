@@ -5,7 +5,7 @@ import json
 import tokenizers
 from tokenizers import models
 
-from kerasllm.text import families
+from kerasllm.text import families, tokenizer_limits
 
 # A kind of model, as `RULES` names it.
 MODELS = {"WordPiece": models.WordPiece, "BPE": models.BPE, "Unigram": models.Unigram}
@@ -59,7 +59,7 @@ def evident_roles(backend, model):
     unk = getattr(backend.model, "unk_token", None)
     if unk in added.values():
         roles.setdefault("unk", unk)
-    before, after, segment = _ends(backend)
+    before, after, segment = ends(backend)
     evident = {}
     if len(before) == 1 and not after:
         evident = {"bos": before[0]}
@@ -70,10 +70,11 @@ def evident_roles(backend, model):
     return {role: added[i] for role, i in evident.items() if i in added} | roles
 
 
-def _ends(backend):
+def ends(backend):
     """The ids before and after a text, and whether a pair of texts has segments."""
-    whole = backend.encode("a", "a")
-    encoding = backend.encode("a")
+    text = tokenizer_limits.known_text(backend)
+    whole = backend.encode(text, text)
+    encoding = backend.encode(text)
     places = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
     if not places:
         return [], [], False

@@ -19,7 +19,7 @@ from kerasllm.arguments import (
     read_path,
     shown,
 )
-from kerasllm.text import chat, families, tokenizer_files
+from kerasllm.text import chat, families, tokenizer_files, tokenizer_json
 from kerasllm.text.panics import refused
 
 # In transformers, for tokenizers of whole words.
@@ -367,7 +367,7 @@ class Tokenizer:
         """
         check_text("prefix", prefix)
         # Without this list transformers feeds segment ids to every model, and GPT-2 adds their embeddings.
-        has_segments = "cls" in self.roles and 1 in self.backend.encode("a", "a").type_ids
+        has_segments = "cls" in self.roles and tokenizer_json.ends(self.backend)[2]
         segments = ["token_type_ids"] if has_segments else []
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
