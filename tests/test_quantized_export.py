@@ -222,7 +222,7 @@ def test_perplexity_is_that_of_the_labels():
         ("litert", {"quantize": "int4", "calibration_data": "abc"}, "must be a list of texts"),
         ("litert", {"quantize": "int4", "calibration_data": ["abc"]}, "tokenizer .None. must be set"),
         ("litert", {"quantize": "int4", "calibration_data": [[1], [V]]}, r"calibration_data\[1\].* from 0 to 199"),
-        ("litert", {"quantize": "int4", "calibration_data": [[1] * 33]}, "sequence length .33. must be at most max_sequence_length"),
+        ("litert", {"quantize": "int4", "calibration_data": [[1] * 33]}, "sequence length .33. must be at most max"),
         ("litert", {"quantize": "int4", "calibration_data": [{"ids": [[1]]}]}, r"calibration_data\[0\] has the inputs"),
         (
             "litert",
