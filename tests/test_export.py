@@ -296,6 +296,7 @@ def test_examples_keep_to_what_the_model_takes():
             "tflite",
             "Do you mean 'litert'. Supported formats are: .*'litertlm', 'mediapipe', 'onnx', 'openvino'",
         ),
+        ("model.pt", "torch", r"model.pt'\) must end in '.pt2' for the format 'torch'"),
     ],
 )
 def test_bad_targets_are_refused_before_anything_is_written(path, format, message, tmp_path):

@@ -10,11 +10,12 @@ import pytest
 
 from kerasllm import writing
 
-# A process that replaces three entries of a folder and ends as by `kill -9` at its step number `argv[2]`.
+# A small process whose forks replace three entries of the folders argv[1]/0, argv[1]/1, ..., each killed at its step of
+# that number, up to one that comes to its end.
 KILLED = """
-import os, signal, sys
+import itertools, os, signal, sys
 from kerasllm import writing
-steps = int(sys.argv[2])
+
 def counted(function):
     def call(*args, **kwargs):
         global steps
@@ -23,15 +24,22 @@ def counted(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     return call
-for name in ("replace", "mkdir", "unlink", "rmdir", "link", "open"):
-    setattr(os, name, counted(getattr(os, name)))
-writing._swapped = counted(writing._swapped)
-with writing.staged(sys.argv[1], goes=lambda name: name in ("gone", "file", "folder")) as new:
-    (new / "file").write_text("new")
-    (new / "folder").mkdir()
-    (new / "folder" / "part").write_text("new")
-    (new / "fresh").write_text("new")
-print("whole")
+
+for step in itertools.count():
+    if not os.fork():
+        steps = step
+        for name in ("replace", "mkdir", "unlink", "rmdir", "link", "open"):
+            setattr(os, name, counted(getattr(os, name)))
+        writing._swapped = counted(writing._swapped)
+        with writing.staged(f"{sys.argv[1]}/{step}", lambda name: name in ("gone", "file", "folder")) as new:
+            (new / "file").write_text("new")
+            (new / "folder").mkdir()
+            (new / "folder" / "part").write_text("new")
+            (new / "fresh").write_text("new")
+        os._exit(0)
+    if os.wait()[1] != signal.SIGKILL:
+        break
+print(step)
 """
 OLD = {"file": "old", "folder/part": "old", "gone": "old", "mine": "mine"}
 NEW = {"file": "new", "folder/part": "new", "fresh": "new", "mine": "mine"}
@@ -47,21 +55,20 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path):
-    outcomes = []
     for step in range(100):
+        write_old(tmp_path / str(step))
+    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=True)
+    outcomes = []
+    for step in range(int(result.stdout) + 1):
         folder = tmp_path / str(step)
-        write_old(folder)
-        result = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(step)], capture_output=True, text=True)
         writing.settle(folder)
         with writing.staged(folder):  # the next writer takes away what the dead one left
             pass
         assert contents(folder) in (OLD, NEW), step
         outcomes.append(contents(folder) == NEW)
-        if result.stdout:
-            break
-        assert result.returncode == -signal.SIGKILL, result.stderr
-    assert outcomes == sorted(outcomes) and len(outcomes) > 12  # the old up to some step, then the new
+    assert outcomes == sorted(outcomes) and outcomes[-1] and len(outcomes) > 12  # the old up to some step, then the new
 
 
 @pytest.mark.parametrize("swaps", [True, False])

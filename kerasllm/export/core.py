@@ -25,11 +25,11 @@ from kerasllm.models.merged import merged_arrays, merged_config, rounds_activati
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
 # load(path); and contents_of(model, options), where it holds other functions than families.py says.
 FORMATS = {"tf_saved_model": saved_model, "litert": litert, "litertlm": litertlm, "mediapipe": mediapipe}
-# Keras's own, with what they need on each of its backends and the options that they take.
+# Keras's own, with what they need on each of its backends, the options that they take and how names of files end.
 KERAS_FORMATS = {
-    "onnx": ({"tensorflow": ["tf2onnx"], "jax": ["jax2onnx"], "torch": ["onnx", "onnxscript"]}, ["opset_version"]),
-    "openvino": (dict.fromkeys(("tensorflow", "jax", "torch"), ["openvino"]), []),
-    "torch": ({}, ["strict", "dynamic_shapes", "prefer_deferred_runtime_asserts_over_guards"]),
+    "onnx": ({"tensorflow": ["tf2onnx"], "jax": ["jax2onnx"], "torch": ["onnx", "onnxscript"]}, ["opset_version"], ""),
+    "openvino": (dict.fromkeys(("tensorflow", "jax", "torch"), ["openvino"]), [], ".xml"),
+    "torch": ({}, ["strict", "dynamic_shapes", "prefer_deferred_runtime_asserts_over_guards"], ".pt2"),
 }
 ALIASES = {"tflite": "litert", "saved_model": "tf_saved_model", "tf": "tf_saved_model", "litert_lm": "litertlm"}
 
@@ -132,11 +132,11 @@ def export_model(
 OPTIONS = [p.name for p in inspect.signature(export_model).parameters.values() if p.kind == p.KEYWORD_ONLY]
 
 
-def check_request(format, options):
-    """Raise unless a format is known, knows the options and finds what it needs.
+def check_request(path, format, options):
+    """Raise unless a format is known, knows the options and finds what it needs; a format of Keras knows the path too.
 
     Raises:
-        ValueError: the format, or an option of it, is unknown.
+        ValueError: the format, or an option of it, is unknown, or the path is none of its.
         ImportError: a package is not installed.
     """
     if not isinstance(format, str) or format not in (*FORMATS, *KERAS_FORMATS):
@@ -157,6 +157,9 @@ def check_request(format, options):
         extras.check_installed(
             KERAS_FORMATS[format][0].get(backend, []), f"Keras's format {format!r} on the backend {backend}"
         )
+        ending = KERAS_FORMATS[format][2]
+        if not str(read_path("filepath", path)).endswith(ending):
+            raise ValueError(f"filepath ({str(path)!r:.80}) must end in {ending!r} for the format {format!r}.")
 
 
 def call_once(model):

@@ -9,7 +9,7 @@ import keras
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text, writing
-from kerasllm.arguments import shown
+from kerasllm.arguments import read_path, shown
 from kerasllm.backend.interruption import whole
 from kerasllm.backend.variables import built_with
 from kerasllm.generation.sharing import changes_weights
@@ -112,7 +112,7 @@ class Model(TrainedModel):
     @changes_weights
     @functools.wraps(keras.Model.load_weights)
     def load_weights(self, filepath, *args, **kwargs):
-        if str(filepath).endswith(".json"):  # of shards, which an interrupted writer may have put there in part
+        if read_path("filepath", filepath).suffix == ".json":  # of shards, which a dead writer may have left in part
             writing.settle(pathlib.Path(filepath).parent)
         super().load_weights(filepath, *args, **kwargs)
 
@@ -297,7 +297,7 @@ class Model(TrainedModel):
         """
         from kerasllm.export import core
 
-        core.check_request(format, options)
+        core.check_request(filepath, format, options)
         if format not in core.FORMATS:
             core.call_once(self)
             with writing.replacing(filepath) as place:

@@ -10,12 +10,14 @@ import keras
 import numpy as np
 
 from kerasllm import writing
+from kerasllm.arguments import read_path
 
 FOLDER = {"metadata.json", "config.json", "model.weights.h5", "assets"}  # what Keras writes into one
 
 
 def may_write(filepath, overwrite):
     """Whether Keras may write to a path; where something is there that it shall not replace, it asks the user."""
+    read_path("filepath", filepath)
     if overwrite or "://" in str(filepath) or not os.path.exists(filepath):
         return True
     from keras.src.utils import io_utils  # Keras's own words
