@@ -231,6 +231,9 @@ def all_calls(folder):
         (kerasllm.GPT.from_preset, {"source": folder}, {"source": "existing"}),
         (kerasllm.checkpoints.describe, {"source": folder}, {"source": "existing"}),
         (gpt.save_to_preset, {"folder": folder / "preset"}, {"folder": "path", "max_shard_size": "size"}),
+        (gpt.save, {"filepath": folder / "gpt.keras"}, {"filepath": "path"}),
+        (gpt.save_weights, {"filepath": folder / "gpt.weights.h5"}, {"filepath": "path"}),
+        (gpt.load_weights, {"filepath": folder / "gpt.weights.h5"}, {"filepath": "path"}),
         (
             gpt.export,
             {"filepath": folder / "gpt.tflite", "format": "litert"},
