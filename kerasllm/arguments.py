@@ -1,8 +1,10 @@
 """Checks of arguments, whose errors name the argument, its value and what is accepted."""
 
+import functools
+import inspect
 import math
 import os
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Hashable, KeysView, Mapping, Set
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -23,6 +25,22 @@ def shown(value, length=80):
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+def plain(value):
+    """A number, a string or a truth value of numpy's as Python's own, which JSON can hold; others as they are."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def takes_numpy(init):
+    """A constructor that gets numpy's numbers as Python's, which Keras's layers ask for and configs hold."""
+
+    @functools.wraps(init)
+    def plain_init(self, *args, **kwargs):
+        init(self, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+    plain_init.__signature__ = inspect.signature(init)  # Keras asks for it and does not look behind wrappers.
+    return plain_init
+
+
 def is_whole(value):
     """Whether it is a whole number, Python's or numpy's."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -41,10 +59,16 @@ def check_positive(name, value):
 
 
 def check_from_zero(name, value):
-    """Raise `ValueError` unless `value` is a whole number, 0 or more."""
+    """Raise `ValueError` unless `value` is a whole number, 0 or more, below 2**31."""
     if not is_whole(value) or value < 0:
         raise ValueError(f"{name} ({shown(value)}) must be a non-negative whole number.")
     _check_not_huge(name, value)
+
+
+def check_seed(name, value):
+    """Raise `ValueError` unless `value` is a whole number in [0, 2**64)."""
+    if not is_whole(value) or not 0 <= value < 2**64:
+        raise ValueError(f"{name} ({shown(value)}) must be a non-negative whole number below 2**64.")
 
 
 def check_whole(name, value):
@@ -115,7 +139,8 @@ def check_text(name, text):
 
 def check_sequence(name, value):
     """Raise `ValueError` unless `value` is an iterable of things in order: no string, no mapping, no set."""
-    if isinstance(value, str | bytes | bytearray | Mapping | Set) or getattr(value, "ndim", 1) == 0:
+    is_one = isinstance(value, str | bytes | bytearray | Mapping) or getattr(value, "ndim", 1) == 0
+    if is_one or isinstance(value, Set) and not isinstance(value, KeysView):  # a dict's keys have an order
         raise ValueError(f"{name} ({shown(value)}) must be a sequence, such as a list.")
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__") or isinstance(value, type):
         raise ValueError(f"{name} ({shown(value)}) must be a sequence, such as a list.")

@@ -214,7 +214,10 @@ def from_files(train, validation=None, test=None, kind="pairs", held_out=0.02):
         paths = [paths] if isinstance(paths, str | os.PathLike) else read_sequence(name, paths)
         if not paths:
             raise ValueError(f"{name} ([]) must be a path or a list of them.")
-        examples = [example for path in paths for example in read_one(read_path(name, path))]
+        try:
+            examples = [example for path in paths for example in read_one(read_path(name, path))]
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
         if not examples:
             raise ValueError(f"{name} ({', '.join(map(str, paths)):.200}) must hold some text.")
         return examples

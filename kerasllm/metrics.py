@@ -120,10 +120,10 @@ def rouge(hypotheses, references, use_stemmer=True):
 
 
 def _read_classes(name, values, num_classes):
-    array = np.asarray(values) if all(np.ndim(value) == 0 for value in values) else None
+    array = np.asarray(values) if {np.shape(value) for value in values} in ({()}, {(1,)}) else None
     if array is None or array.dtype.kind not in "iub" or array.min() < 0 or array.max() >= num_classes:
         raise ValueError(f"{name} ({shown(values)}) must be whole numbers in 0 .. {num_classes - 1}.")
-    return array
+    return array.reshape(-1)
 
 
 def _read_pairs(hypotheses, references):

@@ -182,6 +182,21 @@ GENERATE = {
         "forced_eos_token_id",
         "99",
     ),
+    "an end that is forced and suppressed": (
+        lambda gpt: gpt.generate([[1]], forced_eos_token_id=3, suppress_tokens=[3]),
+        "forced_eos_token_id (3)",
+        "suppress_tokens",
+    ),
+    "a start that is forced and a bad word": (
+        lambda gpt: gpt.generate([[1]], forced_bos_token_id=3, bad_words=[[3]]),
+        "forced_bos_token_id (3)",
+        "bad_words",
+    ),
+    "an end that is forced and ruled out by its bias": (
+        lambda gpt: gpt.generate([[1]], forced_eos_token_id=3, logit_bias={3: -np.inf}),
+        "forced_eos_token_id (3)",
+        "logit_bias",
+    ),
     "every id a bad word": (lambda gpt: gpt.generate([[1]], bad_words=[[i] for i in range(16)]), "bad_words", "leave"),
     "every id suppressed or an end": (
         lambda gpt: gpt.generate([[1]], suppress_tokens=[i for i in range(16) if i != 3], stop=3, min_new_tokens=1),

@@ -104,7 +104,8 @@ def test_transformers_opens_what_we_write_and_gives_the_same_outputs(name, tmp_p
     architecture = getattr(transformers, files.read_json(tmp_path / "config.json")["architectures"][0])
     theirs, report = architecture.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
-    answers = np.load(DATA / name / "answers.npz")
+    answers = dict(np.load(DATA / name / "answers.npz"))
+    answers["padding_mask"][[0, 1], [1, 0]] = False  # a hole, and padding on the left: positions stay as they are
     given = {"token_ids": "input_ids", "padding_mask": "attention_mask", "segment_ids": "token_type_ids"}
     inputs = {given[k]: torch.tensor(answers[k].astype("int64")) for k in given if k in answers}
     with torch.no_grad():

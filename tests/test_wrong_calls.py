@@ -124,7 +124,7 @@ WRONG = {
         [NAN, 0.0],
         [[0, 1]],
     ]
-    + [[[0], [1]], LONG, [None, 1]],
+    + [[[0], 1], LONG, [None, 1]],
     "patterns": [None, 3, [3], [None], object(), ["("], "(", {"a": 1}],
     "dict": [3, "x", ["a"], object(), LONG],
 }

@@ -9,7 +9,7 @@ takes when the field is absent, a tuple where it differs from field to field. Th
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kerasllm.arguments import LARGEST
+from kerasllm.arguments import LARGEST, MOST, is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Kind:
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return is_number(value) and abs(value) <= LARGEST
 
 
 def _is_size(value):
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    return is_whole(value) and 0 < value < MOST
 
 
 size = Kind("a positive whole number", _is_size)

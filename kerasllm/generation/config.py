@@ -4,7 +4,7 @@ import dataclasses
 import math
 from numbers import Real
 
-from kerasllm.arguments import MOST, is_number, is_whole, shown
+from kerasllm.arguments import MOST, is_number, is_whole, plain, shown
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("num_beams", "length_penalty", "early_stopping")
@@ -105,6 +105,8 @@ class GenerationConfig:
     unsupported: dict | None = None
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         self._check_integer("max_length", 1)
         self._check_integer("max_new_tokens", 1)
         self._check_integer("min_length", 0)
@@ -133,13 +135,18 @@ class GenerationConfig:
         for name in ("renormalize_logits", "strip_prompt"):
             self._check(name, lambda value: isinstance(value, bool), "True or False")
         self._check("logit_bias", _is_bias, "a dict of token ids >= 0 and numbers below infinity", optional=True)
+        if self.logit_bias is not None:
+            bias = {plain(token_id): plain(number) for token_id, number in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", bias)
         self._freeze("bad_words", _is_word, "a list of non-empty strings or non-empty lists of token ids")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             if getattr(self, name) is not None:
                 self._freeze(name, _is_id, "a list of token ids")
         self._check("exponential_decay_length_penalty", _is_decay, "a pair of an integer >= 0 and a number > 0", True)
         if self.exponential_decay_length_penalty is not None:
-            object.__setattr__(self, "exponential_decay_length_penalty", tuple(self.exponential_decay_length_penalty))
+            object.__setattr__(
+                self, "exponential_decay_length_penalty", tuple(map(plain, self.exponential_decay_length_penalty))
+            )
         self._check("unsupported", lambda value: isinstance(value, dict), "a dict", optional=True)
         single = isinstance(self.stop, str) or _is_id(self.stop)
         self._freeze("stop", _is_stop, "a token id, a non-empty string, or a list of such", single)
@@ -272,7 +279,7 @@ class GenerationConfig:
         value = getattr(self, name)
         items = (value,) if single else () if value is None else value
         self._check(name, lambda _: isinstance(items, list | tuple) and all(map(is_valid, items)), accepted)
-        items = tuple(item if isinstance(item, str) or _is_id(item) else tuple(map(int, item)) for item in items)
+        items = tuple(plain(item) if isinstance(item, str) or _is_id(item) else tuple(map(int, item)) for item in items)
         object.__setattr__(self, name, items)
 
 

@@ -7,6 +7,7 @@ import warnings
 
 import keras
 
+from kerasllm.arguments import plain, takes_numpy
 from kerasllm.layers import parts
 
 
@@ -21,6 +22,11 @@ class Layer(keras.layers.Layer):
     shared_argument = None
     """The argument that is another's layer, where the use of a layer is to share its weights."""
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = takes_numpy(cls.__init__)
+
     def __new__(cls, *args, **kwargs):
         layer = super().__new__(cls, *args, **kwargs)
         signature = inspect.signature(cls.__init__)
@@ -29,6 +35,7 @@ class Layer(keras.layers.Layer):
         given = {}
         for (name, value), parameter in zip(bound.arguments.items(), signature.parameters.values(), strict=True):
             given |= value if parameter.kind is parameter.VAR_KEYWORD else {name: value}
+        given = {name: plain(value) for name, value in given.items()}
         for name in (next(iter(signature.parameters)), "name"):
             given.pop(name, None)
         # No dict, in which Keras would look for layers.

@@ -9,7 +9,7 @@ import keras
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
 from kerasllm import checkpoints, text, writing
-from kerasllm.arguments import read_path, shown
+from kerasllm.arguments import read_path, shown, takes_numpy
 from kerasllm.backend.interruption import whole
 from kerasllm.backend.variables import built_with
 from kerasllm.generation.sharing import changes_weights
@@ -65,6 +65,11 @@ class Model(TrainedModel):
 
     tokenizer_prefixes = {"tokenizer": ""}
     """Names of the tokenizers, each with the prefix of its files."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = takes_numpy(cls.__init__)
 
     def __init__(self, inputs, outputs, arguments, name):
         super().__init__(inputs, outputs, name=name)

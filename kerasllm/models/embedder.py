@@ -113,8 +113,8 @@ class BERTEmbedder(Embedding, BERTModel):
             vectors = Dense(**layer, dtype="float32", name=f"dense_{i}")(vectors)
         if normalize:
             # Not ops.norm, which hands jax its axis as a list, and jax refuses.
-            length = ops.sqrt(ops.sum(vectors * vectors, axis=-1, keepdims=True))
-            vectors = vectors / ops.maximum(length, 1e-12)
+            squares = ops.sum(vectors * vectors, axis=-1, keepdims=True)
+            vectors = vectors / ops.sqrt(ops.maximum(squares, 1e-24))  # a root of 0 would have no gradient
         given = locals()
         super().__init__(inputs, vectors, {**arguments, **{name: given[name] for name in EMBEDDING_ARGUMENTS}}, name)
         self.encoder = encoder

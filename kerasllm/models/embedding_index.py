@@ -6,7 +6,7 @@ import numpy as np
 
 from kerasllm import checkpoints, writing
 from kerasllm.arguments import check_choice, check_positive, read_path, read_strings, shown
-from kerasllm.text.limits import check_finite
+from kerasllm.text.limits import as_array, check_finite
 
 TEXTS, TENSOR = "texts.json", "embeddings"
 
@@ -79,10 +79,7 @@ class EmbeddingIndex:
 
 
 def _read_array(name, value):
-    try:
-        array = np.asarray(value)
-    except ValueError:  # of rows that differ in length
-        array = np.asarray(None)
+    array = as_array(name, value)
     if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
         raise ValueError(f"{name} ({shown(value)}) must be an array of numbers.")
     return array

@@ -272,7 +272,7 @@ class GeneratingModel(Model):
     def request(self, config, prompts):
         """`config` with a length, the `CompletionWriter` or None, and further arguments of a `Task`."""
         if config.unsupported:
-            fields = ", ".join(f"{name} ({value!r:.80})" for name, value in config.unsupported.items())
+            fields = ", ".join(f"{name} ({shown(value)})" for name, value in config.unsupported.items())
             raise ValueError(
                 f"generation_config.json asks for {fields}, which changes the text and which kerasllm does not do: say "
                 "otherwise in the call, or leave it out with unsupported=None."
@@ -317,6 +317,10 @@ class GeneratingModel(Model):
             if len(set().union(*at_once.values())) >= self.output_vocabulary_size:
                 names = " and ".join(f"{name} ({shown(getattr(config, name))})" for name, ids in at_once.items() if ids)
                 raise ValueError(f"{names} must leave a token that may be chosen.")
+        for forced in FORCED:
+            token_id = getattr(config, forced)
+            if ban := next((name for name, ids in bans.items() if token_id in ids), None):
+                raise ValueError(f"{forced} ({token_id}) must not be ruled out: {ban} ({shown(getattr(config, ban))}).")
 
     def _word_ids(self, word):
         if not isinstance(word, str):

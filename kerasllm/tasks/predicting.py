@@ -6,11 +6,10 @@ inputs, to its outputs; and `progress_bar(num_batches)`, a function to call afte
 """
 
 import itertools
-from collections.abc import Mapping, Set
 
 import numpy as np
 
-from kerasllm.arguments import check_numbers, check_positive, read_texts
+from kerasllm.arguments import check_numbers, check_positive, check_sequence, read_texts
 from kerasllm.text import batches
 from kerasllm.text.limits import InputLimits
 
@@ -30,10 +29,10 @@ def answer_each(name, texts, answer, verbose):
     Returns:
         One answer; a list of answers; or an iterator of answers, which reads the stream as it goes.
     """
-    # A mapping is no stream of its keys, nor has a set an order.
-    if isinstance(texts, str | bytes | list | tuple | Mapping | Set) or not hasattr(texts, "__iter__"):
+    if isinstance(texts, str | bytes | list | tuple) or not hasattr(texts, "__iter__"):
         texts, unlist = read_texts(name, texts)
         return unlist(answer(texts, verbose))
+    check_sequence(name, texts)
     stream = iter(texts)
     chunks = iter(lambda: list(itertools.islice(stream, CHUNK)), [])
     return (result for chunk in chunks for result in answer(read_texts(name, chunk)[0], False))

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from kerasllm.arguments import shown
+
 ANYWHERE = ("rotary", "relative", "alibi", None)  # positions that count distances only: padding may stand on the left
 
 
@@ -11,10 +13,13 @@ ANYWHERE = ("rotary", "relative", "alibi", None)  # positions that count distanc
 class InputLimits:
     """What the inputs of a model may hold.
 
+    A row may be padding only, as those are that fill up a batch: it has numbers, of no meaning.
+
     Attributes:
         ids: dict name -> (name of the argument that limits it, number of ids).
         max_length: the most tokens of a row, or None.
-        right: names of the masks whose padding stands on the right.
+        right: names of the masks whose padding stands on the right. In encoders it may stand anywhere: every token sees
+            all others, from the position where it stands.
     """
 
     ids: dict
@@ -35,8 +40,9 @@ class InputLimits:
             if size:
                 ids[name] = size, arguments[size]
         right = ("target_padding_mask",)
-        if "cell" not in arguments and arguments.get("positions", "learned") not in ANYWHERE:
-            right += ("padding_mask", "source_padding_mask")
+        is_encoder = "num_segments" in arguments
+        if not is_encoder and "cell" not in arguments and arguments.get("positions", "learned") not in ANYWHERE:
+            right += ("padding_mask",)
         return cls(ids, arguments.get("max_sequence_length"), right)
 
     def check(self, inputs, examples=None):
@@ -52,7 +58,7 @@ class InputLimits:
                 axes = "(B, P)" if name == "masked_positions" else "(B, T)"
                 raise ValueError(f"{name} {array.shape} must be of shape {axes}, with one row and one token at least.")
             if name in self.ids:
-                check_whole(name, array, self.ids[name][1], f"{self.ids[name][0]} ({self.ids[name][1]})", examples)
+                check_indices(name, array, self.ids[name][1], f"{self.ids[name][0]} ({self.ids[name][1]})", examples)
             elif name.endswith("_mask"):
                 self._check_mask(name, array, examples)
         for name, array in arrays.items():
@@ -72,11 +78,8 @@ class InputLimits:
 
     def _check_mask(self, name, mask, examples):
         if mask.dtype.kind != "b":
-            check_whole(name, mask, 2, "True or 1 where a token is real", examples)
+            check_indices(name, mask, 2, "True or 1 where a token is real", examples)
             mask = mask.astype("bool")
-        if not mask.any(axis=1).all():
-            row = int(mask.any(axis=1).argmin())
-            raise ValueError(f"{name}{place(examples, row)} (all False) must have a token that is real.")
         if name in self.right and (mask[:, 1:] > mask[:, :-1]).any():
             row = int((mask[:, 1:] > mask[:, :-1]).any(axis=1).argmax())
             raise ValueError(
@@ -85,9 +88,10 @@ class InputLimits:
             )
 
     def _check_positions(self, positions, token_ids, mask, examples):
-        check_whole("masked_positions", positions, token_ids.shape[1], f"of {token_ids.shape[1]} tokens", examples)
+        check_indices("masked_positions", positions, token_ids.shape[1], f"of {token_ids.shape[1]} tokens", examples)
         if mask is not None and mask.shape == token_ids.shape:
-            real = np.take_along_axis(mask.astype("bool"), positions.astype("int64"), axis=1)
+            mask = mask.astype("bool")
+            real = np.take_along_axis(mask, positions.astype("int64"), axis=1) | ~mask.any(axis=1, keepdims=True)
             for row, column in np.argwhere(~real)[:1]:
                 raise ValueError(
                     f"masked_positions{place(examples, row, column)} ({positions[row, column]}) must not be padding."
@@ -99,10 +103,10 @@ def as_array(name, x):
     try:
         return np.asarray(x)
     except ValueError as error:
-        raise ValueError(f"{name} ({x!r:.80}) must be an array: `kerasllm.text.batches.pad` rows.") from error
+        raise ValueError(f"{name} ({shown(x)}) must be an array, its rows of one length.") from error
 
 
-def check_whole(name, array, count, reason, examples=None, others=()):
+def check_indices(name, array, count, reason, examples=None, others=()):
     """Raise `ValueError` unless an array (B, ...) holds whole numbers, 0 to `count` - 1, or one of `others`.
 
     Args:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_choice, check_from_zero, check_positive, check_rate, read_sequence
+from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate, check_seed, read_sequence
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
 
@@ -47,7 +47,7 @@ class BucketedDataset(keras.utils.PyDataset):
         super().__init__(**kwargs)
         check_positive("batch_size", batch_size)
         check_positive("multiple", multiple)
-        check_from_zero("seed", seed)
+        check_seed("seed", seed)
         check_boolean("shuffle", shuffle)
         self.lengths = lengths
         self.batch_size = batch_size

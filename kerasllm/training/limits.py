@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from kerasllm.text.limits import InputLimits, as_array, check_finite, check_whole, place
+from kerasllm.text.limits import InputLimits, as_array, check_finite, check_indices, place
 from kerasllm.training.losses import TokenCrossentropy
 
 KINDS = {
@@ -53,7 +53,9 @@ class OutputLimits:
         if self.kind == "classes":
             ignored = () if self.ignored is None else (self.ignored,)
             reason = f"there are {count} classes, and ignore_class of the loss is {self.ignored}"
-            check_whole(name, labels, count, reason, examples, ignored)
+            if self.ignored != -100 and (labels == -100).any():
+                reason += "; TokenCrossentropy(ignore_class=-100) takes no notice of -100"
+            check_indices(name, labels, count, reason, examples, ignored)
             return
         check_finite(name, labels, examples)
         if self.kind == "probabilities":

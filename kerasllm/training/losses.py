@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_rate, check_whole
+from kerasllm.arguments import check_rate, check_whole, takes_numpy
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
 
@@ -36,6 +36,7 @@ class TokenCrossentropy(keras.losses.Loss):
         sample_weight: (B,), (B, 1) or (B, T), if given.
     """
 
+    @takes_numpy
     def __init__(
         self,
         ignore_class=-1,

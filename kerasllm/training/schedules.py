@@ -14,12 +14,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_from_zero, check_positive, check_positive_number, is_number, shown
+from kerasllm.arguments import check_from_zero, check_positive, check_positive_number, is_number, shown, takes_numpy
 
 
 class Warmup(keras.optimizers.schedules.LearningRateSchedule):
     """Base class: `peak_learning_rate * step / warmup_steps`, then `peak_learning_rate * decay(step)`."""
 
+    @takes_numpy
     def __init__(self, peak_learning_rate, warmup_steps):
         check_positive_number("peak_learning_rate", peak_learning_rate)
         check_from_zero("warmup_steps", warmup_steps)
@@ -51,6 +52,7 @@ class WarmupLinear(Warmup):
         total_steps: step from which on the learning rate is zero.
     """
 
+    @takes_numpy
     def __init__(self, peak_learning_rate, warmup_steps, total_steps):
         super().__init__(peak_learning_rate, warmup_steps)
         _check_total_steps(total_steps, warmup_steps)
@@ -75,6 +77,7 @@ class WarmupCosine(Warmup):
         final_learning_rate: lowest learning rate after the peak.
     """
 
+    @takes_numpy
     def __init__(self, peak_learning_rate, warmup_steps, total_steps, final_learning_rate=0.0):
         super().__init__(peak_learning_rate, warmup_steps)
         _check_total_steps(total_steps, warmup_steps)
@@ -104,6 +107,7 @@ class InverseSquareRoot(Warmup):
         warmup_steps: number of steps on the way up, at least 1.
     """
 
+    @takes_numpy
     def __init__(self, peak_learning_rate, warmup_steps):
         check_positive("warmup_steps", warmup_steps)
         super().__init__(peak_learning_rate, warmup_steps)
