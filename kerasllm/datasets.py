@@ -19,7 +19,7 @@ import unicodedata
 from typing import NamedTuple
 
 from kerasllm import processes, writing
-from kerasllm.arguments import check_choice, check_positive, check_rate, read_path, read_sequence
+from kerasllm.arguments import check_choice, check_positive, check_rate, read_path, read_sequence, shown
 from kerasllm.packages import Wheel, cache_folder, read, write_whole
 
 
@@ -236,9 +236,9 @@ def read_pairs(path):
     for number, line in numbered_lines(path):
         sides = [side.strip() for side in line.split("\t")]
         if len(sides) < 2:
-            raise ValueError(f"{path}, line {number} ({line!r:.80}) must have two columns, parted by a tab.")
+            raise ValueError(f"{path}, line {number} ({shown(line)}) must have two columns, parted by a tab.")
         if not sides[0] or not sides[1]:
-            raise ValueError(f"{path}, line {number} ({line!r:.80}) has an empty side.")
+            raise ValueError(f"{path}, line {number} ({shown(line)}) has an empty side.")
         pairs.append((sides[0], sides[1]))
     return pairs
 

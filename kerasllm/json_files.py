@@ -5,6 +5,8 @@ import math
 import re
 from pathlib import Path
 
+from kerasllm.arguments import shown
+
 MOST_JSON_BYTES = 2**27  # of a tokenizer or a corpus
 MOST_CONFIG_BYTES = 2**22  # of a file of settings
 MOST_LEVELS = 64
@@ -77,7 +79,7 @@ def _object(pairs):
     if len(value) < len(pairs):
         seen = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r:.80} stands twice in one object")
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
     return value
 
 

@@ -3,6 +3,7 @@
 import warnings
 from fnmatch import fnmatchcase
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import Kind, activation, choice, positive, rate, size
 from kerasllm.checkpoints.weight_map import after, same, transposed
@@ -267,7 +268,7 @@ class BERTFamily:
         supported = {**self.supported, "tie_word_embeddings": tied, "tie_weights_": tied}
         arguments = config_map.read(self._fields(class_name), config, supported, self.irrelevant)
         if class_name == "BERTMaskedLM" and self.gelu_head and arguments["activation"] != "gelu":
-            raise ValueError(f"config.json: hidden_act ({config['hidden_act']!r}) must be 'gelu' in a masked LM.")
+            raise ValueError(f"config.json: hidden_act ({shown(config['hidden_act'])}) must be 'gelu' in a masked LM.")
         if class_name == "BERT":
             arguments["pooler"] = self.pooler and any(name.startswith("pooler.") for name in names)
         if class_name == "BERTClassifier":
@@ -387,7 +388,7 @@ def _with_labels(config):
         return config
     if not size.accepts(number) or number > MOST_LABELS:
         raise ValueError(
-            f"config.json: num_labels ({number!r:.80}) must be a positive whole number up to {MOST_LABELS}."
+            f"config.json: num_labels ({shown(number)}) must be a positive whole number up to {MOST_LABELS}."
         )
     if found is not None and (not isinstance(found, dict) or len(found) == number):
         return config

@@ -9,7 +9,7 @@ takes when the field is absent, a tuple where it differs from field to field. Th
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kerasllm.arguments import LARGEST, MOST, is_number, is_whole
+from kerasllm.arguments import LARGEST, MOST, is_number, is_whole, shown
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ def read(table, config, supported=None, irrelevant=()):
         defaults = default if isinstance(default, tuple) else (default,) * len(fields)
         values = [config.get(field, value) for field, value in zip(fields, defaults, strict=True)]
         refused = [f for f, value in zip(fields, values, strict=True) if not kind.accepts(value)]
-        problems += [f"{field} ({config.get(field)!r:.80}) must be {kind.accepted}" for field in refused]
+        problems += [f"{field} ({shown(config.get(field))}) must be {kind.accepted}" for field in refused]
         if not refused:
             arguments[argument] = kind.to_ours(values)
     for field, values in supported.items():
         if field in config and not is_one_of(config[field], values):
-            problems.append(f"{field} ({config[field]!r:.80}) must be {' or '.join(map(repr, values))}")
-    problems += [f"{field} ({config[field]!r:.80}) is unknown" for field in config if field not in known]
+            problems.append(f"{field} ({shown(config[field])}) must be {' or '.join(map(repr, values))}")
+    problems += [f"{field} ({shown(config[field])}) is unknown" for field in config if field not in known]
     if problems:
         raise ValueError("config.json: " + "; ".join(problems) + ".")
     return arguments

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kerasllm import writing
+from kerasllm.arguments import shown
 from kerasllm.json_files import existing_file, parse_json, read_json, write_json
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -78,7 +79,7 @@ def _read_shards(index, suffix, read):
     tensors, shards = {}, sorted(set(shard_of.values()))
     for shard in shards:
         if re.fullmatch(rf"[\w.-]+\{suffix}", shard) is None:
-            raise ValueError(f"{index} names the shard {shard!r}, which is no file name in its folder.")
+            raise ValueError(f"{index} names the shard {shown(shard)}, which is no file name in its folder.")
         found = read(index.with_name(shard))
         differing = sorted(set(found) ^ {name for name, place in shard_of.items() if place == shard})
         if differing:
@@ -118,7 +119,7 @@ def read_safetensors(path):
 def _tensor(path, name, data, entry):
     dtype, (begin, end) = entry["dtype"], entry["data_offsets"]
     if dtype not in DTYPES:
-        raise ValueError(f"{path}: dtype ({dtype!r:.80}) of tensor {name:.80} must be one of {', '.join(DTYPES)}.")
+        raise ValueError(f"{path}: dtype ({shown(dtype)}) of tensor {name:.80} must be one of {', '.join(DTYPES)}.")
     return np.asarray(data[begin:end]).view(DTYPES[dtype]).reshape(entry["shape"])
 
 
@@ -176,7 +177,7 @@ def _bytes_of(size):
     match = re.fullmatch(r"(\d+)\s*([KMGT]?B)", str(size).upper())
     number, unit = (int(match[1]), match[2]) if match else (size, "B")
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"max_shard_size ({size!r:.80}) must be a positive whole number of bytes, or such as '5GB'.")
+        raise ValueError(f"max_shard_size ({shown(size)}) must be a positive whole number of bytes, or such as '5GB'.")
     return number * 1000 ** ("B", "KB", "MB", "GB", "TB").index(unit)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints.config_map import Kind, boolean, number, positive, size
 from kerasllm.json_files import read_settings, write_json
 
@@ -255,7 +256,7 @@ def _read(folder, vocabulary_size, silent=False):
         kinds |= dict.fromkeys(FILTERS, number)
     for name, value in config.items():
         if value is not None and name in kinds and not kinds[name].accepts(value):
-            raise ValueError(f"{path}: {name} ({value!r:.80}) must be {kinds[name].accepted}, or null.")
+            raise ValueError(f"{path}: {name} ({shown(value)}) must be {kinds[name].accepted}, or null.")
     return path, config if vocabulary_size is None else _within(path, config, vocabulary_size, silent)
 
 
@@ -275,7 +276,7 @@ def _within(path, config, vocabulary_size, silent):
         if wrong:
             rest = [entry for entry in entries if is_known(entry)]
             kept[name] = (rest or None) if isinstance(value, list) else None
-            outside.append(f"{name} ({value!r:.80})")
+            outside.append(f"{name} ({shown(value)})")
     if outside and not silent:
         warnings.warn(
             f"{path}: {', '.join(outside)} is outside the model's {vocabulary_size} symbols and is left out.",

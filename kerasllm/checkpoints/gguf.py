@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints import gguf_reader
 from kerasllm.checkpoints.weight_map import LazyArray
 from kerasllm.extras import required
@@ -160,10 +161,10 @@ def _dequantize(rows, kind):
 def _folder(metadata, tensors):
     for name, accepted in {"general.architecture": ("llama",), "general.type": (None, "model")}.items():
         if metadata.get(name) not in accepted:
-            raise ValueError(f"{name} ({metadata.get(name)!r:.80}) must be {accepted[-1]!r}.")
+            raise ValueError(f"{name} ({shown(metadata.get(name))}) must be {accepted[-1]!r}.")
     if metadata.get("split.count", 1) > 1:
         raise ValueError(
-            f"split.count ({metadata['split.count']!r:.80}) must be 1: it is one of several files; merge them."
+            f"split.count ({shown(metadata['split.count'])}) must be 1: it is one of several files; merge them."
         )
     config = _config(metadata, set(tensors))
     tensors = dict(tensors)
@@ -201,7 +202,7 @@ def _config(metadata, tensor_names):
         ours.get("rope.scaling.factor", ours.get("rope.scale_linear")),
     )
     if kind not in ("none", "linear"):
-        raise ValueError(f"metadata: llama.rope.scaling.type ({kind!r}) must be 'none' or 'linear'.")
+        raise ValueError(f"metadata: llama.rope.scaling.type ({shown(kind)}) must be 'none' or 'linear'.")
     if kind == "linear" and factor not in (None, 0, 1):
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     return {"model_type": "llama", "tie_word_embeddings": "output.weight" not in tensor_names, **config}
@@ -215,7 +216,7 @@ def _check_known(prefix, values, known, neutral):
     for name in sorted(set(values) & set(neutral)):
         if values[name] not in neutral[name]:
             accepted = " or ".join(map(repr, neutral[name]))
-            raise ValueError(f"metadata: {prefix}{name} ({values[name]!r:.80}) must be {accepted}.")
+            raise ValueError(f"metadata: {prefix}{name} ({shown(values[name])}) must be {accepted}.")
 
 
 def _same_in_all(name, value, num_layers):
@@ -223,7 +224,7 @@ def _same_in_all(name, value, num_layers):
     if not isinstance(value, list):
         return value
     if len(value) != num_layers or len(set(value)) != 1:
-        raise ValueError(f"metadata: llama.{name} ({value!r:.80}) must be the same in all {num_layers} layers.")
+        raise ValueError(f"metadata: llama.{name} ({shown(value)}) must be the same in all {num_layers} layers.")
     return value[0]
 
 
@@ -287,15 +288,15 @@ def _tokenizer_files(metadata):
     for name in {*LISTS, *SWITCHES, *ids} & set(values):
         value, kind = values[name], LISTS.get(name)
         if kind and not (isinstance(value, list) and all(type(entry) is kind for entry in value)):
-            raise ValueError(f"metadata: {TOKENIZER}{name} ({value!r:.80}) must be a list of {kind.__name__}.")
+            raise ValueError(f"metadata: {TOKENIZER}{name} ({shown(value)}) must be a list of {kind.__name__}.")
         if not kind and type(value) is not (bool if name in SWITCHES else int):
-            raise ValueError(f"metadata: {TOKENIZER}{name} ({value!r:.80}) must be a token id, or true or false.")
+            raise ValueError(f"metadata: {TOKENIZER}{name} ({shown(value)}) must be a token id, or true or false.")
     kind, pre = values.get("model", "none"), values.get("pre")
     if kind in ("none", "no_vocab"):
         return _written({"generation_config.json": _defaults(values, [])})
     if kind != "llama" and (kind != "gpt2" or pre not in PRE_TOKENIZERS):
         raise ValueError(
-            f"tokenizer.ggml.model ({kind!r}) and tokenizer.ggml.pre ({pre!r}) must be "
+            f"tokenizer.ggml.model ({shown(kind)}) and tokenizer.ggml.pre ({shown(pre)}) must be "
             f"'llama', or 'gpt2' and one of {', '.join(map(repr, PRE_TOKENIZERS))}."
         )
     lists = ("tokens", "scores", "token_type") if kind == "llama" else ("tokens", "merges")

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints.weight_map import LazyArray
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -60,7 +61,7 @@ def read(path, block_sizes, dequantize):
         _add(entries, header.string(), _entry(header, block_sizes))
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment ({alignment!r:.80}) must be a power of two.")
+        raise ValueError(f"general.alignment ({shown(alignment)}) must be a power of two.")
     start = -(-header.place // alignment) * alignment
     _check_places(entries, len(data) - start, alignment)
     for kind in {entry[0] for entry in entries.values()}:

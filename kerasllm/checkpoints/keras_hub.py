@@ -10,6 +10,7 @@ import re
 import ml_dtypes
 import numpy as np
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import boolean, optional_size, positive, rate, size
 from kerasllm.checkpoints.weight_map import Layout, same
@@ -50,7 +51,7 @@ def read(folder, config):
     """
     arguments = config.get("config")
     if not isinstance(arguments, dict):
-        raise ValueError(f"config.json: config ({arguments!r:.80}) must be an object.")
+        raise ValueError(f"config.json: config ({shown(arguments)}) must be an object.")
     return (
         {"model_type": config.get("class_name"), **arguments},
         lambda: _read_tensors(folder / WEIGHTS),
@@ -65,11 +66,11 @@ def _tokenizer_files(folder):
     if "vocab.txt" in texts and config.is_file():
         options = read_settings(config).get("config", {})
         if not isinstance(options, dict):
-            raise ValueError(f"{config}: config ({options!r:.80}) must be an object.")
+            raise ValueError(f"{config}: config ({shown(options)}) must be an object.")
         said = {new: options.get(name, False) for new, name in LOWERING.items()}
         for new, name in LOWERING.items():
             if not boolean.accepts(said[new]):
-                raise ValueError(f"{config}: {name} ({said[new]!r:.80}) must be {boolean.accepted}.")
+                raise ValueError(f"{config}: {name} ({shown(said[new])}) must be {boolean.accepted}.")
         texts["tokenizer_config.json"] = json.dumps(said)
     return texts
 
@@ -148,7 +149,7 @@ class KerasHubFamily:
         """Our arguments from KerasHub's."""
         dtype = config.get("dtype")
         if isinstance(dtype, dict) and dtype.get("class_name") != "DTypePolicy":
-            raise ValueError(f"config.json: dtype ({dtype!r}) must be a plain DTypePolicy.")
+            raise ValueError(f"config.json: dtype ({shown(dtype)}) must be a plain DTypePolicy.")
         arguments = config_map.read(self.fields, config, self.supported, IRRELEVANT) | self.fixed
         if arguments.get("norm") == "rms":
             arguments["tie_embeddings"] = "layers/reversible_embedding/vars/1" not in tensor_names

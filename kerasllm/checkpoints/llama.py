@@ -1,5 +1,6 @@
 """Llama (Touvron et al. 2023) and its relatives as Hugging Face lays them out: Mistral, Qwen2, Qwen3, SmolLM2."""
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import Kind, activation, boolean, optional_size, positive, rate, size
 from kerasllm.checkpoints.weight_map import same, transposed
@@ -235,6 +236,6 @@ def _without_windows(config):
         )
         slides = slides and uses
     if slides or type(after) not in (int, type(None)):
-        fields = ", ".join(f"{name} ({value!r:.80})" for name, value in said.items())
+        fields = ", ".join(f"{name} ({shown(value)})" for name, value in said.items())
         raise ValueError(f"config.json: {fields}: a block with a sliding window is not known in this family.")
     return config

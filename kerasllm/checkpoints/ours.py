@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints import weight_map
 
 MODEL_TYPE = "kerasllm"
@@ -16,13 +17,13 @@ def read_config(config, class_name, tensor_names):
     if unknown:
         raise ValueError(f"config.json: {', '.join(unknown)} is unknown.")
     if not isinstance(config.get("arguments"), dict):
-        raise ValueError(f"config.json: arguments ({config.get('arguments')!r}) must be an object.")
+        raise ValueError(f"config.json: arguments ({shown(config.get('arguments'))}) must be an object.")
     arguments = config["arguments"]
     wrong = {name: arguments[name] for name in NOT_SAID if name in arguments}
     # Of a dict Keras would make an object.
     wrong |= {name: value for name, value in arguments.items() if name == "dtype" and not isinstance(value, str)}
     if wrong:
-        said = ", ".join(f"{name} ({value!r:.80})" for name, value in wrong.items())
+        said = ", ".join(f"{name} ({shown(value)})" for name, value in wrong.items())
         raise ValueError(f"config.json: arguments must not say {said}.")
     return arguments
 
@@ -31,7 +32,7 @@ def read_parts(config):
     """What is set on parts of the model, a dict, or None."""
     parts = config.get("parts")
     if parts is not None and not (isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())):
-        raise ValueError(f"config.json: parts ({parts!r:.80}) must be an object of objects.")
+        raise ValueError(f"config.json: parts ({shown(parts)}) must be an object of objects.")
     _check_objects(parts)
     return parts
 
@@ -41,9 +42,9 @@ def _check_objects(value):
     if isinstance(value, dict):
         named = value.get("registered_name")
         if named is not None:
-            raise ValueError(f"config.json: parts: registered_name ({named!r:.80}) must be null.")
+            raise ValueError(f"config.json: parts: registered_name ({shown(named)}) must be null.")
         if value.keys() & {"class_name", "module"} and value.get("module") != "keras.quantizers":
-            raise ValueError(f"config.json: parts: module ({value.get('module')!r:.80}) must be 'keras.quantizers'.")
+            raise ValueError(f"config.json: parts: module ({shown(value.get('module'))}) must be 'keras.quantizers'.")
         value = value.values()
     for entry in value if not isinstance(value, str | int | float | None) else ():
         _check_objects(entry)

@@ -183,15 +183,15 @@ def family_of(config):
     """The family that config.json names, and the names of our classes that read it."""
     model_type, made_for = config.get("model_type"), config.get("architectures")
     if made_for is not None and not (isinstance(made_for, list) and all(isinstance(name, str) for name in made_for)):
-        raise ValueError(f"config.json: architectures ({made_for!r:.80}) must be a list of names.")
+        raise ValueError(f"config.json: architectures ({shown(made_for)}) must be a list of names.")
     families = (*FAMILIES, *READ_ONLY)
     family = next((family for family in families if model_type == family.MODEL_TYPE), None)
     if family is None:
         names = ", ".join(repr(family.MODEL_TYPE) for family in families)
-        raise ValueError(f"config.json: model_type ({model_type!r:.80}) must be one of {names}.")
+        raise ValueError(f"config.json: model_type ({shown(model_type)}) must be one of {names}.")
     readers = list(family.ARCHITECTURES) or made_for
     if not readers:
-        raise ValueError(f"config.json: architectures ({made_for!r}) must be a list of names.")
+        raise ValueError(f"config.json: architectures ({shown(made_for)}) must be a list of names.")
     return family, readers
 
 
@@ -229,7 +229,7 @@ def named_token_ids(config, arguments):
     for name in TOKEN_IDS & set(config):
         value = config[name]
         if not all(i is None or type(i) is int for i in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"config.json: {name} ({value!r:.80}) must be a token id, a list of token ids, or null.")
+            raise ValueError(f"config.json: {name} ({shown(value)}) must be a token id, a list of token ids, or null.")
         ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and 0 <= i < size]
         kept[name] = (ids or None) if isinstance(value, list) else (ids or [None])[0]
     return kept

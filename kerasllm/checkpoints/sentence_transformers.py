@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from kerasllm.arguments import shown
 from kerasllm.checkpoints import files
 from kerasllm.checkpoints.bert import dense_folder
 from kerasllm.checkpoints.config_map import boolean, is_one_of, number, size
@@ -82,7 +83,7 @@ def read_modules(folder, arguments=None):
     reads_lowercase(folder)  # or it says now what is wrong
     longest = settings.get("max_seq_length")
     if longest is not None and not size.accepts(longest):
-        raise ValueError(f"{_settings(folder)}: max_seq_length ({longest!r:.80}) must be {size.accepted}.")
+        raise ValueError(f"{_settings(folder)}: max_seq_length ({shown(longest)}) must be {size.accepted}.")
     longest = _longest(folder) if longest is None else longest
     config = _read(folder / CONFIG, ("prompts", "default_prompt_name", "similarity_fn_name"), CONFIG, optional=True)
     pooling = _pooling(modules[1][1] / files.CONFIG)
@@ -109,7 +110,7 @@ def reads_lowercase(folder):
     path = _settings(Path(folder))
     lowers = read_settings(path).get("do_lower_case", False) if path.is_file() else False
     if not boolean.accepts(lowers):
-        raise ValueError(f"{path}: do_lower_case ({lowers!r:.80}) must be {boolean.accepted}.")
+        raise ValueError(f"{path}: do_lower_case ({shown(lowers)}) must be {boolean.accepted}.")
     return lowers
 
 
@@ -177,12 +178,12 @@ def _modules(folder):
     path, modules = folder / MODULES, []
     for module in read_settings(path, list):
         if not isinstance(module, dict):
-            raise ValueError(f"{path}: modules ({module!r:.80}) must be objects.")
+            raise ValueError(f"{path}: modules ({shown(module)}) must be objects.")
         kind = str(module.get("type"))
         package, _, name = kind.rpartition(".")
         modules.append((name if package.partition(".")[0] == PACKAGE else kind, str(module.get("path") or "")))
         if module.get("kwargs"):
-            raise ValueError(f"{path}: kwargs ({module['kwargs']!r:.80}) of {kind:.80} must be empty.")
+            raise ValueError(f"{path}: kwargs ({shown(module['kwargs'])}) of {kind:.80} must be empty.")
     kinds = [kind for kind, _ in modules]
     between = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(between) - {"Dense"}:
@@ -190,11 +191,11 @@ def _modules(folder):
             f"{path}: modules ({str(kinds):.200}) must be Transformer and Pooling, perhaps Dense, perhaps Normalize."
         )
     if modules[0][1]:
-        raise ValueError(f"{path}: the Transformer's path ({modules[0][1]!r}) must be empty.")
+        raise ValueError(f"{path}: the Transformer's path ({shown(modules[0][1])}) must be empty.")
     for kind, name in modules[1:]:
         link = name and (folder / name).resolve().parent != folder.resolve()
         if not re.fullmatch(r"([\w-][\w. -]*)?", name) or link:
-            raise ValueError(f"{path}: the path ({name!r:.80}) of {kind} must be a folder in this one.")
+            raise ValueError(f"{path}: the path ({shown(name)}) of {kind} must be a folder in this one.")
     return [(kind, folder / name) for kind, name in modules]
 
 
@@ -210,16 +211,16 @@ def _read(path, fields, kind, optional=False):
     for name, value in config.items():
         if name in supported and not is_one_of(value, supported[name]):
             accepted = " or ".join(map(repr, supported[name]))
-            raise ValueError(f"{path}: {name} ({value!r:.80}) must be {accepted}.")
+            raise ValueError(f"{path}: {name} ({shown(value)}) must be {accepted}.")
         if name not in supported and name not in fields and name not in IRRELEVANT:
-            raise ValueError(f"{path}: {name} ({value!r:.80}) is unknown.")
+            raise ValueError(f"{path}: {name} ({shown(value)}) is unknown.")
     return config
 
 
 def _prompts(path, config):
     prompts = config.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
-        raise ValueError(f"{path}: prompts ({prompts!r:.80}) must be an object of strings.")
+        raise ValueError(f"{path}: prompts ({shown(prompts)}) must be an object of strings.")
     return {name: prompt or "" for name, prompt in prompts.items()}
 
 
@@ -228,7 +229,7 @@ def _pooling(path):
     modes = config.get("pooling_mode")
     for name in (*POOLINGS.values(), "include_prompt"):
         if not boolean.accepts(config.get(name, True)):
-            raise ValueError(f"{path}: {name} ({config[name]!r:.80}) must be {boolean.accepted}.")
+            raise ValueError(f"{path}: {name} ({shown(config[name])}) must be {boolean.accepted}.")
     if modes is None:
         modes = [mode for mode, word in POOLINGS.items() if config.get(word)]
     modes = modes if isinstance(modes, list) else [modes]
@@ -242,13 +243,13 @@ def _dense(path, width):
     config = _read(path, ("in_features", "out_features", "bias", "activation_function"), "Dense")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation not in list(ACTIVATIONS):
-        raise ValueError(f"{path}: activation_function ({activation!r:.80}) must be one of {', '.join(ACTIVATIONS)}.")
+        raise ValueError(f"{path}: activation_function ({shown(activation)}) must be one of {', '.join(ACTIVATIONS)}.")
     units, bias = config.get("out_features"), config.get("bias", True)
     if width and config.get("in_features", width) != width:
-        raise ValueError(f"{path}: in_features ({config['in_features']!r:.80}) must be {width}.")
+        raise ValueError(f"{path}: in_features ({shown(config['in_features'])}) must be {width}.")
     if not size.accepts(units) or not boolean.accepts(bias):
         raise ValueError(
-            f"{path}: out_features ({units!r:.80}) must be {size.accepted}, bias ({bias!r:.80}) {boolean.accepted}."
+            f"{path}: out_features ({shown(units)}) must be {size.accepted}, bias ({shown(bias)}) {boolean.accepted}."
         )
     return {"units": units, "activation": ACTIVATIONS[activation], "use_bias": bias}
 
@@ -258,7 +259,7 @@ def _longest(folder):
     path = folder / "tokenizer_config.json"
     longest = read_settings(path).get("model_max_length") if path.is_file() else None
     if longest is not None and not (number.accepts(longest) and longest >= 1):
-        raise ValueError(f"{path}: model_max_length ({longest!r:.80}) must be a positive number.")
+        raise ValueError(f"{path}: model_max_length ({shown(longest)}) must be a positive number.")
     return int(longest) if longest is not None and longest < LONGEST else None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from kerasllm.arguments import shown
 from kerasllm.text.limits import InputLimits, as_array
 
 
@@ -31,7 +32,7 @@ def read(model, options, data):
     if options.quantize is None:
         raise ValueError("calibration_data must be None where quantize is None.")
     if isinstance(data, str | Mapping) or not hasattr(data, "__len__") or not len(data):
-        raise ValueError(f"calibration_data ({data!r}) must be a list of texts, lists of ids or dicts of inputs.")
+        raise ValueError(f"calibration_data ({shown(data)}) must be a list of texts, lists of ids or dicts of inputs.")
     return tuple(_inputs(model, options, i, entry) for i, entry in enumerate(data))
 
 
@@ -60,6 +61,6 @@ def _of_one_sequence(model, name, entry):
     ids = as_array(name, ids)
     limit = model.arguments["vocabulary_size"]
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= limit:
-        raise ValueError(f"{name} ({entry!r}) must be a text, or a list of ids from 0 to {limit - 1}.")
+        raise ValueError(f"{name} ({shown(entry)}) must be a text, or a list of ids from 0 to {limit - 1}.")
     values = {"token_ids": ids, "padding_mask": np.ones(len(ids), bool), "segment_ids": np.zeros(len(ids), int)}
     return {key: values[key][None] for key in model.input}

@@ -132,11 +132,11 @@ class Contents:
             raise ValueError(f"signatures ([]) must be among {', '.join(available)}.")
         for name in wanted or ():
             if name not in available:
-                raise ValueError(f"signatures ({name!r}) must be among {', '.join(available)}.")
+                raise ValueError(f"signatures ({shown(name)}) must be among {', '.join(available)}.")
         self.signatures = {name: available[name] for name in (available if wanted is None else wanted)}
         if options.default_signature not in (None, *self.signatures):
             raise ValueError(
-                f"default_signature ({options.default_signature!r}) must be among {', '.join(self.signatures)}."
+                f"default_signature ({shown(options.default_signature)}) must be among {', '.join(self.signatures)}."
             )
 
     def available(self):

@@ -13,6 +13,7 @@ from kerasllm.arguments import (
     read_path,
     read_sequence,
     read_strings,
+    shown,
 )
 from kerasllm.checkpoints import files
 from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
@@ -63,14 +64,18 @@ def export_model(
     extras.check_installed(writer.PACKAGES, "Export")
     if default_signature is not None and writer.STATIC:
         raise ValueError(
-            f"default_signature ({default_signature!r}) must be None for the format {format!r}: all functions of a "
-            "file are called by their names."
+            f"default_signature ({shown(default_signature)}) must be None for the format {format!r}: all functions of "
+            "a file are called by their names."
         )
     if quantize is not None and not writer.QUANTIZATIONS:
-        raise ValueError(f"quantize ({quantize!r}) must be None for the format {format!r}: its weights are float32.")
+        raise ValueError(
+            f"quantize ({shown(quantize)}) must be None for the format {format!r}: its weights are float32."
+        )
     check_choice("quantize", quantize, (None, *writer.QUANTIZATIONS))
     if writer.STATIC and any(layer.quantization_mode == "float8" for layer in model._flatten_layers()):
-        raise ValueError(f"format ({format!r}) must be 'tf_saved_model' for weights of float8, which TFLite has not.")
+        raise ValueError(
+            f"format ({shown(format)}) must be 'tf_saved_model' for weights of float8, which TFLite has not."
+        )
     check_part("min_agreement", min_agreement)
     for name, value in {"strings": strings, "truncate": truncate, "verify": verify}.items():
         check_boolean(name, value)
@@ -149,7 +154,7 @@ def check_request(path, format, options):
     for name, value in options.items():
         if name not in accepted:
             raise ValueError(
-                f"{name} ({value!r:.80}) is no option of the format {format!r}, which has "
+                f"{name} ({shown(value)}) is no option of the format {shown(format)}, which has "
                 f"{', '.join(accepted) or 'none'}."
             )
     if format in KERAS_FORMATS:
@@ -191,7 +196,7 @@ def read_shapes(model, given=None):
     is_named = isinstance(given, dict) and set(given) == set(model.input)
     if not is_named or not all(hasattr(x, "shape") for x in given.values()):
         raise ValueError(
-            f"input_signature ({given!r:.80}) must have a `keras.InputSpec` for each of {', '.join(model.input)}."
+            f"input_signature ({shown(given)}) must have a `keras.InputSpec` for each of {', '.join(model.input)}."
         )
     for name, x in model.input.items():
         fixed = tuple(given[name].shape)

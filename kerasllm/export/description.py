@@ -7,6 +7,7 @@ down for it, before it is opened; a GB takes less than a second.
 import functools
 import hashlib
 
+from kerasllm.arguments import shown
 from kerasllm.json_files import read_json, write_json
 
 NAME = "signatures.json"
@@ -71,7 +72,7 @@ def compare(file, name, described, found):
 def expect(path, name, value, is_right):
     """Raise a `ValueError` that names the file unless `is_right(value)`."""
     if not is_right(value):
-        raise ValueError(f"{path}: {name} ({value!r:.80}) is not what export writes.")
+        raise ValueError(f"{path}: {name} ({shown(value)}) is not what export writes.")
 
 
 def _check_file(file, seal):

@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm import backend
+from kerasllm.arguments import shown
 from kerasllm.export import states
 from kerasllm.export.contents import Contents, Signature
 from kerasllm.export.language_model_checks import LanguageModelChecks
@@ -195,7 +196,7 @@ class LanguageModelContents(Contents):
         for field, value in [("num_beams", beams), ("stop", strings), ("unsupported", defaults.unsupported)]:
             if value:
                 raise ValueError(
-                    f"signatures: {name} cannot hold generation_defaults.{field} ({value!r}); change it, or leave "
+                    f"signatures: {name} cannot hold generation_defaults.{field} ({shown(value)}); change it, or leave "
                     f"{name} out of the signatures."
                 )
         if name == "sample" and defaults.forced_eos_token_id is not None:

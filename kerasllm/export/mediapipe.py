@@ -14,6 +14,7 @@ import zipfile
 
 from tokenizers import models
 
+from kerasllm.arguments import shown
 from kerasllm.export import heads, litert
 from kerasllm.export.contents import Signature
 from kerasllm.models.classifier import BERTClassifier
@@ -55,7 +56,7 @@ class TextClassifierContents(heads.ClassifierContents):
         check_tokenizer(model.required_tokenizer())
         labels = [label for label in model.arguments["labels"] if len(label.splitlines()) != 1]
         if labels:
-            raise ValueError(f"labels ({labels[0]!r}) must be of one line each.")
+            raise ValueError(f"labels ({shown(labels[0])}) must be of one line each.")
         super().__init__(model, dataclasses.replace(options, max_length=None))
 
     def available(self):
@@ -169,7 +170,7 @@ def check_tokenizer(tokenizer):
         expected, segment_ids = tokenizer.encode_with_segments(text)
         if ids != expected or any(segment_ids):
             raise ValueError(
-                f"tokenizer must read texts as MediaPipe does, in lower case: {text!r:.60} has the ids "
+                f"tokenizer must read texts as MediaPipe does, in lower case: {shown(text, 60)} has the ids "
                 f"{expected[:12]}, in MediaPipe {ids[:12]}."
             )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasllm import writing
-from kerasllm.arguments import NAN_REASON, check_text, read_texts
+from kerasllm.arguments import NAN_REASON, check_text, read_texts, shown
 from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.export import description
 from kerasllm.export.messages import without_notes
@@ -153,7 +153,7 @@ class Runner:
         if config.num_return_sequences > 1:
             raise ValueError(f"num_return_sequences ({config.num_return_sequences}) must be 1 in a stream.")
         if not isinstance(prompt, str) and not is_chat:
-            raise ValueError(f"prompt ({prompt!r}) must be a string or the messages of a chat.")
+            raise ValueError(f"prompt ({shown(prompt)}) must be a string or the messages of a chat.")
         ids = self.tokenizer.encode_chat(prompt, **template) if is_chat else self._read_prompts(prompt)[0][0]
         config = config.limited(len(ids), self.settings["max_length"])
         end_ids, writer = self._ends(config, self.tokenizer)
@@ -236,7 +236,7 @@ class Runner:
         if isinstance(prompts, str):
             return self._read_prompts([prompts])[0], True, lambda results: results[0]
         if not isinstance(prompts, list | tuple) or not prompts:
-            raise ValueError(f"prompts ({prompts!r}) must be a string, or a list of strings or of lists of ids.")
+            raise ValueError(f"prompts ({shown(prompts)}) must be a string, or a list of strings or of lists of ids.")
         if all(isinstance(prompt, str) for prompt in prompts):
             for i, prompt in enumerate(prompts):
                 check_text(f"prompts[{i}]", prompt)
@@ -245,7 +245,7 @@ class Runner:
         rows = [np.asarray(prompt) for prompt in prompts]
         for i, row in enumerate(rows):
             if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
-                raise ValueError(f"prompts[{i}] ({prompts[i]!r:.80}) must be a non-empty list of token ids.")
+                raise ValueError(f"prompts[{i}] ({shown(prompts[i])}) must be a non-empty list of token ids.")
             batches.check_ids(row, self.settings["vocabulary_size"], f"prompts[{i}]")
         return [row.tolist() for row in rows], False, lambda results: results
 
@@ -360,7 +360,7 @@ class Runner:
 
     def _described(self, function):
         if function not in self.signatures:
-            raise ValueError(f"function ({function!r}) must be one of the file's: {', '.join(self.signatures)}.")
+            raise ValueError(f"function ({shown(function)}) must be one of the file's: {', '.join(self.signatures)}.")
         return self.signatures[function]
 
     def _merged(self, config, overrides, accepted):

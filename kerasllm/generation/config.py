@@ -253,7 +253,7 @@ class GenerationConfig:
                 raise ValueError(f"stop ({shown(strings)}) must be token ids with num_beams ({self.num_beams}).")
         elif self.length_penalty != 1 or self.early_stopping is not False:
             raise ValueError(
-                f"length_penalty ({self.length_penalty}) and early_stopping ({self.early_stopping!r}) need beams: "
+                f"length_penalty ({self.length_penalty}) and early_stopping ({shown(self.early_stopping)}) need beams: "
                 f"num_beams ({self.num_beams}) must be greater than 1."
             )
         elif self.num_return_sequences > 1 and not self.sampling:

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasllm.arguments import shown
+
 FACTORS = "lora_a", "lora_b"
 
 
@@ -29,7 +31,7 @@ class Adaptable:
         """Quantise the weights, as Keras does: "int8", "int4" or "float8"."""
         if mode in ("gptq", "awq"):
             raise ValueError(
-                f"mode ({mode!r}) must be 'int8', 'int4' or 'float8': what it calibrates with are calls of single "
+                f"mode ({shown(mode)}) must be 'int8', 'int4' or 'float8': what it calibrates with are calls of single "
                 "blocks, which know neither masks nor positions."
             )
         super().quantize(mode, type_check=False, config=config)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasllm.arguments import check_boolean, check_positive, check_rate
+from kerasllm.arguments import check_boolean, check_positive, check_rate, shown
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, build_once, method_of_graph, new_initializer
 
@@ -17,7 +17,7 @@ def get_activation(name):
             raise ValueError
         return keras.activations.get(name)
     except (ValueError, TypeError):
-        raise ValueError(f"activation ({name!r:.80}) must be 'gelu_tanh' or the name of a Keras activation.") from None
+        raise ValueError(f"activation ({shown(name)}) must be 'gelu_tanh' or the name of a Keras activation.") from None
 
 
 @keras.saving.register_keras_serializable("kerasllm")

@@ -20,7 +20,7 @@ import weakref
 
 import keras
 
-from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
+from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate, shown
 
 ATTRIBUTES = ("activation", "activity_regularizer", "base", "epsilon", "rate", "scale", "sliding_window")
 # What a part computes depends on these; on the others, how it is trained.
@@ -101,7 +101,7 @@ def _check(path, part, change):
     accepted = {"trainable", "variables", "quantization", "lora", "dtype"} | {n for n in ATTRIBUTES if hasattr(part, n)}
     unknown = sorted(change.keys() - accepted)
     if unknown:
-        raise ValueError(f"config: parts: {path!r:.80} has no {', '.join(unknown):.80}.")
+        raise ValueError(f"config: parts: {shown(path)} has no {', '.join(unknown):.80}.")
     for name, value in change.items():
         said = f"parts: {path}: {name}"
         if name == "trainable":
@@ -115,9 +115,9 @@ def _check(path, part, change):
         elif name == "sliding_window" and value is not None:
             check_positive(said, value)
         elif name in ("variables", "lora", "quantization") and not isinstance(value, dict):
-            raise ValueError(f"{said} ({value!r:.80}) must be an object.")
+            raise ValueError(f"{said} ({shown(value)}) must be an object.")
         elif name == "dtype" and not isinstance(value, str):
-            raise ValueError(f"{said} ({value!r:.80}) must be a name.")
+            raise ValueError(f"{said} ({shown(value)}) must be a name.")
     for name, value in change.get("variables", {}).items():
         check_boolean(f"parts: {path}: variables: {name}", value)
     if "lora" in change:

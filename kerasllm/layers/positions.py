@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_boolean, check_positive, check_positive_number
+from kerasllm.arguments import check_boolean, check_positive, check_positive_number, shown
 from kerasllm.layers.base import Layer
 
 
@@ -165,14 +165,16 @@ def check_rope_scaling(scaling):
     """Raise a `ValueError` unless `scaling` is one that `RotaryPositions` knows."""
     kind = scaling.get("rope_type") if isinstance(scaling, dict) else None
     if kind not in ROPE_SCALINGS:
-        raise ValueError(f"rope_scaling ({scaling!r}) must be a dict whose rope_type is one of {list(ROPE_SCALINGS)}.")
+        raise ValueError(
+            f"rope_scaling ({shown(scaling)}) must be a dict whose rope_type is one of {list(ROPE_SCALINGS)}."
+        )
     names = ROPE_SCALINGS[kind]
     if set(scaling) != {"rope_type", *names}:
-        raise ValueError(f"rope_scaling ({scaling!r}) of rope_type {kind!r} must hold {', '.join(names)}.")
+        raise ValueError(f"rope_scaling ({shown(scaling)}) of rope_type {shown(kind)} must hold {', '.join(names)}.")
     for name in names:
         check_positive_number(f"rope_scaling[{name!r}]", scaling[name])
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-        raise ValueError(f"rope_scaling ({scaling!r}): low_freq_factor must be less than high_freq_factor.")
+        raise ValueError(f"rope_scaling ({shown(scaling)}): low_freq_factor must be less than high_freq_factor.")
 
 
 def scaled_frequencies(frequency, scaling):

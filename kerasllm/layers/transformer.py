@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_boolean, check_choice, check_positive, check_positive_number
+from kerasllm.arguments import check_boolean, check_choice, check_positive, check_positive_number, shown
 from kerasllm.layers.attention import MultiHeadAttention
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph, with_token_embedding
 from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
@@ -117,7 +117,7 @@ class TransformerStack(Layer):
         if positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions.")
         if rope_scaling is not None and positions != "rotary":
-            raise ValueError(f"rope_scaling ({rope_scaling!r}) is for rotary positions, not {positions!r}.")
+            raise ValueError(f"rope_scaling ({shown(rope_scaling)}) is for rotary positions, not {shown(positions)}.")
         if sliding_window is not None:
             check_positive("sliding_window", sliding_window)
             if self.bidirectional:

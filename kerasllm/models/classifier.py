@@ -2,7 +2,7 @@
 
 import keras
 
-from kerasllm.arguments import check_choice
+from kerasllm.arguments import check_choice, shown
 from kerasllm.checkpoints.bert import MOST_LABELS
 from kerasllm.models.bert import BERTModel, encode, make_dense, make_pooler
 from kerasllm.tasks.classification import Classification
@@ -82,6 +82,6 @@ def read_labels(labels):
     names = list(labels) if isinstance(labels, list | tuple) else []
     if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise ValueError(
-            f"labels ({labels!r:.80}) must be a positive number up to {MOST_LABELS} or a list of different names."
+            f"labels ({shown(labels)}) must be a positive number up to {MOST_LABELS} or a list of different names."
         )
     return names

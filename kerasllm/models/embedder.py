@@ -212,7 +212,7 @@ def _read_prompts(prompts, default):
 def _read_dense(layer):
     """What a dense layer has, as a checked dict."""
     if not isinstance(layer, dict) or set(layer) - {"units", "activation", "use_bias"}:
-        raise ValueError(f"dense ({layer!r}) must be dicts with units, activation and use_bias.")
+        raise ValueError(f"dense ({shown(layer)}) must be dicts with units, activation and use_bias.")
     layer = {"activation": "tanh", "use_bias": True, **layer}
     check_positive("dense: units", layer.get("units"))
     check_choice("dense: activation", layer["activation"], ACTIVATIONS)

@@ -378,7 +378,7 @@ def read_token_ids(name, rows, vocabulary_size):
     for i, row in enumerate(rows):
         array = _as_numpy(row)
         if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-            raise ValueError(f"{name}[{i}] ({row!r:.80}) must be a non-empty list of token ids.")
+            raise ValueError(f"{name}[{i}] ({shown(row)}) must be a non-empty list of token ids.")
         lists.append(array.tolist())
     if not lists:
         raise ValueError(f"{name} ({shown(rows)}) must not be empty.")

@@ -177,7 +177,7 @@ class LanguageModel(GeneratingModel):
         rows = read_token_ids("texts", rows, self.output_vocabulary_size)
         for i, row in enumerate(rows):
             if len(row) < 2:
-                raise ValueError(f"texts[{i}] ({row!r:.80}) must be of two tokens at least.")
+                raise ValueError(f"texts[{i}] ({shown(row)}) must be of two tokens at least.")
 
         def read_inputs(places, token_ids, padding_mask):
             return {"token_ids": token_ids, "padding_mask": padding_mask}

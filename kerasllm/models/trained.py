@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import keras
 from keras import ops
 
+from kerasllm.arguments import shown
 from kerasllm.backend.trainer import trainer_class
 from kerasllm.generation.sharing import changes_weights, measures, with_same_weights
 from kerasllm.training.limits import Limits
@@ -121,17 +122,17 @@ class TrainedModel(trainer_class(), keras.Model):
         """Keras weighs a row by its one label, and takes the place of the largest where there are more."""
         if class_weight and not self.has_one_label:
             raise ValueError(
-                f"class_weight ({class_weight!r:.80}) is for rows of one label; where each token has one, weigh "
+                f"class_weight ({shown(class_weight)}) is for rows of one label; where each token has one, weigh "
                 "tokens: sample_weight (B, T)."
             )
         if class_weight is not None and not isinstance(class_weight, Mapping):
-            raise ValueError(f"class_weight ({class_weight!r:.80}) must be a dict of labels' numbers and weights.")
+            raise ValueError(f"class_weight ({shown(class_weight)}) must be a dict of labels' numbers and weights.")
         for label, weight in (class_weight or {}).items():
             count = max(2, self.output.shape[-1])
             if label not in range(count) or not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
                 raise ValueError(
-                    f"class_weight holds {label!r:.40}: {weight!r:.40}; labels are 0 to {count - 1}, weights finite "
-                    "numbers, 0 or more."
+                    f"class_weight holds {shown(label, 40)}: {shown(weight, 40)}; labels are 0 to {count - 1}, weights "
+                    "finite numbers, 0 or more."
                 )
 
     @property

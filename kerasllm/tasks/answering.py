@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_from_zero, check_positive, read_texts
+from kerasllm.arguments import check_boolean, check_from_zero, check_positive, read_texts, shown
 from kerasllm.tasks.predicting import predict, softmax
 
 
@@ -83,12 +83,12 @@ class Answering:
         asked, read = self.tokenizer.encodings((question, context), special_tokens=False)
         room = limit - len(asked) - backend.num_special_tokens_to_add(True)
         if not len(read):
-            raise ValueError(f"context[{index}] ({context!r:.60}) has no tokens.")
+            raise ValueError(f"context[{index}] ({shown(context, 60)}) has no tokens.")
         if len(read) > room:
             if room <= stride:
                 raise ValueError(
-                    f"question[{index}] ({question!r:.60}) of {len(asked)} tokens leaves room for {max(room, 0)} of "
-                    f"context[{index}] in max_sequence_length ({limit}); stride ({stride}) must be less."
+                    f"question[{index}] ({shown(question, 60)}) of {len(asked)} tokens leaves room for {max(room, 0)} "
+                    f"of context[{index}] in max_sequence_length ({limit}); stride ({stride}) must be less."
                 )
             read.truncate(room, stride=stride)
         return [backend.post_process(asked, window) for window in (read, *read.overflowing)]

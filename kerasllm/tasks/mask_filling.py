@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_positive, shown
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict, softmax
 
 
@@ -41,7 +41,7 @@ class MaskFilling:
             for i, masks in enumerate(positions):
                 if not masks:
                     mask = tokenizer.id_to_token(tokenizer.mask_id)
-                    raise ValueError(f"texts[{i}] ({texts[i]!r:.80}) must hold {mask!r}.")
+                    raise ValueError(f"texts[{i}] ({shown(texts[i])}) must hold {mask!r}.")
             logits = predict(self, encodings, batch_size, verbose, {"masked_positions": positions})
             return [
                 self._filled(e.ids, masks, softmax(scores[: len(masks)]), top_k)

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from kerasllm.arguments import check_numbers, check_positive, check_sequence, read_texts
+from kerasllm.arguments import check_numbers, check_positive, check_sequence, read_texts, shown
 from kerasllm.text import batches
 from kerasllm.text.limits import InputLimits
 
@@ -54,7 +54,7 @@ def encode_texts(model, texts, pairs=None, name="texts", limit=None, truncate=Fa
     for i, encoding in enumerate(encodings):
         if len(encoding) > limit:
             raise ValueError(
-                f"{name}[{i}] ({texts[i]!r:.60}) has {len(encoding)} tokens, max_sequence_length is {limit}{hint}."
+                f"{name}[{i}] ({shown(texts[i], 60)}) has {len(encoding)} tokens, max_sequence_length is {limit}{hint}."
             )
     return encodings
 

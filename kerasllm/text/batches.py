@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive, check_rate
+from kerasllm.arguments import check_choice, check_positive, check_rate, shown
 
 IGNORED = -1  # The label of a position that no loss and no metric counts.
 
@@ -214,7 +214,7 @@ def check_ids(ids, vocabulary_size, name="token_ids"):
     try:
         ids = np.asarray(ids)
     except ValueError as error:
-        raise ValueError(f"{name} ({ids!r:.80}) must be rows of integers.") from error
+        raise ValueError(f"{name} ({shown(ids)}) must be rows of integers.") from error
     if ids.size and ids.dtype.kind not in "iu":
         raise ValueError(f"{name} ({ids.dtype}) must hold integers.")
     for wrong in ids[(ids < 0) | (ids >= vocabulary_size)][:1]:
@@ -233,7 +233,7 @@ def as_int32(values, name, *place):
         return array.astype("int32")
     if array.dtype.kind == "f" and not array.size:
         return array.astype("int32")  # of []
-    raise ValueError(f"{name}{list(place) or ''} ({values!r:.80}) must hold whole numbers of 32 bits.")
+    raise ValueError(f"{name}{list(place) or ''} ({shown(values)}) must hold whole numbers of 32 bits.")
 
 
 def round_up(lengths, multiple):

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from kerasllm.arguments import shown
 from kerasllm.text import template_processes
 from kerasllm.text import tools as tools_
 
@@ -79,14 +80,14 @@ def choose(templates, name=None, tools=None):
     if name is None:
         name = "tool_use" if tools is not None and isinstance(named.get("tool_use"), str) else "default"
     elif not isinstance(name, str):
-        raise ValueError(f"chat_template ({name!r:.80}) must be a string: a name, or a template.")
+        raise ValueError(f"chat_template ({shown(name)}) must be a string: a name, or a template.")
     elif "{" in name:
         return name
     if not isinstance(named.get(name), str):
         known = ", ".join(sorted(repr(key) for key, value in named.items() if isinstance(value, str)))
         if not known:
             raise ValueError("tokenizer has no chat_template.")
-        raise ValueError(f"chat_template ({name!r}) must be one of the tokenizer's, {known}, or a template.")
+        raise ValueError(f"chat_template ({shown(name)}) must be one of the tokenizer's, {known}, or a template.")
     return named[name]
 
 
@@ -117,16 +118,16 @@ def check_messages(messages):
     else, as `tool_calls`. What a tool answers may be anything.
     """
     if not isinstance(messages, list | tuple) or not messages:
-        raise ValueError(f"messages ({messages!r:.80}) must be a non-empty list of dicts with role and content.")
+        raise ValueError(f"messages ({shown(messages)}) must be a non-empty list of dicts with role and content.")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or len(message) < 2:
-            raise ValueError(f"messages[{i}] ({message!r:.80}) must be a dict with role and content, strings.")
+            raise ValueError(f"messages[{i}] ({shown(message)}) must be a dict with role and content, strings.")
         content = message.get("content")
         if isinstance(content, str | None) or message["role"] in ("tool", "function", "ipython"):
             continue
         if not isinstance(content, list | tuple) or not all(isinstance(part, dict) for part in content):
             raise ValueError(
-                f"messages[{i}] ({message!r:.80}): content must be a string, or a list of parts, which are dicts of "
+                f"messages[{i}] ({shown(message)}): content must be a string, or a list of parts, which are dicts of "
                 "strings type and text."
             )
 
@@ -151,7 +152,9 @@ def _render_parts(template, chat, variables):
         is_read = template_processes.ask("render", template, _with_contents(chat, texts), variables) != text
     if not is_read and others:
         i, part = others[0]
-        raise ValueError(f"messages[{i}] has a part ({part!r:.80}) that the chat template does not read; text it does.")
+        raise ValueError(
+            f"messages[{i}] has a part ({shown(part)}) that the chat template does not read; text it does."
+        )
     if is_read:
         return text
     joined = {i: "".join(part["text"] for part in chat[i]["content"]) for i in parted}
@@ -205,7 +208,7 @@ def _checked_documents(documents):
     if documents is None:
         return None
     if not isinstance(documents, list | tuple) or not all(isinstance(document, dict) for document in documents):
-        raise ValueError(f"documents ({documents!r:.80}) must be a list of dicts, with title and text for example.")
+        raise ValueError(f"documents ({shown(documents)}) must be a list of dicts, with title and text for example.")
     return _plain(list(documents))
 
 
@@ -215,9 +218,9 @@ def _checked_documents(documents):
 def _check_continued(template, message, field):
     fields = [name for name in REASONING if name in message] if field in REASONING else [field]
     if message.get(field) is None:
-        raise ValueError(f"continue_final_message: the last of messages has no {field!r} to go on with.")
+        raise ValueError(f"continue_final_message: the last of messages has no {shown(field)} to go on with.")
     if not any(name in template for name in fields):
-        raise ValueError(f"continue_final_message ({field!r}) must be what the chat template reads.")
+        raise ValueError(f"continue_final_message ({shown(field)}) must be what the chat template reads.")
 
 
 def _marked(message, field):

@@ -9,6 +9,8 @@ import os
 import sys
 from typing import NamedTuple
 
+from kerasllm.arguments import shown
+
 
 class Text(NamedTuple):
     """A text to work on.
@@ -79,7 +81,7 @@ def _checked(place, text):
 def check_readable(name, text):
     """Raise `ValueError` where an argument's bytes were no UTF-8."""
     if _has_surrogates(text):
-        raise ValueError(f"{name} ({text!r:.80}) must be UTF-8.")
+        raise ValueError(f"{name} ({shown(text)}) must be UTF-8.")
 
 
 def redecoded(argument):

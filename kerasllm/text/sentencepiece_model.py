@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from kerasllm.arguments import shown
 from kerasllm.text.panics import refused
 
 # sentencepiece_model.proto: TrainerSpec.model_type and SentencePiece.type.
@@ -50,16 +51,16 @@ class SentencePieceModel:
 
     def __post_init__(self):
         if self.algorithm not in ("unigram", "bpe"):
-            raise ValueError(f"algorithm ({self.algorithm!r}) must be 'unigram' or 'bpe'.")
+            raise ValueError(f"algorithm ({shown(self.algorithm)}) must be 'unigram' or 'bpe'.")
         if not len(self.pieces) == len(self.scores) == len(self.types):
             raise ValueError(f"{len(self.pieces)} pieces, {len(self.scores)} scores, {len(self.types)} types differ.")
         if len(set(self.pieces)) < len(self.pieces):
             raise ValueError("pieces must not hold a piece twice.")
         for piece, score, kind in zip(self.pieces, self.scores, self.types, strict=True):
             if len(piece) > MOST_PIECE:
-                raise ValueError(f"the piece {piece!r:.40} has {len(piece)} characters, of {MOST_PIECE} at most.")
+                raise ValueError(f"the piece {shown(piece, 40)} has {len(piece)} characters, of {MOST_PIECE} at most.")
             if not math.isfinite(score) or not NORMAL <= kind <= BYTE:
-                raise ValueError(f"the piece {piece!r:.40} has the score {score} and the type {kind}.")
+                raise ValueError(f"the piece {shown(piece, 40)} has the score {score} and the type {kind}.")
         if self.types.count(UNKNOWN) != 1:
             raise ValueError(f"pieces must hold one unknown piece, not {self.types.count(UNKNOWN)}.")
 
@@ -256,7 +257,7 @@ def _parse(data):
 def _value(fields, number, default):
     value = fields.get(number, default)
     if type(value) is not type(default):
-        raise ValueError(f"its field {number} has {value!r:.20}, of the wrong type.")
+        raise ValueError(f"its field {number} has {shown(value, 20)}, of the wrong type.")
     return value
 
 

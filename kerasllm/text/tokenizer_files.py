@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from kerasllm import json_files
-from kerasllm.arguments import check_text
+from kerasllm.arguments import check_text, shown
 from kerasllm.text import families, sentencepiece_model, tokenizer_classes, tokenizer_json, tokenizer_limits
 from kerasllm.text.panics import refused
 
@@ -53,9 +53,11 @@ def read(folder, prefix=""):
     if spm.is_file() and vocabularies:
         return _read_files([spm, vocabularies[0]], {"MarianTokenizer": _marian}, folder, "")
     if (folder / "source.spm").is_file() and (folder / "target.spm").is_file():
-        raise ValueError(f"folder ({folder}) holds source.spm and target.spm: prefix ({prefix!r}) must name one.")
+        raise ValueError(f"folder ({folder}) holds source.spm and target.spm: prefix ({shown(prefix)}) must name one.")
     known = ", ".join(" with ".join(names) for names, _ in KINDS)
-    raise ValueError(f"folder ({folder}) must hold {known}, or source.spm with vocab.json, prefix ({prefix!r}) before.")
+    raise ValueError(
+        f"folder ({folder}) must hold {known}, or source.spm with vocab.json, prefix ({shown(prefix)}) before."
+    )
 
 
 def _read_files(paths, conventions, folder, start):
@@ -113,19 +115,19 @@ def _check_config(config):
     for name, kind in TYPES.items():
         if config.get(name) is not None and not isinstance(config[name], kind):
             names = getattr(kind, "__name__", str(kind)).replace("|", "or")
-            raise ValueError(f"{name} ({config[name]!r:.80}) must be {names}.")
+            raise ValueError(f"{name} ({shown(config[name])}) must be {names}.")
     templates = config.get("chat_template")
     parts = templates.values() if isinstance(templates, dict) else templates if isinstance(templates, list) else ()
     for part in parts:
         if not isinstance(part, str) and not (
             isinstance(part, dict) and all(isinstance(part.get(name), str) for name in ("name", "template"))
         ):
-            raise ValueError(f"chat_template must be a template, or hold them with their names, not {part!r:.80}.")
+            raise ValueError(f"chat_template must be a template, or hold them with their names, not {shown(part)}.")
     if not all(isinstance(name, str) for name in config.get("model_input_names") or ()):
-        raise ValueError(f"model_input_names ({config['model_input_names']!r:.80}) must be strings.")
+        raise ValueError(f"model_input_names ({shown(config['model_input_names'])}) must be strings.")
     extra_ids = config.get("extra_ids", 0)
     if isinstance(extra_ids, bool) or not isinstance(extra_ids, int) or not 0 <= extra_ids <= MOST_EXTRA_IDS:
-        raise ValueError(f"extra_ids ({extra_ids!r:.40}) must be a whole number up to {MOST_EXTRA_IDS}.")
+        raise ValueError(f"extra_ids ({shown(extra_ids, 40)}) must be a whole number up to {MOST_EXTRA_IDS}.")
 
 
 def _read_template(path):
@@ -174,14 +176,16 @@ def _convention(paths, conventions, config, model):
     known = " or ".join(filter(None, conventions))
     if named is not None and tokenizer_classes.canonical(named) not in tokenizer_classes.ANY and model_type != "qwen2":
         if tokenizer_classes.canonical(named) not in conventions:
-            raise ValueError(f"{paths[0]}: tokenizer_class ({named!r}) must be {known}, or the files a tokenizer.json.")
+            raise ValueError(
+                f"{paths[0]}: tokenizer_class ({shown(named)}) must be {known}, or the files a tokenizer.json."
+            )
         return conventions[tokenizer_classes.canonical(named)]
     if model_type in (None, "kerasllm"):
         return next(iter(conventions.values()))
     by_model = (tokenizer_classes.OF_MODEL | tokenizer_classes.OF_OLDER_FILES).get(model_type)
     if by_model is None or by_model not in conventions:
         raise ValueError(
-            f"{paths[0]}: model_type ({model_type!r}) in config.json must be of a model with {known}, "
+            f"{paths[0]}: model_type ({shown(model_type)}) in config.json must be of a model with {known}, "
             "or tokenizer_config.json name one of these as tokenizer_class, or the files be a tokenizer.json."
         )
     return conventions[by_model]
@@ -213,7 +217,7 @@ def _extra_tokens(config):
     named = [token for name, token in config.items() if name.endswith("_token") and isinstance(token, str | dict)]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if not isinstance(extra, list | dict):
-        raise ValueError(f"additional_special_tokens ({extra!r:.80}) must be a list of tokens, or a dict.")
+        raise ValueError(f"additional_special_tokens ({shown(extra)}) must be a list of tokens, or a dict.")
     return [_added_token(t) for t in [*named, *(extra.values() if isinstance(extra, dict) else extra)]]
 
 
@@ -222,11 +226,11 @@ def _added_token(token, special=True):
     if isinstance(token, str):
         return tokenizers.AddedToken(token, special=special)
     if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-        raise ValueError(f"added token {token!r:.80} must be a string, or a dict with content.")
+        raise ValueError(f"added token {shown(token)} must be a string, or a dict with content.")
     try:
         added = tokenizers.AddedToken(**{name: token[name] for name in FLAGS if name in token})
     except TypeError as error:
-        raise ValueError(f"added token {token!r:.80} is not understood: {error}") from error
+        raise ValueError(f"added token {shown(token)} is not understood: {error}") from error
     added.special = added.special or special
     return added
 
@@ -430,7 +434,7 @@ def _check_roles(backend, roles):
         if isinstance(token, str):
             check_text(role, token)
         if not isinstance(token, str) or backend.token_to_id(token) is None:
-            raise ValueError(f"{role} ({token!r}) must be a token of the vocabulary.")
+            raise ValueError(f"{role} ({shown(token)}) must be a token of the vocabulary.")
 
 
 KINDS = (

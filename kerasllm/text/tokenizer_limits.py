@@ -8,6 +8,7 @@ import math
 import re
 import time
 
+from kerasllm.arguments import shown
 from kerasllm.text import sentencepiece_model
 
 MOST_PARTS = 256  # normalizers, words, decoders
@@ -49,7 +50,7 @@ def check_ids(ids):
     """Raise a `ValueError` unless `ids` are whole numbers from 0 on, with few holes."""
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-            raise ValueError(f"the id {i!r:.40} must be a whole number from 0 on.")
+            raise ValueError(f"the id {shown(i, 40)} must be a whole number from 0 on.")
     highest, most = max(ids, default=0), 2 * len(ids) + MOST_HOLES
     if highest >= most:
         raise ValueError(f"the id {highest} must be less than {most}, for {len(ids)} tokens.")
@@ -58,7 +59,7 @@ def check_ids(ids):
 def check_length(kind, text):
     """Raise a `ValueError` unless `text` is a string, not longer than `MOST_CHARACTERS` says for its kind."""
     if not isinstance(text, str) or len(text) > MOST_CHARACTERS[kind]:
-        raise ValueError(f"{kind} ({text!r:.40}) must be a string of at most {MOST_CHARACTERS[kind]} characters.")
+        raise ValueError(f"{kind} ({shown(text, 40)}) must be a string of at most {MOST_CHARACTERS[kind]} characters.")
 
 
 def check_use(backend):
@@ -109,7 +110,7 @@ def check_pattern(pattern):
         position = part.end()
         kind = part.lastgroup
         if kind == "reference":
-            raise ValueError(f"the pattern {pattern!r:.80} must not refer back, with {part.group()!r}.")
+            raise ValueError(f"the pattern {shown(pattern)} must not refer back, with {part.group()!r}.")
         if kind == "open":
             groups.append(False)
         elif kind == "close":
@@ -118,7 +119,7 @@ def check_pattern(pattern):
         elif kind == "repeat":
             least, most = _times(part.group())
             if most > 1 and last:
-                raise ValueError(f"the pattern {pattern!r:.80} must not repeat what repeats something itself.")
+                raise ValueError(f"the pattern {shown(pattern)} must not repeat what repeats something itself.")
             groups[-1] |= most > 1 and least != most and not POSSESSIVE.match(pattern, position - 1)
             last = False
         else:
@@ -151,7 +152,7 @@ def _check_model(model, added):
         for piece, score in vocabulary:
             check_length("piece", piece)
             if isinstance(score, bool) or not isinstance(score, int | float):
-                raise ValueError(f"the score {score!r:.40} of {piece!r:.40} must be a number.")
+                raise ValueError(f"the score {shown(score, 40)} of {shown(piece, 40)} must be a number.")
         check_ids([*range(len(vocabulary)), *added])
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name) is not None:

@@ -7,6 +7,8 @@ import re
 import types
 import typing
 
+from kerasllm.arguments import shown
+
 TYPES = {
     **{int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"},
     **{list: "array", tuple: "array", dict: "object"},
@@ -28,7 +30,7 @@ def schema(tool):
     if isinstance(tool, dict):
         return tool
     if not (inspect.isfunction(tool) or inspect.ismethod(tool)):
-        raise ValueError(f"tools: {tool!r:.80} must be a JSON schema or a function.")
+        raise ValueError(f"tools: {shown(tool)} must be a JSON schema or a function.")
     text = (inspect.getdoc(tool) or "").strip()
     if not text:
         raise ValueError(f"tools: {tool.__name__} must have a docstring.")

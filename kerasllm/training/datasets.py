@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate, check_seed, read_sequence
+from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate, check_seed, read_sequence, shown
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
 
@@ -192,7 +192,7 @@ class TranslationDataset(BucketedDataset):
         pairs = read_sequence("pairs", pairs)
         for index, pair in enumerate(pairs):
             if not isinstance(pair, Sequence | np.ndarray) or isinstance(pair, str | bytes) or len(pair) != 2:
-                raise ValueError(f"pairs[{index}] ({pair!r:.80}) must be a (source, target).")
+                raise ValueError(f"pairs[{index}] ({shown(pair)}) must be a (source, target).")
         sources = tokenize([source for source, _ in pairs], source_tokenizer, "sources", special_tokens=True)
         start, end = target_tokenizer.bos_id if start_token_id is None else start_token_id, target_tokenizer.eos_id
         targets = tokenize(
@@ -350,24 +350,24 @@ def tokenize(texts, tokenizer, name, special_tokens=False):
     if any(isinstance(text, str) for text in texts):
         other = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
         if other is not None:
-            raise ValueError(f"{name}[{other}] ({texts[other]!r:.80}) must be a string where others are.")
+            raise ValueError(f"{name}[{other}] ({shown(texts[other])}) must be a string where others are.")
         rows = tokenizer.encode_batch(texts, special_tokens=special_tokens)
     else:
         for index, row in enumerate(texts):
             if as_array(f"{name}[{index}]", row).ndim != 1:
-                raise ValueError(f"{name}[{index}] ({row!r:.80}) must be a string or a flat list of token ids.")
+                raise ValueError(f"{name}[{index}] ({shown(row)}) must be a string or a flat list of token ids.")
             batches.check_ids(row, tokenizer.vocabulary_size, f"{name}[{index}]")
         rows = texts
     for index, row in enumerate(rows):
         if len(row) == 0:
-            raise ValueError(f"{name}[{index}] ({texts[index]!r:.80}) has no tokens.")
+            raise ValueError(f"{name}[{index}] ({shown(texts[index])}) has no tokens.")
     return [np.asarray(row, dtype="int32") for row in rows]
 
 
 def check_tokenizer(name, tokenizer):
     """Raise `ValueError` for what encodes no texts, such as None or a path."""
     if not hasattr(tokenizer, "encode_batch"):
-        raise ValueError(f"{name} ({tokenizer!r:.80}) must be a kerasllm.Tokenizer.")
+        raise ValueError(f"{name} ({shown(tokenizer)}) must be a kerasllm.Tokenizer.")
 
 
 def fitting(lengths, limit, too_long, name):

@@ -5,7 +5,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_choice, check_positive, check_text, read_sequence
+from kerasllm.arguments import check_boolean, check_choice, check_positive, check_text, read_sequence, shown
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array, check_finite
 from kerasllm.training.datasets import BucketedDataset, fitting
@@ -124,12 +124,12 @@ class TokenClassificationDataset(EncodingsDataset):
             row, marks = read_sequence(f"words[{i}]", row), read_sequence(f"labels[{i}]", marks)
             if not row or len(row) != len(marks) or not all(isinstance(w, str) and w for w in row):
                 raise ValueError(
-                    f"words[{i}] ({row!r:.60}) must be words, one at least, as many as labels[{i}] ({len(marks)})."
+                    f"words[{i}] ({shown(row, 60)}) must be words, one at least, as many as labels[{i}] ({len(marks)})."
                 )
         marks = [read_labels(marks, label_names, f"labels[{i}]") for i, marks in enumerate(labels)]
         for i, row in enumerate(marks):
             if row.ndim > 1:
-                raise ValueError(f"labels[{i}] ({labels[i]!r:.80}) must be a number or a name for each word.")
+                raise ValueError(f"labels[{i}] ({shown(labels[i])}) must be a number or a name for each word.")
         texts = [" ".join(row) for row in words]
         encodings, keep, self.num_too_long = encode(tokenizer, {"words": texts}, max_length, too_long)
         self.labels = [
@@ -216,12 +216,14 @@ def answer_tokens(index, encoding, context, answer):
     is_pair = isinstance(answer, list | tuple | np.ndarray) and len(answer) == 2
     if not is_pair or not all(isinstance(i, numbers.Integral) for i in answer):
         raise ValueError(
-            f"answers[{index}] ({answer!r:.80}) must be (start, end), characters of contexts[{index}], or None; of "
+            f"answers[{index}] ({shown(answer)}) must be (start, end), characters of contexts[{index}], or None; of "
             "SQuAD's answers these are answer_start and answer_start + len(text)."
         )
     start, end = answer
     if not 0 <= start < end <= len(context) or not context[start:end].strip():
-        raise ValueError(f"answers[{index}] ({answer!r}) must be characters of contexts[{index}] ({context!r:.60}).")
+        raise ValueError(
+            f"answers[{index}] ({shown(answer)}) must be characters of contexts[{index}] ({shown(context, 60)})."
+        )
     places = zip(encoding.offsets, encoding.sequence_ids, strict=True)
     inside = [t for t, ((first, last), side) in enumerate(places) if side == 1 and first < end and last > start]
     if not inside:
@@ -236,10 +238,12 @@ def read_labels(labels, label_names, name="labels"):
         label_names = read_sequence("label_names", label_names)
         places = {label: i for i, label in enumerate(label_names)}
         if len(places) < len(label_names):
-            raise ValueError(f"label_names ({label_names!r:.200}) must be different names.")
+            raise ValueError(f"label_names ({shown(label_names, 200)}) must be different names.")
         for i, label in enumerate(labels):
             if not isinstance(label, Hashable) or label not in places:
-                raise ValueError(f"{name}[{i}] ({label!r:.80}) must be one of label_names ({label_names!r:.200}).")
+                raise ValueError(
+                    f"{name}[{i}] ({shown(label)}) must be one of label_names ({shown(label_names, 200)})."
+                )
         return np.array([places[label] for label in labels], "int32")
     array = as_array(name, labels)
     if array.dtype.kind in "iu" and array.ndim == 1:
@@ -247,7 +251,7 @@ def read_labels(labels, label_names, name="labels"):
             raise ValueError(f"{name}[{i}] ({labels[i]}) must be a whole number of 32 bits.")
         return array.astype("int32")
     if array.dtype.kind not in "iufb" or array.ndim != 2:
-        raise ValueError(f"{name} ({labels!r:.80}) must be whole numbers, names with label_names, or rows of numbers.")
+        raise ValueError(f"{name} ({shown(labels)}) must be whole numbers, names with label_names, or rows of numbers.")
     check_finite(name, array)
     return array.astype("float32")
 
@@ -259,7 +263,7 @@ def encode(tokenizer, given, max_length, too_long):
         given: dict of the argument's name -> texts; a second one holds their pairs.
     """
     if not hasattr(tokenizer, "encodings"):
-        raise ValueError(f"tokenizer ({tokenizer!r:.80}) must be a kerasllm.Tokenizer.")
+        raise ValueError(f"tokenizer ({shown(tokenizer)}) must be a kerasllm.Tokenizer.")
     for name, texts in given.items():
         for i, text in enumerate(texts):
             check_text(f"{name}[{i}]", text)
@@ -268,7 +272,7 @@ def encode(tokenizer, given, max_length, too_long):
     for i, encoding in enumerate(encodings):
         for side, name in enumerate(names):
             if side not in encoding.sequence_ids:
-                raise ValueError(f"{name}[{i}] ({given[name][i]!r:.80}) has no tokens.")
+                raise ValueError(f"{name}[{i}] ({shown(given[name][i])}) has no tokens.")
     lengths = np.array([len(e) for e in encodings])
     keep = fitting(lengths, max_length, too_long, names[0])
     for i in keep[lengths[keep] > max_length]:
