@@ -11,6 +11,7 @@ MOST_JSON_BYTES = 2**27  # of a tokenizer or a corpus
 MOST_CONFIG_BYTES = 2**22  # of a file of settings
 MOST_LEVELS = 64
 MOST_DIGITS = 100  # tokenizers write 10^30 for no limit
+LONG_NUMBER = re.compile(rf"\d{{{MOST_DIGITS + 1}}}")
 ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -44,9 +45,11 @@ def parse_json(text, name, kind=dict):
     """
     try:
         text = text if isinstance(text, str) else str(text, "utf-8")
-        # What all of these say, others read in ways of their own.
+        # What all of these say, others read in ways of their own. Python calls `parse_int` for each number: of a
+        # vocabulary that takes as long as all else.
+        parse_int = _integer if LONG_NUMBER.search(text) else None
         value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_float, parse_int=_integer
+            text, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_float, parse_int=parse_int
         )
         if ESCAPED_HALF.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
