@@ -416,7 +416,7 @@ def ids_of(runner, token_ids):
         (lambda r: r.generate("the dog", max_length=2), r"max_length \(2\) must be greater"),
         (lambda r: r.stream(["the dog"]), r"prompt \(\['the dog'\]\)"),
         (lambda r: r.stream("a", num_return_sequences=2), r"num_return_sequences \(2\) must be 1"),
-        (lambda r: r.run("fly"), r"function \('fly'\) must be one of the file's: generate, "),
+        (lambda r: r.run("fly"), r"function \('fly'\) must be one of 'generate', "),
         (lambda r: r.run("decode", tokens=1), r"inputs \(tokens\) of decode must be"),
         (lambda r: r.generate(["a", "\ud800"]), r"prompts\[1\] \('.ud800'\) holds a lone surrogate"),
         (lambda r: r.run("generate", **ids_of(r, np.ones((1, 0), int))), r"token_ids \(1, 0\) must not be empty"),
@@ -453,7 +453,9 @@ def test_translations_are_those_of_the_model(tmp_path):
     size = tokenizer.vocabulary_size
     model = filled(LSTMTranslator(size, size, 1, 16, source_tokenizer=tokenizer, target_tokenizer=tokenizer))
     model.generation_defaults = GenerationConfig(no_repeat_ngram_size=2)
-    runner = exported(model, tmp_path, signatures=["translate", "translate_beams"], num_beams=3, max_length=24)
+    runner = exported(
+        model, tmp_path, signatures=["decode", "translate", "translate_beams"], num_beams=3, max_length=24
+    )
     texts = TEXTS[:2]
     assert runner.translate(texts, max_new_tokens=9) == model.translate(texts, max_new_tokens=9)
     assert runner.summarize(texts[0], max_length=8) == model.translate(texts[0], max_length=8)

@@ -12,6 +12,7 @@ import pytest
 
 import kerasllm
 from kerasllm import datasets, layers, metrics, training
+from kerasllm.export.runtime import Runner
 from kerasllm.generation.config import GenerationConfig
 
 TEXTS = ["the cat sat on the mat .", "the dog ran to the cat .", "a bird sings"]
@@ -368,6 +369,33 @@ def test_some_wrong_values_of_each_argument_are_refused_by_name(calls):
     some = list(cases(calls))[::5]
     assert len(some) > 500
     assert not complaints(some)
+
+
+@pytest.mark.slow
+def test_all_wrong_values_of_a_runners_arguments_are_refused_by_name(tmp_path):
+    words, pieces = kerasllm.Tokenizer.train_words(TEXTS, 40), kerasllm.Tokenizer.train_wordpiece(TEXTS, 60)
+    models = {
+        "gpt": kerasllm.GPT(16, **SMALL, tokenizer=words),
+        "bert": kerasllm.BERTClassifier(60, labels=["a", "b", "c"], **SMALL, tokenizer=pieces),
+        "translator": kerasllm.TransformerTranslator(16, 16, **SMALL, source_tokenizer=words, target_tokenizer=words),
+    }
+    for name, model in models.items():
+        model.export(tmp_path / f"{name}.tflite", "litert", verbose=False, verify=False)
+    gpt, bert, translator = (Runner(tmp_path / f"{name}.tflite") for name in models)
+    one = {"max_new_tokens": 1}
+    flags, ids = {"strip_prompt": "flag", "config": "config", "stop": "stop"}, {"token_ids": np.ones((1, 2), "int32")}
+    sampling = {name: CONFIG[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed")}
+    lengths = {name: CONFIG[name] for name in ("max_length", "max_new_tokens", "num_return_sequences")}
+    calls = [
+        (Runner, {"path": gpt.path}, {"path": "existing", "num_threads": "count or None"}),
+        (gpt.generate, {"prompts": "the", **one}, {"prompts": "ids", **flags, **sampling, **lengths}),
+        (gpt.stream, {"prompt": "the", **one}, {"prompt": "string", **flags, **sampling}),
+        (gpt.run, {"function": "decode", **ids}, {"function": "choice"}),
+        (bert.classify, {"texts": "the"}, {"texts": "texts", "top_k": "count or None", "truncate": "flag"}),
+        (bert.classify, {"texts": TEXTS}, {"pairs": "list of texts or None"}),
+        (translator.translate, {"texts": "the", **one}, {"texts": "texts", **flags, "num_beams": "count"}),
+    ]
+    assert not (found := complaints(cases(Call(*call) for call in calls))), "\n".join(found)
 
 
 @pytest.mark.slow

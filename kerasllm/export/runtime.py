@@ -12,12 +12,11 @@ import dataclasses
 import functools
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 
 from kerasllm import writing
-from kerasllm.arguments import NAN_REASON, check_text, read_texts, shown
+from kerasllm.arguments import NAN_REASON, check_choice, check_positive, check_text, read_path, read_texts, shown
 from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.export import description
 from kerasllm.export.messages import without_notes
@@ -63,7 +62,9 @@ class Runner:
     """
 
     def __init__(self, path, num_threads=None):
-        self.path, self.num_threads = Path(path), num_threads or os.cpu_count() or 1
+        if num_threads is not None:
+            check_positive("num_threads", num_threads)
+        self.path, self.num_threads = read_path("path", path), int(num_threads or os.cpu_count() or 1)
         writing.settle(self.path.parent)
         if not self.path.is_file():
             raise ValueError(f"path ({str(path)!r}) must be a file.")
@@ -359,8 +360,7 @@ class Runner:
             )
 
     def _described(self, function):
-        if function not in self.signatures:
-            raise ValueError(f"function ({shown(function)}) must be one of the file's: {', '.join(self.signatures)}.")
+        check_choice("function", function, self.signatures)
         return self.signatures[function]
 
     def _merged(self, config, overrides, accepted):
@@ -377,6 +377,8 @@ class Runner:
         """The ids that end a text, and its `CompletionWriter`, or None."""
         strings = [stop for stop in config.stop if isinstance(stop, str)]
         ids = [stop for stop in config.stop if not isinstance(stop, str)]
+        size = self.settings.get("vocabulary_size") or tokenizer.vocabulary_size
+        batches.check_ids(np.array(ids, "int64"), size, "stop")
         writer = tokenizer and CompletionWriter(tokenizer, strings, config.min_new_tokens or 0)
         return {*self.end_token_ids, *ids}, writer
 
