@@ -227,7 +227,7 @@ def _without_windows(config):
     layers, after = config.get("num_hidden_layers", 32), said.get("max_window_layers", 28)
     types, uses = said.get("layer_types"), said.get("use_sliding_window", False)
     if not boolean.accepts(uses):
-        raise ValueError(f"config.json: use_sliding_window ({uses!r:.80}) must be {boolean.accepted}.")
+        raise ValueError(f"config.json: use_sliding_window ({shown(uses)}) must be {boolean.accepted}.")
     if types is not None:
         slides = not isinstance(types, list) or any(kind != "full_attention" for kind in types)
     else:

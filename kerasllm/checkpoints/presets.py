@@ -225,7 +225,7 @@ def named_token_ids(config, arguments):
     size = max((n for name, n in arguments.items() if name.endswith("vocabulary_size") and type(n) is int), default=0)
     kept = {}
     if not isinstance(config, dict):
-        raise ValueError(f"config: the ids of tokens ({config!r:.80}) must be an object.")
+        raise ValueError(f"config: the ids of tokens ({shown(config)}) must be an object.")
     for name in TOKEN_IDS & set(config):
         value = config[name]
         if not all(i is None or type(i) is int for i in (value if isinstance(value, list) else [value])):

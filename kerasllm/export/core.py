@@ -164,7 +164,7 @@ def check_request(path, format, options):
         )
         ending = KERAS_FORMATS[format][2]
         if not str(read_path("filepath", path)).endswith(ending):
-            raise ValueError(f"filepath ({str(path)!r:.80}) must end in {ending!r} for the format {format!r}.")
+            raise ValueError(f"filepath ({shown(str(path))}) must end in {ending!r} for the format {format!r}.")
 
 
 def call_once(model):

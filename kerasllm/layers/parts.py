@@ -76,7 +76,7 @@ def restore(layer, parts):
         ValueError: `parts` names a part that the layer has not, or says of one what none has.
     """
     if not isinstance(parts, dict) or not all(isinstance(change, dict) for change in parts.values()):
-        raise ValueError(f"config: parts ({parts!r:.80}) must be an object of objects.")
+        raise ValueError(f"config: parts ({shown(parts)}) must be an object of objects.")
     walked = list(_walk(layer))
     unknown = sorted(parts.keys() - {path for path, _, _ in walked})
     if unknown:
@@ -88,7 +88,7 @@ def restore(layer, parts):
             try:
                 _restore(part, parts.get(path, {}))
             except (TypeError, AttributeError, KeyError) as error:  # Keras's, of what it does not understand
-                raise ValueError(f"config: parts: {path} ({parts[path]!r:.80}): {error}") from error
+                raise ValueError(f"config: parts: {path} ({shown(parts[path])}): {error}") from error
     for path, part, around in walked:  # at the end, for LoRA sets it too; and without recursion, for parts are shared
         change = parts.get(path, {})
         part._trainable = change.get("trainable", (part if around is None else around).trainable)
@@ -136,7 +136,7 @@ def _restore(part, change):
         config = keras.saving.deserialize_keras_object(change["quantization"])
         for quantizer in (config.weight_quantizer, config.activation_quantizer):
             if not isinstance(quantizer, keras.quantizers.Quantizer | None):
-                raise TypeError(f"{quantizer!r:.80} is no quantizer")
+                raise TypeError(f"{shown(quantizer)} is no quantizer")
         part.quantize(config.mode, config=config)
     if "lora" in change and not part.lora_enabled:
         part.enable_lora(change["lora"]["rank"], lora_alpha=change["lora"]["alpha"])
