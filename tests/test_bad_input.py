@@ -18,7 +18,7 @@ from kerasllm import (
     TransformerTranslator,
     layers,
 )
-from kerasllm.training import TokenCrossentropy, WarmupCosine
+from kerasllm.training import WarmupCosine
 
 TEXTS = ["the cat sat on the mat .", "the dog ran to the cat .", "a bird sings"]
 SMALL = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "max_sequence_length": 16}
@@ -70,14 +70,6 @@ CONSTRUCTORS = {
         "num_key_value_heads (3)",
         "num_heads (4)",
     ),
-    "no layers": (lambda: BERT(9, 0, 2, 8), "num_layers (0)", "positive"),
-    "negative width": (lambda: RNNLanguageModel(9, hidden_dim=-1), "hidden_dim (-1)", "positive"),
-    "no vocabulary": (lambda: GPT(0, 1, 2, 8), "vocabulary_size (0)", "positive"),
-    "a fraction of a layer": (lambda: LSTMTranslator(9, 9, num_layers=1.5), "num_layers (1.5)", "whole"),
-    "no positions": (lambda: GPT(9, 1, 2, 8, max_sequence_length=0), "max_sequence_length (0)", "positive"),
-    "no intermediate width": (lambda: GPT(9, 1, 2, 8, intermediate_dim=0), "intermediate_dim (0)", "positive"),
-    "dropout of one": (lambda: GPT(9, 1, 2, 8, dropout=1.0), "dropout (1.0)", "[0, 1)"),
-    "negative dropout": (lambda: LSTMTranslator(9, 9, dropout=-0.1), "dropout (-0.1)", "[0, 1)"),
     "unknown size": (lambda: BERT.from_size("huge", vocabulary_size=9), "size ('huge')", "'tiny'"),
     "unknown cell": (lambda: LSTMTranslator(9, 9, cell="rnn"), "cell ('rnn')", "'lstm'"),
     "unknown attention": (lambda: LSTMTranslator(9, 9, attention="luong"), "attention ('luong')", "'additive'"),
@@ -126,22 +118,14 @@ CONSTRUCTORS = {
         "sliding_window (2)",
         "decoders",
     ),
-    "no heads": (lambda: layers.MultiHeadAttention(0), "num_heads (0)", "positive"),
-    "label smoothing of one": (lambda: TokenCrossentropy(label_smoothing=1.0), "label_smoothing (1.0)"),
     "warm-up longer than training": (lambda: WarmupCosine(1e-3, 10, 5), "total_steps (5)"),
     "both lengths": (
         lambda: GenerationConfig(max_length=3, max_new_tokens=3),
         "max_length (3)",
         "max_new_tokens (3)",
     ),
-    "no length": (lambda: GenerationConfig(max_new_tokens=0), "max_new_tokens (0)", ">= 1"),
-    "negative length": (lambda: GenerationConfig(max_length=-2), "max_length (-2)", ">= 1"),
-    "negative temperature": (lambda: GenerationConfig(temperature=-1.0), "temperature (-1.0)", ">= 0"),
-    "temperature not a number": (lambda: GenerationConfig(temperature=float("nan")), "temperature (nan)"),
     "top_p of zero": (lambda: GenerationConfig(top_p=0.0), "top_p (0.0)", "(0, 1]"),
     "top_p above one": (lambda: GenerationConfig(top_p=1.5), "top_p (1.5)", "(0, 1]"),
-    "top_k of zero": (lambda: GenerationConfig(top_k=0), "top_k (0)", ">= 1"),
-    "no sequences": (lambda: GenerationConfig(num_return_sequences=0), "num_return_sequences (0)", ">= 1"),
 }
 
 

@@ -70,7 +70,6 @@ def test_one_label_alone_has_a_sigmoid():
         (lambda m: m.classify(["a film"], ["good", "bad"]), "pairs"),
         (lambda m: m.classify(["a film", " "]), r"texts\[1\]"),
         (lambda m: m.classify("good " * 20), r"texts\[0\].*22 tokens.*truncate=True"),
-        (lambda m: m.classify("good", batch_size=0), "batch_size"),
         (lambda m: make(labels=["a", "a"]), "labels"),
         (lambda m: make(labels=0), "labels"),
         (lambda m: make(problem_type="ranking"), "problem_type .'ranking'.*'single_label'"),

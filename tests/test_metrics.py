@@ -43,8 +43,6 @@ def test_texts_are_scored_by_the_libraries():
     [
         (lambda: metrics.confusion_matrix([0, 1], [0], 2), "labels .2 of them. and predictions .1. must be as many"),
         (lambda: metrics.confusion_matrix([0, 2], [0, 1], 2), "labels .* must be whole numbers in 0 .. 1"),
-        (lambda: metrics.confusion_matrix([0.5], [0], 2), "labels .* must be whole numbers"),
-        (lambda: metrics.confusion_matrix([0], [0], 0), "num_classes .0. must be"),
         (lambda: metrics.answer_scores([], []), "at least one"),
         (lambda: metrics.bleu(["a"], []), "hypotheses .1 of them. and references .0."),
     ],

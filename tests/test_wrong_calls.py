@@ -309,10 +309,16 @@ def all_calls(folder):
         (
             kerasllm.GPT,
             {"vocabulary_size": 9, **SMALL},
-            {**dict.fromkeys(stack, "count"), **dict.fromkeys(("norm", "positions", "dtype"), "choice")}
+            {**dict.fromkeys((*stack, "max_sequence_length"), "count")}
+            | dict.fromkeys(("norm", "positions", "dtype"), "choice")
             | {"dropout": "rate", "intermediate_dim": "count or None", "tokenizer": "tokenizer"},
         ),
         (kerasllm.BERTClassifier, {"vocabulary_size": 9, **SMALL}, {"problem_type": "choice"}),
+        (
+            kerasllm.RNNLanguageModel,
+            {"vocabulary_size": 9, "hidden_dim": 4},
+            {"vocabulary_size": "count", "hidden_dim": "count"},
+        ),
         (
             kerasllm.LSTMTranslator,
             {"source_vocabulary_size": 9, "target_vocabulary_size": 9, "hidden_dim": 4},
