@@ -98,6 +98,7 @@ def download(wheel, target):
     print(f"Downloading {name} with pip", flush=True)
     result = subprocess.run(
         processes.python("-m", "pip", "download", *options, "--dest", str(target), name),
+        env={**os.environ, "TMPDIR": str(target)},
         capture_output=True,
         text=True,
     )

@@ -656,7 +656,7 @@ def exported(i, format):
 )
 def test_a_killed_export_leaves_the_old_or_the_new_and_no_process(name, options, tmp_path):
     """Exports by TensorFlow itself, killed with all of their process's memory; 12 kills, for each takes ten seconds."""
-    chosen, found, folder, temporary = random.Random(0), [], tmp_path / "places", tmp_path / "temporary"
+    chosen, found, ready, folder, temporary = random.Random(0), [], [], tmp_path / "places", tmp_path / "temporary"
     folder.mkdir()
     temporary.mkdir()
     function = "decode" if name.endswith("lm") else "forward"
@@ -666,7 +666,8 @@ def test_a_killed_export_leaves_the_old_or_the_new_and_no_process(name, options,
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(1 if turn else 3):  # at first two whole exports
             assert process.stdout.readline() == "ready\n"
-        time.sleep(chosen.uniform(0, 10))
+            ready.append(time.perf_counter())
+        time.sleep(chosen.uniform(0, 1.1 * (ready[2] - ready[0])))  # of two exports
         process.kill()
         process.wait()
         process.stdout.close()

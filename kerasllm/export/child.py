@@ -83,6 +83,7 @@ def write_in_child(writer, model, path, options, calls):
             "CUDA_VISIBLE_DEVICES": "",
             "JAX_PLATFORMS": "cpu",  # Keras imports jax where it is installed.
             "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TMPDIR": str(folder),  # what TensorFlow leaves there when it is killed goes with the rest
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
         command = processes.python("-m", __name__, str(folder))
