@@ -26,6 +26,7 @@ ARROWS = {
     "models": MIDDLE | {"backend", "text", "checkpoints", "tasks"},
     **{part: LOWEST | MIDDLE | {"tasks", "models"} for part in ("export", "cli", "plots")},
 }
+RUNNER = "kerasllm.export.runtime"  # what applications import
 # `model.export(...)` is a method of every model: the one import that points upwards, made when it is called.
 UPWARDS = ("kerasllm.models.base", "export")
 
@@ -79,6 +80,16 @@ def test_imports_follow_the_arrows():
 def test_text_metrics_and_datasets_work_without_keras():
     wrong = [m for m in TREES if part(m) in WITHOUT_KERAS and "keras" in map(root, imports(m))]
     assert not wrong
+
+
+def test_a_runner_reaches_no_module_that_imports_keras():
+    reached, left = set(), [RUNNER]
+    while left:
+        module = left.pop()
+        reached.add(module)
+        left += set(imported_modules(module)) - reached
+    assert {"kerasllm.tasks.completing", "kerasllm.generation.sequences"} <= reached
+    assert not [module for module in reached if "keras" in map(root, imports(module))]
 
 
 def test_no_import_goes_in_a_circle():

@@ -262,9 +262,10 @@ def test_options_that_do_not_suit_the_model_are_named(options, message):
 @pytest.mark.parametrize("name, lengths", [("gpt", [16]), ("lstm", [])])
 def test_a_file_says_what_a_program_needs_to_know(name, lengths):
     model = make(name)
+    model.tokenizer = Tokenizer.train_words(["a b"], V, unk="<unk>", pad="<pad>")
     model.end_token_ids = [4, 1]
     contents = LanguageModelContents(model, Options(static=True))
     max_length = LENGTH if name == "gpt" else model.default_max_length
     settings = {"max_length": max_length, "end_token_ids": [4, 1], "prefill_lengths": lengths, "vocabulary_size": V}
-    assert contents.settings() == settings
+    assert contents.settings() == {**settings, "pad_token_id": model.tokenizer.pad_id}
     assert [name for name in contents.signatures if name.startswith("prefill")] == [f"prefill_{n}" for n in lengths]

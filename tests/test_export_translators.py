@@ -98,7 +98,7 @@ def test_a_saved_model_translates_padded_batches_and_strings(tmp_path):
     model, names = make("lstm"), ["translate_beams", "translate_text"]
     if not IN_CHILD:
         names += ["translate", "translate_beams_text"]
-    model.generation_defaults = GenerationConfig(max_new_tokens=9)
+    model.generation_defaults = GenerationConfig(max_new_tokens=9, bad_words=["CAT"])
     path = export(model, tmp_path, "tf_saved_model", strings=True, signatures=names, num_beams=3)
     assert compared(path) == names
 

@@ -122,6 +122,41 @@ def test_streams_hold_whole_characters_and_chats_what_the_model_answers(gpt, run
         assert runner.chat(CHAT, **options) == answer == "".join(runner.stream(CHAT, **options))
 
 
+def test_prompts_and_chats_have_all_forms_that_the_model_takes(gpt, runner):
+    rows = [gpt.tokenizer.encode(text) for text in TEXTS[:2]]
+    size = min(map(len, rows))
+    array, mask = np.array([row[:size] for row in rows]), np.ones((2, size), bool)
+    mask[1, 0] = False
+    options = [{}, {"strip_prompt": True}, {"num_return_sequences": 2, **SAMPLING}]
+    # A stop, and so rows of other lengths.
+    [[first, *_], _] = gpt.generate(array, max_new_tokens=12, strip_prompt=True).tolist()
+    for prompts in (
+        array,
+        keras.ops.convert_to_tensor(array, "int32"),
+        tuple(array),
+        {"token_ids": array, "padding_mask": mask},
+        {"input_ids": array, "attention_mask": mask.astype(int)},
+        np.array(TEXTS[:2]),
+    ):
+        for given in options:
+            given = {"max_new_tokens": 12, "stop": first, **given}
+            found, expected = runner.generate(prompts, **given), gpt.generate(prompts, **given)
+            assert type(found) is type(expected)
+            np.testing.assert_equal(found, expected)
+    chats = [CHAT, [{"role": "user", "content": TEXTS[1]}]]
+    for given in ({"max_new_tokens": 8}, {"num_return_sequences": 2, **SAMPLING}):
+        assert runner.chat(chats, **given) == gpt.chat(chats, **given)
+
+
+def test_a_stream_without_a_seed_is_drawn_as_keras_draws_it(gpt, runner):
+    options = {name: value for name, value in SAMPLING.items() if name != "seed"}
+    texts = []
+    for model in (runner, gpt):
+        np.random.seed(1)
+        texts.append(["".join(model.stream(TEXTS[0], **options)) for _ in range(2)])
+    assert texts[0] == texts[1] and texts[0][0] != texts[0][1]
+
+
 def test_what_was_read_is_not_read_again(runner, monkeypatch):
     calls = []
     run = Steps._run

@@ -174,7 +174,7 @@ def _are_strings(value):
 SETTINGS = {
     **dict.fromkeys(("max_length", "vocabulary_size", "num_beams", "truncate_at"), _is_positive),
     **dict.fromkeys(("end_token_ids", "prefill_lengths"), _are_counts),
-    "start_token_id": _is_count,
+    **dict.fromkeys(("start_token_id", "pad_token_id"), _is_count),
     "task": lambda value: value in TASKS,
     "segment_ids": lambda value: isinstance(value, bool),
     "labels": _are_strings,

@@ -18,6 +18,7 @@ from kerasllm.generation.processors import constrain, constraint_tensors
 from kerasllm.generation.programs import prefill
 from kerasllm.generation.samplers import uniform, wrap_seed
 from kerasllm.generation.scoring import token_log_probs
+from kerasllm.tasks.completing import ends_and_writer
 from kerasllm.text.batches import pad
 
 SAMPLING = {
@@ -177,10 +178,11 @@ class LanguageModelContents(Contents):
                 yield [(name, {**first, **calls[0][1]}), *calls[1:]]
 
     def settings(self):
-        """The limits of the functions, and the ids that end a text."""
+        """The limits of the functions, and the ids that end a text and that fill up arrays."""
         return {
             "max_length": self.max_length,
             "end_token_ids": list(self.model.end_token_ids),
+            "pad_token_id": self.model.token_id("pad"),
             "prefill_lengths": self.prefill_lengths,
             "vocabulary_size": self.model.output_vocabulary_size,
         }
@@ -310,8 +312,7 @@ class LanguageModelContents(Contents):
     def _defaults(self):
         """The `GenerationConfig` of what is built in, words as ids, and the end ids."""
         config = GenerationConfig.merged(None, defaults=self.model.generation_defaults, **RUN_TIME)
-        config, _, arguments = self.model.request(config, [[0]])
-        return arguments["config"], arguments["end_ids"]
+        return self.model.task_config(config, [[0]]), ends_and_writer(self.model, config)[0]
 
     def _constraints(self, **given):
         return {**constraint_tensors(self._defaults[0]), **given}

@@ -8,7 +8,6 @@ TensorFlow.
 """
 
 import contextlib
-import dataclasses
 import functools
 import os
 import threading
@@ -16,20 +15,29 @@ import threading
 import numpy as np
 
 from kerasllm import writing
-from kerasllm.arguments import NAN_REASON, check_choice, check_positive, check_text, read_path, read_texts, shown
+from kerasllm.arguments import check_choice, check_positive, read_path
 from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.export import description
 from kerasllm.export.messages import without_notes
 from kerasllm.export.steps import Steps
 from kerasllm.extras import required
 from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.sequences import Row, completion_limits, drawn_seed
 from kerasllm.tasks.answering import Answering
 from kerasllm.tasks.classification import Classification
+from kerasllm.tasks.completing import (
+    check_streamed,
+    ends_and_writer,
+    read_chats,
+    read_prompts,
+    read_sources,
+    read_streamed,
+    texts_of,
+    with_text,
+)
 from kerasllm.tasks.embedding import Embedding
 from kerasllm.tasks.mask_filling import MaskFilling
 from kerasllm.tasks.tagging import Tagging
-from kerasllm.text import batches
-from kerasllm.text.completions import CompletionWriter
 
 # What a call may say; the rest of a model's `generation_defaults` is a part of the file.
 OPTIONS = ("max_length", "max_new_tokens", "strip_prompt")
@@ -116,144 +124,41 @@ class Runner:
         """Continue prompts.
 
         Args:
-            prompts: a string, a list of strings, or a list of lists of ids.
+            prompts: as for `LanguageModel.generate` of Keras: a string or a list of strings; lists of ids; an int array
+                (B, P); or a mapping of `token_ids` and `padding_mask`.
             config: a `kerasllm.GenerationConfig`. What it leaves at its default, the model's own defaults decide.
             **overrides: fields of it: `max_new_tokens` or `max_length`, `temperature`, `top_k`, `top_p`,
                 `repetition_penalty`, `stop`, `seed`, `num_return_sequences`, `strip_prompt`.
 
         Returns:
-            As `LanguageModel.generate` of Keras: the prompts with their continuations, in the form they came in; with
+            As `LanguageModel.generate`: the prompts with their continuations, in the form they came in; with
             `num_return_sequences` n > 1 each is a list of n.
         """
-        self._check("generate")
+        completer = self._completer("generate")
         config = self._merged(config, overrides, OPTIONS + SAMPLING)
-        rows, texts, unlist = self._read_prompts(prompts)
-        return unlist(self._complete(rows, config, texts))
+        ids, results_of = read_prompts(completer, prompts, config.strip_prompt)
+        return results_of(completer.complete(ids, config), config.num_return_sequences)
 
     def chat(self, messages, config=None, **overrides):
-        """Answer a chat: a list of dicts with strings `role` and `content`. The rest is as for `generate`.
+        """Answer a chat, a list of dicts with strings `role` and `content`, or a list of such lists.
 
-        Among `overrides` may be arguments of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the
-        template. What the chat has in common with the one before is not read again.
+        The rest is as for `generate`. Among `overrides` may be arguments of `Tokenizer.apply_chat_template`, such as
+        `tools`, and variables of the template. What a chat has in common with the one before is not read again.
         """
-        self._check("chat")
-        template = self.tokenizer.take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
-        config = self._merged(config, overrides | {"strip_prompt": True}, OPTIONS + SAMPLING)
-        return self._complete([self.tokenizer.encode_chat(messages, **template)], config, True)[0]
+        completer = self._completer("chat")
+        overrides["strip_prompt"] = True
+        ids, unlist = read_chats(completer, messages, overrides)
+        config = self._merged(config, overrides, OPTIONS + SAMPLING)
+        return unlist(texts_of(completer.complete(ids, config), config.num_return_sequences))
 
     def stream(self, prompt, config=None, **overrides):
         """Continue a prompt, a string, or answer a chat, and yield the text in pieces as it is made.
 
         A piece holds whole characters. Joined, the pieces are what `generate` returns with `strip_prompt=True`.
         """
-        self._check("stream")
-        is_chat = isinstance(prompt, list | tuple) and prompt and all(isinstance(m, dict) for m in prompt)
-        if is_chat:
-            template = self.tokenizer.take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
-        config = self._merged(config, overrides, OPTIONS + SAMPLING)
-        if config.num_return_sequences > 1:
-            raise ValueError(f"num_return_sequences ({config.num_return_sequences}) must be 1 in a stream.")
-        if not isinstance(prompt, str) and not is_chat:
-            raise ValueError(f"prompt ({shown(prompt)}) must be a string or the messages of a chat.")
-        ids = self.tokenizer.encode_chat(prompt, **template) if is_chat else self._read_prompts(prompt)[0][0]
-        config = config.limited(len(ids), self.settings["max_length"])
-        end_ids, writer = self._ends(config, self.tokenizer)
-        growth = self._grow(ids, config, end_ids, writer, 0, 0)
-        return writer.pieces(ids, ((_without_end(completion, end_ids), done) for completion, done in growth))
-
-    def _complete(self, prompts, config, as_texts):
-        """For each list of ids a list of completions, or one."""
-        config = config.limited(max(map(len, prompts)), self.settings["max_length"])
-        if config.seed is None:
-            # As Keras draws it.
-            config = dataclasses.replace(config, seed=int(np.random.randint(2**32, dtype="uint32")))
-        has_strings = any(isinstance(stop, str) for stop in config.stop)
-        end_ids, writer = self._ends(config, self.tokenizer if as_texts or has_strings else None)
-        results = []
-        for index, prompt in enumerate(prompts):
-            if config.max_length is not None and len(prompt) >= config.max_length:
-                raise ValueError(
-                    f"max_length ({config.max_length}) must be greater than prompts[{index}]'s {len(prompt)}."
-                )
-            completions = []
-            for row in range(config.num_return_sequences):
-                *_, (ids, _) = self._grow(prompt, config, end_ids, writer, index, row)
-                if as_texts:
-                    before = "" if config.strip_prompt else writer.write_prompt(prompt)
-                    completions.append(before + writer.write(prompt, _without_end(ids, end_ids)))
-                else:
-                    completions.append(ids if config.strip_prompt else prompt + ids)
-            results.append(completions if config.num_return_sequences > 1 else completions[0])
-        return results
-
-    def _grow(self, prompt, config, end_ids, writer, prompt_index, row):
-        """Yield the ids of a completion while it grows, and whether it is finished."""
-        limit = config.max_new_tokens or config.max_length - len(prompt)
-        sampling = self._sampling(config, prompt_index, row)
-        # Whatever else the model's defaults say is a part of `sample` and of `generate`.
-        is_plain = set(self.generation_defaults.given()) <= {*OPTIONS, *SAMPLING}
-        is_greedy = is_plain and sampling["temperature"] == 0 and sampling["repetition_penalty"] == 1
-        ids = []
-        if "decode" in self.signatures and (is_greedy or "sample" in self.signatures):
-            chosen = self._steps_taken(prompt, ids, limit, None if is_greedy else sampling)
-        else:
-            self._described("generate")
-            inputs = {"token_ids": [prompt], "max_new_tokens": limit, "stop_token_ids": sorted(end_ids), **sampling}
-            outputs = self.run("generate", **inputs)
-            chosen = outputs["token_ids"][0, : outputs["lengths"][0]].tolist()
-        for token in chosen:
-            if token < 0:
-                raise FloatingPointError(
-                    f"The model's logits are NaN after {len(prompt) + len(ids)} tokens: {NAN_REASON}."
-                )
-            ids.append(token)
-            length = writer and writer.stop and writer.find_stop(prompt, ids, len(ids) - 1)
-            done = bool(length) or token in end_ids or len(ids) == limit
-            yield ids[: length or None], done
-            if done:
-                return
-
-    def _steps_taken(self, prompt, ids, limit, sampling):
-        """Yield token after token, the most probable ones without `sampling`; `ids` are those that were taken."""
-        while len(ids) < limit:
-            with self._lock:
-                logits = self._steps.after(prompt + ids)
-            if np.isnan(logits).any():
-                yield -1
-            elif sampling is None:
-                yield int(logits.argmax())
-            else:
-                history = np.full((1, self.settings["max_length"]), -1, "int32")
-                history[0, : len(prompt) + len(ids)] = prompt + ids
-                inputs = {"logits": logits[None], "token_ids": history, "count": len(ids), **sampling}
-                yield int(self.run("sample", **inputs)["token_ids"][0])
-
-    def _sampling(self, config, prompt_index, row):
-        """The inputs of `generate` and `sample` that say how to choose."""
-        return {**sampling_inputs(config), "seed": _seed_of(config.seed or 0, prompt_index), "row": row}
-
-    def _read_prompts(self, prompts):
-        """Prompts as lists of ids, whether they are texts, and the function that undoes the list."""
-        if isinstance(prompts, str):
-            return self._read_prompts([prompts])[0], True, lambda results: results[0]
-        if not isinstance(prompts, list | tuple) or not prompts:
-            raise ValueError(f"prompts ({shown(prompts)}) must be a string, or a list of strings or of lists of ids.")
-        if all(isinstance(prompt, str) for prompt in prompts):
-            for i, prompt in enumerate(prompts):
-                check_text(f"prompts[{i}]", prompt)
-            rows = [self.tokenizer.encode(text) or self._start() for text in prompts]
-            return rows, True, lambda results: results
-        rows = [np.asarray(prompt) for prompt in prompts]
-        for i, row in enumerate(rows):
-            if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
-                raise ValueError(f"prompts[{i}] ({shown(prompts[i])}) must be a non-empty list of token ids.")
-            batches.check_ids(row, self.settings["vocabulary_size"], f"prompts[{i}]")
-        return [row.tolist() for row in rows], False, lambda results: results
-
-    def _start(self):
-        if self.tokenizer.bos_id is None:
-            raise ValueError("prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none.")
-        return [self.tokenizer.bos_id]
+        completer = self._completer("stream")
+        ids = read_streamed(completer, prompt, overrides)
+        return completer.stream_text(ids, self._merged(config, overrides, OPTIONS + SAMPLING))
 
     # Translators
 
@@ -269,29 +174,10 @@ class Runner:
         Returns:
             The translation, or a list of them.
         """
-        self._check("translate")
-        texts, unlist = read_texts("texts", texts)
-        config = self._merged(config, overrides, OPTIONS + BEAMS).limited(1, self.settings["max_length"])
-        function, options = "translate", {"max_new_tokens": config.max_new_tokens or config.max_length - 1}
-        if config.num_beams > 1:
-            function, options["length_penalty"] = "translate_beams", config.length_penalty
-            if config.num_beams != self.settings["num_beams"]:
-                raise ValueError(
-                    f"num_beams ({config.num_beams}) must be 1 or what the file was exported with, "
-                    f"{self.settings['num_beams']}."
-                )
-        rows = self._tokenizer("source_").encode_batch(texts)
-        start, (end_ids, writer) = [self.settings["start_token_id"]], self._ends(config, self._tokenizer("target_"))
-        results = []
-        for row in rows:
-            mask = np.ones((1, len(row)), bool)
-            outputs = self.run(function, source_token_ids=[row], source_padding_mask=mask, **options)
-            completion = outputs["token_ids"][0, : outputs["lengths"][0]].tolist()
-            if min(completion, default=0) < 0:
-                raise FloatingPointError(f"The model's logits are NaN: {NAN_REASON}.")
-            before = "" if config.strip_prompt else writer.write_prompt(start)
-            results.append(before + writer.write(start, _without_end(completion, end_ids)))
-        return unlist(results)
+        completer = self._completer("translate", "target_")
+        sources, unlist = read_sources(completer, "texts", texts)
+        config = self._merged(config, overrides, OPTIONS + BEAMS)
+        return unlist(texts_of(completer.translate(sources, config), 1))
 
     def summarize(self, texts, config=None, **overrides):
         """Summarise texts: `translate` by the word for models that were taught to."""
@@ -325,6 +211,10 @@ class Runner:
         return _Head(self)
 
     # What they share
+
+    def _completer(self, method, prefix=""):
+        self._check(method)
+        return _Completer(self, prefix)
 
     @property
     def tokenizer(self):
@@ -373,14 +263,118 @@ class Runner:
             raise ValueError(f"{', '.join(wrong)} cannot be chosen in an exported file; {', '.join(accepted)} can.")
         return merged
 
-    def _ends(self, config, tokenizer):
-        """The ids that end a text, and its `CompletionWriter`, or None."""
-        strings = [stop for stop in config.stop if isinstance(stop, str)]
-        ids = [stop for stop in config.stop if not isinstance(stop, str)]
-        size = self.settings.get("vocabulary_size") or tokenizer.vocabulary_size
-        batches.check_ids(np.array(ids, "int64"), size, "stop")
-        writer = tokenizer and CompletionWriter(tokenizer, strings, config.min_new_tokens or 0)
-        return {*self.end_token_ids, *ids}, writer
+
+class _Completer:
+    """A file as `kerasllm.tasks.completing` sees a model that writes.
+
+    Args:
+        runner: a `Runner`.
+        prefix: of the files of the tokenizer that writes.
+    """
+
+    def __init__(self, runner, prefix):
+        self.runner, self.settings, self.prefix = runner, runner.settings, prefix
+        self.generation_defaults, self.end_token_ids = runner.generation_defaults, runner.end_token_ids
+
+    @property
+    def output_vocabulary_size(self):
+        """The number of symbols that may be written, as far as the file says it."""
+        return self.settings.get("vocabulary_size") or self.required_output_tokenizer().vocabulary_size
+
+    @property
+    def output_tokenizer(self):
+        """The tokenizer, where a text has asked for it: ids alone need none."""
+        return self.runner._tokenizers.get(self.prefix)
+
+    def required_output_tokenizer(self):
+        """The tokenizer that writes, or a `ValueError`."""
+        return self.runner._tokenizer(self.prefix)
+
+    def required_tokenizer(self, name="tokenizer"):
+        """The tokenizer `name`, or a `ValueError`."""
+        return self.runner._tokenizer(name.removesuffix("tokenizer"))
+
+    def token_id(self, role):
+        """The id of a role, or None."""
+        return self.settings.get(f"{role}_token_id")
+
+    def complete(self, prompts, config):
+        """For each list of ids a list of `num_return_sequences` `Generation`s."""
+        config = config.limited(max(map(len, prompts)), self.settings["max_length"])
+        limits, seed = completion_limits(prompts, config), drawn_seed(config)
+        *_, writer = ends_and_writer(self, config)
+        results = []
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            results.append([])
+            for number in range(config.num_return_sequences):
+                *_, row = self._growth(Row(prompt, limit), config, _seed_of(seed, index), number)
+                results[-1].append(with_text(row.generation(scores=False), writer, config.strip_prompt))
+        return results
+
+    def stream_text(self, prompt, config):
+        """The text of the completion of a list of ids, in pieces."""
+        check_streamed(config)
+        config = config.limited(len(prompt), self.settings["max_length"])
+        row = Row(prompt, completion_limits([prompt], config)[0])
+        *_, writer = ends_and_writer(self, config)
+        growth = self._growth(row, config, _seed_of(drawn_seed(config), 0), 0)
+        return writer.pieces(prompt, ((row.ids, row.finish_reason is not None) for row in growth))
+
+    def translate(self, sources, config):
+        """For each list of source ids a list of one `Generation`."""
+        config = config.limited(1, self.settings["max_length"])
+        start = [self.settings["start_token_id"]]
+        [limit] = completion_limits([start], config)
+        function, options = "translate", {"max_new_tokens": limit}
+        if config.num_beams > 1:
+            function, options["length_penalty"] = "translate_beams", config.length_penalty
+            if config.num_beams != self.settings["num_beams"]:
+                raise ValueError(
+                    f"num_beams ({config.num_beams}) must be 1 or what the file was exported with, "
+                    f"{self.settings['num_beams']}."
+                )
+        end_ids, _, writer = ends_and_writer(self, config)
+        results = []
+        for source in sources:
+            mask = np.ones((1, len(source)), bool)
+            outputs = self.runner.run(function, source_token_ids=[source], source_padding_mask=mask, **options)
+            row = Row(start, limit)
+            row.extend(_completion(outputs), np.zeros(limit), end_ids, None)
+            results.append([with_text(row.generation(scores=False), writer, config.strip_prompt)])
+        return results
+
+    def _growth(self, row, config, seed, number):
+        """Yield a `Row`, sequence `number` of its prompt, as it grows."""
+        end_ids, find_stop, _ = ends_and_writer(self, config)
+        sampling = {**sampling_inputs(config), "seed": seed, "row": number}
+        # Whatever else the model's defaults say is a part of `sample` and of `generate`.
+        is_plain = set(self.generation_defaults.given()) <= {*OPTIONS, *SAMPLING}
+        is_greedy = is_plain and sampling["temperature"] == 0 and sampling["repetition_penalty"] == 1
+        if "decode" in self.runner.signatures and (is_greedy or "sample" in self.runner.signatures):
+            chosen = self._steps(row, None if is_greedy else sampling)
+        else:
+            self.runner._described("generate")
+            inputs = {"max_new_tokens": row.limit, "stop_token_ids": sorted(set(end_ids)), **sampling}
+            chosen = [_completion(self.runner.run("generate", token_ids=[row.prompt], **inputs))]
+        for ids in chosen:
+            row.extend(ids, np.zeros(len(ids)), end_ids, find_stop)
+            yield row
+
+    def _steps(self, row, sampling):
+        """Yield token after token (1,) of a `Row`, the most probable ones without `sampling`; -1 for logits of NaN."""
+        while row.finish_reason is None:
+            token_ids = row.prompt + row.ids
+            with self.runner._lock:
+                logits = self.runner._steps.after(token_ids)
+            if np.isnan(logits).any():
+                yield np.array([-1])
+            elif sampling is None:
+                yield np.array([logits.argmax()])
+            else:
+                history = np.full((1, self.settings["max_length"]), -1, "int32")
+                history[0, : len(token_ids)] = token_ids
+                inputs = {"logits": logits[None], "token_ids": history, "count": len(row.ids), **sampling}
+                yield self.runner.run("sample", **inputs)["token_ids"]
 
 
 class _Head(MaskFilling, Classification, Tagging, Answering, Embedding):
@@ -432,8 +426,9 @@ def sampling_inputs(config):
     }
 
 
-def _without_end(completion, end_ids):
-    return completion[:-1] if completion and completion[-1] in end_ids else completion
+def _completion(outputs):
+    """The ids that a function has written."""
+    return outputs["token_ids"][0, : outputs["lengths"][0]]
 
 
 def _seed_of(seed, prompt_index):

@@ -13,6 +13,7 @@ from kerasllm.generation import beam, generator
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.processors import constraint_tensors, needs_history
 from kerasllm.generation.programs import prefill, tensors
+from kerasllm.tasks.completing import ends_and_writer
 from kerasllm.text import batches
 
 # What is compared: sources of these lengths, and so many tokens of their targets.
@@ -58,7 +59,7 @@ class TranslatorContents(Contents):
         super().__init__(model, options)
         for name in self.signatures:
             if name.startswith("translate"):
-                self.request(name)
+                self.config_and_ends(name)
 
     @staticmethod
     def _check_strings(model, options):
@@ -118,7 +119,7 @@ class TranslatorContents(Contents):
 
     # Translations.
 
-    def request(self, name):
+    def config_and_ends(self, name):
         """How a function generates: the `GenerationConfig` with words as ids, and the end ids (E,).
 
         Raises:
@@ -128,8 +129,8 @@ class TranslatorContents(Contents):
         strings = [stop for stop in config.stop if isinstance(stop, str)]
         if strings:
             raise ValueError(f"generation_defaults.stop ({strings}) must be token ids for {name}.")
-        config, _, arguments = self.model.request(config, [[self.model.start_token_id]])
-        return config, np.array(arguments["end_ids"] or [-1], "int32")
+        end_ids = np.array(ends_and_writer(self.model, config)[0] or [-1], "int32")
+        return self.model.task_config(config, [[self.model.start_token_id]]), end_ids
 
     def _overrides(self, name):
         """What decides between greedy and beam search, whatever the model's defaults."""
@@ -138,7 +139,7 @@ class TranslatorContents(Contents):
 
     def translate(self, source_token_ids, source_padding_mask, max_new_tokens):
         """Translate greedily; the arguments are in the class docstring."""
-        config, end_ids = self.request("translate")
+        config, end_ids = self.config_and_ends("translate")
         begin = self._begin(source_token_ids, source_padding_mask, max_new_tokens, config)
         total, limits, capacity, constraints, state, token = begin
         # Nothing is drawn: the numbers' shape says how many tokens there may be.
@@ -154,7 +155,7 @@ class TranslatorContents(Contents):
 
     def translate_beams(self, source_token_ids, source_padding_mask, max_new_tokens, length_penalty):
         """Translate by beam search; the arguments are in the class docstring. A score is nan where the logits are."""
-        config, end_ids = self.request("translate_beams")
+        config, end_ids = self.config_and_ends("translate_beams")
         begin = self._begin(source_token_ids, source_padding_mask, max_new_tokens, config)
         total, limits, capacity, constraints, state, token = begin
         _, _, beams = beam.advance(
@@ -219,7 +220,7 @@ class TranslatorContents(Contents):
         check = tf.debugging.assert_less_equal(tf.shape(encoded["token_ids"])[1], limit, message)
         with tf.control_dependencies([check]):
             outputs = translate(tf.identity(encoded["token_ids"]), encoded["padding_mask"], **inputs)
-        token_ids, (config, end_ids) = outputs["token_ids"], self.request("translate")
+        token_ids, (config, end_ids) = outputs["token_ids"], self.config_and_ends("translate")
         is_text = tf.sequence_mask(outputs["lengths"], tf.shape(token_ids)[1])
         is_text &= tf.reduce_all(token_ids[:, :, None] != end_ids, axis=-1)
         # Decoders treat the beginning of a text in a way of their own: the start token stands before it.

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "config": ["GenerationConfig"],
-        "task": ["Generation"],
+        "sequences": ["Generation"],
         "scoring": ["Score"],
     },
 )

@@ -20,7 +20,7 @@ from kerasllm import backend
 from kerasllm.arguments import NAN_REASON
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors
 from kerasllm.generation.programs import Programs, copied, feed, first_capacity, grow, prefill, tensors
-from kerasllm.generation.task import Generation
+from kerasllm.generation.sequences import Generation
 from kerasllm.text.batches import filled
 
 # The log-probability of what is no hypothesis: below that of any, and finite, so that sums and quotients stay numbers.

@@ -29,7 +29,7 @@ from kerasllm.generation.config import SAMPLING
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors, warp
 from kerasllm.generation.programs import Programs, copied, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.samplers import sample, uniform, wrap_seed
-from kerasllm.generation.task import Row
+from kerasllm.generation.sequences import Row, drawn_seed
 from kerasllm.text.batches import bucket_rows, filled
 
 CHUNK = 64
@@ -242,9 +242,7 @@ def _filters(config):
 
 def _uniforms(task, num_rows):
     """The function from the tokens generated so far to the uniforms (CHUNK, R) of the next steps."""
-    seed, n = task.config.seed, task.config.num_return_sequences
-    if seed is None:
-        seed = int(np.random.randint(2**32, dtype="uint32")) if task.config.sampling else 0
+    seed, n = drawn_seed(task.config), task.config.num_return_sequences
     prompt_index, sequence_index = (x.astype("int32") for x in np.divmod(np.arange(num_rows), n))
     prompt_index += task.first_index
 

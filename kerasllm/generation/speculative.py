@@ -18,7 +18,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.generation.programs import Programs, first_capacity, grow, prefill, tensors
-from kerasllm.generation.task import Row
+from kerasllm.generation.sequences import Row
 
 # The tokens before a guess that must stand in the text already, the longest first.
 MATCHES = (3, 2, 1)

@@ -1,4 +1,4 @@
-"""What is asked of generation, and what comes out of it."""
+"""What is asked of generation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,41 +6,12 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from kerasllm.arguments import NAN_REASON
 from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.sequences import completion_limits
 from kerasllm.text import batches
 
 # Room for the model's own end tokens and some of the call's, without another compilation.
 LEAST_ENDS = 4
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Generation:
-    """One generated sequence.
-
-    Attributes:
-        token_ids: (L,) int32 array, the prompt and the completion with its end token.
-        prompt_length: where in `token_ids` the completion begins.
-        finish_reason: "stop" where an end token or a stop string ended the completion, "length" where its limit did.
-        log_probs: float32 array, the log-probability of each token of the completion under the model, before
-            temperature, filters and penalties; None where they were not asked for.
-        score: what beam search orders by, log-probability / length ** length_penalty; None without beams.
-        num_steps: how often the model was run; None unless decoding was speculative.
-        text: the text, without what ended it; None without a tokenizer.
-    """
-
-    token_ids: np.ndarray
-    prompt_length: int
-    finish_reason: str
-    log_probs: np.ndarray | None = None
-    score: float | None = None
-    num_steps: int | None = None
-    text: str | None = None
-
-    @property
-    def completion(self):
-        """The generated tokens alone."""
-        return self.token_ids[self.prompt_length :]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,7 +19,7 @@ class Task:
     """Prompts to continue, and all that decides how.
 
     Args:
-        model: a `keras.Model` with the three methods above.
+        model: a `keras.Model` with the three methods that stand at the head of `kerasllm.generation.generator`.
         inputs: dict of arrays with one row for each prompt, handed to `start_decoding`.
         prompts: non-empty lists of token ids, of any lengths.
         config: a `GenerationConfig` with one of its two lengths, whose words are ids and not strings.
@@ -95,16 +66,7 @@ class Task:
         config = self.config
         if config.max_new_tokens is None and config.max_length is None:
             raise ValueError("max_length (None) or max_new_tokens (None) must be given.")
-        if config.max_length is not None and lengths.max() >= config.max_length:
-            raise ValueError(
-                f"max_length ({config.max_length}) must be greater than the length of each prompt; "
-                f"prompts[{self.first_index + lengths.argmax()}] has {lengths.max()} tokens."
-            )
-        if config.max_new_tokens is None:
-            limits = np.int32(config.max_length) - lengths
-        else:
-            limits = np.full_like(lengths, config.max_new_tokens)
-        object.__setattr__(self, "limits", limits)
+        object.__setattr__(self, "limits", completion_limits(self.prompts, config, self.first_index))
 
     @property
     def num_rows(self):
@@ -126,45 +88,3 @@ class Task:
         """The end ids as an array, filled up to few sizes with -1, which is none."""
         ids = np.array(self.end_ids, dtype="int32")
         return batches.filled(ids, batches.bucket_length(max(len(ids), LEAST_ENDS)), -1)
-
-
-class Row:
-    """One sequence while it is generated.
-
-    Attributes:
-        prompt: the tokens it began with.
-        ids, log_probs: what has been generated.
-        finish_reason: None while it runs.
-    """
-
-    def __init__(self, prompt, limit):
-        self.prompt, self.limit = prompt, limit
-        self.ids, self.log_probs = [], []
-        self.finish_reason = None
-
-    def extend(self, ids, log_probs, end_ids, find_stop):
-        """Take what a chunk has brought, up to the first end."""
-        checked = len(self.ids)
-        ids = ids[: self.limit - checked]
-        ends = np.flatnonzero(np.isin(ids, end_ids) | (ids < 0))
-        ids = ids[: ends[0] + 1] if len(ends) else ids
-        if len(ids) and ids[-1] < 0:
-            raise FloatingPointError(
-                f"The model's logits are NaN after {len(self.prompt) + checked + len(ids) - 1} tokens: {NAN_REASON}."
-            )
-        self.ids += ids.tolist()
-        self.log_probs += log_probs[: len(ids)].tolist()
-        if len(ends):
-            self.finish_reason = "stop"
-        elif len(self.ids) == self.limit:
-            self.finish_reason = "length"
-        length = find_stop and find_stop(self.prompt, self.ids, checked)
-        if length:
-            del self.ids[length:], self.log_probs[length:]
-            self.finish_reason = "stop"
-
-    def generation(self, scores, num_steps=None):
-        """What has become of it, with or without its log-probabilities."""
-        token_ids = np.concatenate([self.prompt, self.ids]).astype("int32")
-        log_probs = np.array(self.log_probs, "float32") if scores else None
-        return Generation(token_ids, len(self.prompt), self.finish_reason, log_probs, num_steps=num_steps)

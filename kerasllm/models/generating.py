@@ -1,10 +1,7 @@
 """Models that write token after token: what `generate`, `translate`, streaming and scoring share."""
 
 import dataclasses
-import itertools
-from collections.abc import Mapping
 
-import keras
 import numpy as np
 
 from kerasllm import checkpoints
@@ -14,7 +11,6 @@ from kerasllm.arguments import (
     check_function,
     check_numbers,
     check_positive,
-    check_sequence,
     read_sequence,
     shown,
 )
@@ -23,8 +19,8 @@ from kerasllm.generation.config import GenerationConfig
 from kerasllm.generation.sharing import with_same_weights
 from kerasllm.generation.task import Task
 from kerasllm.models.base import Model, adopted
+from kerasllm.tasks.completing import check_streamed, ends_and_writer, read_ids, with_text
 from kerasllm.text import batches
-from kerasllm.text.completions import CompletionWriter
 
 
 class GeneratingModel(Model):
@@ -74,7 +70,7 @@ class GeneratingModel(Model):
     @end_token_ids.setter
     def end_token_ids(self, ids):
         if ids is not None:  # () is no end
-            ids = tuple(read_token_ids("end_token_ids", [list(ids)], self.output_vocabulary_size)[0]) if ids else ()
+            ids = tuple(read_ids("end_token_ids", list(ids), self.output_vocabulary_size)) if ids else ()
         object.__setattr__(self, "_end_token_ids", ids)
 
     @property
@@ -193,7 +189,8 @@ class GeneratingModel(Model):
             check_function(f"processors[{i}]", processor)
         if prefix_allowed_tokens is not None:
             check_function("prefix_allowed_tokens", prefix_allowed_tokens)
-        config, writer, arguments = self.request(config, prompts)
+        config = self.task_config(config, prompts)
+        end_ids, find_stop, writer = ends_and_writer(self, config)
         if draft is not None:
             self._check_draft(
                 draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens is not None
@@ -208,54 +205,54 @@ class GeneratingModel(Model):
                 model=self,
                 inputs=read_inputs(places),
                 prompts=[prompts[i] for i in places],
+                config=config,
+                end_ids=end_ids,
                 first_index=first_index + places[0],
+                find_stop=find_stop,
                 scores=return_scores,
                 processors=tuple(callbacks),
                 least_rows=least_rows,
-                **arguments,
             )
             if draft is None:
                 results += generator.generate(task)
             else:
                 results += [[speculative.generate(task, draft, num_draft_tokens)]]
-        if writer is None:
-            return results
-        return [[self._with_text(g, writer, config, arguments["end_ids"]) for g in row] for row in results]
+        return [[with_text(generation, writer, config.strip_prompt) for generation in row] for row in results]
 
     def stream_text(self, prompt, config, inputs):
         """Generate from one list of ids, and yield the completion's text in pieces."""
-        if config.num_beams > 1 or config.num_return_sequences > 1:
-            raise ValueError(
-                f"num_beams ({config.num_beams}) and num_return_sequences ({config.num_return_sequences}) must be 1 "
-                "in a stream."
-            )
+        check_streamed(config)
         self.required_output_tokenizer()
-        config, writer, arguments = self.request(config, [prompt])
-        task = Task(model=self, inputs=inputs, prompts=[prompt], **arguments)
-        end_ids = arguments["end_ids"]
-        growth = ((_without_end(row.ids, end_ids), row.finish_reason is not None) for row in generator.stream(task))
-        return writer.pieces(prompt, growth)
+        config = self.task_config(config, [prompt])
+        end_ids, find_stop, writer = ends_and_writer(self, config)
+        task = Task(model=self, inputs=inputs, prompts=[prompt], config=config, end_ids=end_ids, find_stop=find_stop)
+        return writer.pieces(prompt, ((row.ids, row.finish_reason is not None) for row in generator.stream(task)))
 
     @with_same_weights
-    def score_batches(self, rows, batch_size, read_inputs):
+    def score_batches(self, name, rows, batch_size, read_inputs):
         """`Score`s of lists of ids, some at a time.
 
         Args:
-            rows: lists of two ids or more, what the model's logits belong to.
+            name: of the argument that the rows are, for errors.
+            rows: lists of ids, what the model's logits belong to.
             batch_size: the most rows at a time.
             read_inputs: takes a list of places in `rows`, and their ids and mask (B, T), padded on the right, and
                 returns the model's inputs.
 
         Raises:
+            ValueError: a row is of one token, or longer than the model's `max_sequence_length`.
             FloatingPointError: a log-probability is NaN or infinite.
         """
         check_positive("batch_size", batch_size)
+        for i, row in enumerate(rows):
+            if len(row) < 2:
+                raise ValueError(f"{name}[{i}] ({shown(row)}) must be of two tokens at least.")
         scores = []
         for places, least_rows in _batches(len(rows), batch_size):
             longest = max(len(rows[i]) for i in places)
             if self.max_sequence_length and longest > self.max_sequence_length:
                 raise ValueError(
-                    f"texts: one of {longest} tokens is longer than max_sequence_length ({self.max_sequence_length})."
+                    f"{name}: one of {longest} tokens is longer than max_sequence_length ({self.max_sequence_length})."
                 )
             length = batches.bucket_length(longest, self.max_sequence_length)
             token_ids, padding_mask = batches.pad([rows[i] for i in places], length)
@@ -269,8 +266,13 @@ class GeneratingModel(Model):
         """The tokenizer that writes the text, or a `ValueError` that says how to give the model one."""
         return self.required_tokenizer()
 
-    def request(self, config, prompts):
-        """`config` with a length, the `CompletionWriter` or None, and further arguments of a `Task`."""
+    def task_config(self, config, prompts):
+        """The `config` of a `Task`: with a length for these prompts and with words as ids, checked against the model.
+
+        Raises:
+            ValueError: a prompt or a length is above the model's; an id is outside the vocabulary; no token is left to
+                choose; there are more beams than symbols; the defaults ask for what is `unsupported`.
+        """
         if config.unsupported:
             fields = ", ".join(f"{name} ({shown(value)})" for name, value in config.unsupported.items())
             raise ValueError(
@@ -281,29 +283,19 @@ class GeneratingModel(Model):
         config = config.limited(longest, self.max_sequence_length, max(self.default_max_length, 2 * longest))
         size = self.output_vocabulary_size
         words = tuple(dict.fromkeys(ids for word in config.bad_words for ids in self._word_ids(word)))
-        stop_ids = [stop for stop in config.stop if not isinstance(stop, str)]
         for name, ids in [
             ("logit_bias", list(config.logit_bias or {})),
             ("bad_words", [i for word in words for i in word]),
-            ("stop", stop_ids),
             *((name, list(getattr(config, name) or ())) for name in ("suppress_tokens", "begin_suppress_tokens")),
             *((name, [getattr(config, name)]) for name in FORCED if getattr(config, name) is not None),
         ]:
             batches.check_ids(np.array(ids, "int64"), size, name)
         if config.num_beams > size:
             raise ValueError(f"num_beams ({config.num_beams}) must be at most the number of symbols ({size}).")
-        self._check_choice_left(config, words, stop_ids)
-        strings = [stop for stop in config.stop if isinstance(stop, str)]
-        tokenizer = self.required_output_tokenizer() if strings else self.output_tokenizer
-        writer = tokenizer and CompletionWriter(tokenizer, strings, config.min_new_tokens or 0)
-        arguments = {
-            "config": dataclasses.replace(config, bad_words=words),
-            "end_ids": (*self.end_token_ids, *stop_ids),
-            "find_stop": writer.find_stop if strings else None,
-        }
-        return config, writer, arguments
+        self._check_choice_left(config, words)
+        return dataclasses.replace(config, bad_words=words)
 
-    def _check_choice_left(self, config, words, stop_ids):
+    def _check_choice_left(self, config, words):
         """Raise where every token is ruled out: `constrain`, which leaves one in any case, would take no notice."""
         bans = {
             "bad_words": {word[0] for word in words if len(word) == 1},
@@ -312,7 +304,7 @@ class GeneratingModel(Model):
         }
         early = {"begin_suppress_tokens": set(config.begin_suppress_tokens or ())}
         for name in ("min_new_tokens", "min_length"):
-            early[name] = {*self.end_token_ids, *stop_ids} if getattr(config, name) else set()
+            early[name] = set(ends_and_writer(self, config)[0]) if getattr(config, name) else set()
         for at_once in (bans, bans | early):
             if len(set().union(*at_once.values())) >= self.output_vocabulary_size:
                 names = " and ".join(f"{name} ({shown(getattr(config, name))})" for name, ids in at_once.items() if ids)
@@ -327,12 +319,6 @@ class GeneratingModel(Model):
             return [word]
         tokenizer = self.required_output_tokenizer()
         return [tuple(tokenizer.encode(text, special_tokens=False)) for text in (word, f" {word}")]
-
-    def _with_text(self, generation, writer, config, end_ids):
-        prompt = generation.token_ids[: generation.prompt_length].tolist()
-        completion = _without_end(generation.completion.tolist(), end_ids)
-        text = writer.write(prompt, completion)
-        return dataclasses.replace(generation, text=text if config.strip_prompt else writer.write_prompt(prompt) + text)
 
     def _check_draft(self, draft, num_draft_tokens, config, num_prompts, has_callbacks):
         check_positive("num_draft_tokens", num_draft_tokens)
@@ -359,69 +345,10 @@ class GeneratingModel(Model):
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 
-def read_token_ids(name, rows, vocabulary_size):
-    """Ids in any form as checked lists of Python ints.
-
-    Args:
-        name: of the argument, for errors.
-        rows: lists of ids, an int array or tensor (B, T); or a mapping of `token_ids` and `padding_mask`, or of
-            `input_ids` and `attention_mask` as the tokenizers of transformers give them.
-        vocabulary_size: what all ids are below.
-
-    Raises:
-        ValueError: no rows, an empty row, or ids that are no whole numbers in [0, vocabulary_size).
-    """
-    if isinstance(rows, Mapping):
-        rows = _unpadded(name, rows)
-    check_sequence(name, rows)
-    lists = []
-    for i, row in enumerate(rows):
-        array = _as_numpy(row)
-        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-            raise ValueError(f"{name}[{i}] ({shown(row)}) must be a non-empty list of token ids.")
-        lists.append(array.tolist())
-    if not lists:
-        raise ValueError(f"{name} ({shown(rows)}) must not be empty.")
-    batches.check_ids(np.concatenate(lists), vocabulary_size, name)
-    return lists
-
-
-def _unpadded(name, mapping):
-    """The rows of ids of a mapping, without padding."""
-    keys = ("token_ids", "padding_mask") if "token_ids" in mapping else ("input_ids", "attention_mask")
-    if set(keys) != set(mapping):
-        raise ValueError(
-            f"{name} ({sorted(map(str, mapping))}) must hold token_ids and padding_mask, or input_ids and "
-            "attention_mask, and nothing else."
-        )
-    ids, masks = ([_as_numpy(row) for row in mapping[key]] for key in keys)
-    for i, (row, mask) in enumerate(itertools.zip_longest(ids, masks)):
-        if row is None or mask is None or row.ndim != 1 or row.shape != mask.shape or not np.isin(mask, (0, 1)).all():
-            shapes = [np.shape(mapping[key]) if hasattr(mapping[key], "shape") else "(a list)" for key in keys]
-            raise ValueError(
-                f"{name}[{i}]: {keys[0]} {shapes[0]} and {keys[1]} {shapes[1]} must be of one shape (B, P), the mask "
-                "True or 1 where a token is real."
-            )
-    return [row[mask.astype("bool")] for row, mask in zip(ids, masks, strict=True)]
-
-
-def _as_numpy(row):
-    return np.asarray(row if isinstance(row, list | tuple | str) else keras.ops.convert_to_numpy(row))
-
-
-def unnested(rows, n):
-    """Lists of n results, or for n = 1 the results themselves."""
-    return rows if n > 1 else [row[0] for row in rows]
-
-
 def _batches(num_rows, batch_size):
     """Yield the places of each batch, and its least rows, those of the first: a smaller one would be compiled anew."""
     for start in range(0, num_rows, batch_size):
         yield list(range(start, min(start + batch_size, num_rows))), min(batch_size, num_rows)
-
-
-def _without_end(completion, end_ids):
-    return completion[:-1] if completion and completion[-1] in end_ids else completion
 
 
 def _only_allowed(prefix_allowed_tokens, places):

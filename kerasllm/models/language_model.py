@@ -1,12 +1,18 @@
 """Models that continue text: the base of GPT and of the recurrent language model."""
 
-from collections.abc import Mapping
-
-from kerasllm.arguments import check_text, shown
+from kerasllm.arguments import read_strings
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.base import carried_tokenizer
-from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
-from kerasllm.text import batches
+from kerasllm.models.generating import GeneratingModel
+from kerasllm.tasks.completing import (
+    are_texts,
+    read_chats,
+    read_prompts,
+    read_rows,
+    read_streamed,
+    texts_of,
+    unnested,
+)
 
 
 class LanguageModel(GeneratingModel):
@@ -69,7 +75,7 @@ class LanguageModel(GeneratingModel):
             >>> model.generate("I enjoy walking with my cute dog", max_new_tokens=40, temperature=0.7, seed=1)
         """
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
-        ids, rebuild = self._read_prompts(prompts, config.strip_prompt)
+        ids, results_of = read_prompts(self, prompts, config.strip_prompt)
         results = self.complete(
             ids,
             config,
@@ -82,9 +88,9 @@ class LanguageModel(GeneratingModel):
             first_index=first_index,
         )
         if return_scores:
-            results = results if config.num_return_sequences > 1 else [row[0] for row in results]
+            results = unnested(results, config.num_return_sequences)
             return results[0] if isinstance(prompts, str) else results
-        return rebuild(results, config.num_return_sequences)
+        return results_of(results, config.num_return_sequences)
 
     def chat(self, messages, config=None, batch_size=32, **overrides):
         """Answer a chat, which the tokenizer's chat template turns into text.
@@ -108,19 +114,10 @@ class LanguageModel(GeneratingModel):
             >>> messages += [{"role": "assistant", "content": model.chat(messages, max_new_tokens=40)}]
             >>> model.chat(messages, tools=[get_weather], enable_thinking=False, max_new_tokens=200)
         """
-        is_one = isinstance(messages, list | tuple) and len(messages) > 0 and isinstance(messages[0], dict)
-        chats = [messages] if is_one else messages
-        if not isinstance(chats, list | tuple) or not chats:
-            raise ValueError(
-                f"messages ({shown(messages)}) must be a non-empty list of dicts, or a list of such lists."
-            )
         overrides["strip_prompt"] = True
-        template = self.required_tokenizer().take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
+        ids, unlist = read_chats(self, messages, overrides)
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
-        ids = [self.tokenizer.encode_chat(chat, **template) for chat in chats]
-        results = self.complete(ids, config, batch_size)
-        answers = unnested([[g.text for g in row] for row in results], config.num_return_sequences)
-        return answers[0] if is_one else answers
+        return unlist(texts_of(self.complete(ids, config, batch_size), config.num_return_sequences))
 
     def stream(self, prompt, config=None, **overrides):
         """Continue a prompt or answer a chat, and yield the text in pieces as it is made.
@@ -139,13 +136,8 @@ class LanguageModel(GeneratingModel):
             >>> for piece in model.stream("Once upon a time", max_new_tokens=100, temperature=0.8):
             ...     print(piece, end="", flush=True)
         """
-        is_chat = isinstance(prompt, list | tuple) and prompt and all(isinstance(m, dict) for m in prompt)
-        if not isinstance(prompt, str) and not is_chat:
-            raise ValueError(f"prompt ({shown(prompt)}) must be a string or the messages of a chat.")
-        if is_chat:
-            template = self.required_tokenizer().take_chat_arguments(overrides, GenerationConfig.__dataclass_fields__)
+        ids = read_streamed(self, prompt, overrides)
         config = GenerationConfig.merged(config, defaults=self.generation_defaults, **overrides)
-        ids = self.tokenizer.encode_chat(prompt, **template) if is_chat else self._read_prompts([prompt], True)[0][0]
         return self.stream_text(ids, config, {})
 
     def score(self, texts, batch_size=8):
@@ -165,57 +157,13 @@ class LanguageModel(GeneratingModel):
         """
         if isinstance(texts, str):
             return self.score([texts], batch_size)[0]
-        if not _is_list(texts):
-            raise ValueError(f"texts ({shown(texts)}) must be a string, or a list of strings or of lists of ids.")
-        rows = texts
-        if not isinstance(texts, Mapping) and all(isinstance(text, str) for text in texts):
+        if are_texts("texts", texts):
             tokenizer = self.required_tokenizer()
-            for i, text in enumerate(texts):
-                check_text(f"texts[{i}]", text)
             start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-            rows = [start + tokenizer.encode(text, special_tokens=False) for text in texts]
-        rows = read_token_ids("texts", rows, self.output_vocabulary_size)
-        for i, row in enumerate(rows):
-            if len(row) < 2:
-                raise ValueError(f"texts[{i}] ({shown(row)}) must be of two tokens at least.")
+            texts = [start + tokenizer.encode(text, special_tokens=False) for text in read_strings("texts", texts)]
+        rows = read_rows("texts", texts, self.output_vocabulary_size)
 
         def read_inputs(places, token_ids, padding_mask):
             return {"token_ids": token_ids, "padding_mask": padding_mask}
 
-        return self.score_batches(rows, batch_size, read_inputs)
-
-    def _read_prompts(self, prompts, strip_prompt):
-        """Prompts in any form -> lists of ids, and the function that gives `Generation`s the same form."""
-        if isinstance(prompts, str):
-            ids, rebuild = self._read_prompts([prompts], strip_prompt)
-            return ids, lambda rows, n: rebuild(rows, n)[0]
-        if not _is_list(prompts):
-            raise ValueError(f"prompts ({shown(prompts)}) must be a string, a list of strings or ids, or an int array.")
-        if not isinstance(prompts, Mapping) and all(isinstance(p, str) for p in prompts):
-            tokenizer = self.required_tokenizer()
-            for i, prompt in enumerate(prompts):
-                check_text(f"prompts[{i}]", prompt)
-            ids = [tokenizer.encode(text) or self._start(tokenizer) for text in prompts]
-            return ids, lambda rows, n: unnested([[g.text for g in row] for row in rows], n)
-        as_array = not isinstance(prompts, list | tuple)
-        ids = read_token_ids("prompts", prompts, self.arguments["vocabulary_size"])
-        pad_id = self.token_id("pad") or 0
-
-        def rebuild(rows, n):
-            rows = [[(g.completion if strip_prompt else g.token_ids).tolist() for g in row] for row in rows]
-            if not as_array:
-                return unnested(rows, n)
-            flat, _ = batches.pad([r for row in rows for r in row], value=pad_id)
-            return flat if n == 1 else flat.reshape(len(rows), n, -1)
-
-        return ids, rebuild
-
-    def _start(self, tokenizer):
-        if tokenizer.bos_id is None:
-            raise ValueError("prompts: an empty prompt needs a tokenizer with a start token (bos), and this has none.")
-        return [tokenizer.bos_id]
-
-
-def _is_list(value):
-    """Whether it has an axis of rows, one at least."""
-    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0 and len(value) > 0
+        return self.score_batches("texts", rows, batch_size, read_inputs)

@@ -6,7 +6,8 @@ from kerasllm import checkpoints  # a package, whose files are imported when fir
 from kerasllm.arguments import read_texts, shown
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.models.base import carried_tokenizer
-from kerasllm.models.generating import GeneratingModel, read_token_ids, unnested
+from kerasllm.models.generating import GeneratingModel
+from kerasllm.tasks.completing import ids_of, read_ids, read_rows, read_sources, texts_of, unnested
 from kerasllm.text import batches
 
 
@@ -51,7 +52,7 @@ class Translator(GeneratingModel):
 
     def _start_at(self, token_id):
         if token_id is not None:
-            [[token_id]] = read_token_ids("start_token_id", [[token_id]], self.output_vocabulary_size)
+            [token_id] = read_ids("start_token_id", [token_id], self.output_vocabulary_size)
         # Hidden from Keras's tracking.
         object.__setattr__(self, "_start_token_id", token_id)
 
@@ -101,15 +102,10 @@ class Translator(GeneratingModel):
         Example:
             >>> model.translate(["I am hungry.", "Where is the station?"], num_beams=4)
         """
-        texts, unlist = read_texts("texts", texts)
-        source = self.required_tokenizer("source_tokenizer")
-        self.required_output_tokenizer()
-        config, options = self._merged(config, arguments)
-        ids = source.encode_batch(texts)
-        results = self._generations(ids, None, config, batch_size, return_scores, options)
-        if not return_scores:
-            results = [[g.text for g in row] for row in results]
-        return unlist(unnested(results, config.num_return_sequences))
+        sources, unlist = read_sources(self, "texts", texts)
+        config, options = self._config_and_options(config, arguments)
+        results = self._generations(sources, None, config, batch_size, return_scores, options)
+        return unlist((unnested if return_scores else texts_of)(results, config.num_return_sequences))
 
     def summarize(self, texts, config=None, batch_size=32, *, return_scores=False, **arguments):
         """Summarise texts: `translate` by the word for models that were taught to (BART, T5, `Summarizer`)."""
@@ -128,12 +124,11 @@ class Translator(GeneratingModel):
             For each source the list of its target's ids, prompt and end token included; with `num_return_sequences`
             n > 1 a list of n such lists.
         """
-        config, options = self._merged(config, arguments)
+        config, options = self._config_and_options(config, arguments)
         results = self._generations(sources, prompts, config, batch_size, return_scores, options)
-        if not return_scores:
-            strip = config.strip_prompt
-            results = [[(g.completion if strip else g.token_ids).tolist() for g in row] for row in results]
-        return unnested(results, config.num_return_sequences)
+        if return_scores:
+            return unnested(results, config.num_return_sequences)
+        return ids_of(results, config.num_return_sequences, config.strip_prompt)
 
     def stream(self, text, config=None, **overrides):
         """Translate a text, and yield the translation in pieces as it is made.
@@ -147,9 +142,8 @@ class Translator(GeneratingModel):
         """
         if not isinstance(text, str):
             raise ValueError(f"text ({shown(text)}) must be a string.")
-        config, _ = self._merged(config, overrides)
-        texts, _ = read_texts("text", text)
-        sources, [prompt] = self._read(self.required_tokenizer("source_tokenizer").encode_batch(texts), None)
+        config, _ = self._config_and_options(config, overrides)
+        sources, [prompt] = self._read(read_sources(self, "text", text)[0], None)
         return self.stream_text(prompt, config, self._source_inputs(sources))
 
     def score(self, sources, targets, batch_size=8):
@@ -167,22 +161,19 @@ class Translator(GeneratingModel):
         if isinstance(sources, str) and isinstance(targets, str):
             return self.score([sources], [targets], batch_size)[0]
         if isinstance(sources, list | tuple) and sources and all(isinstance(text, str) for text in sources):
-            sources = self.required_tokenizer("source_tokenizer").encode_batch(read_texts("sources", sources)[0])
+            sources = read_sources(self, "sources", sources)[0]
             ids = self.required_output_tokenizer().encode_batch(read_texts("targets", targets)[0])
             targets = [
                 [start, *batches.stripped(row, start, self.end_token_ids), *self.end_token_ids[:1]]
                 for [start], row in zip(self._starts(ids), ids, strict=True)
             ]
         sources, targets = self._read(sources, targets, "targets")
-        for i, row in enumerate(targets):
-            if len(row) < 2:
-                raise ValueError(f"targets[{i}] ({shown(row)}) must be of two tokens at least.")
 
         def read_inputs(places, token_ids, padding_mask):
             target = {"target_token_ids": token_ids, "target_padding_mask": padding_mask}
             return self._source_inputs([sources[i] for i in places]) | target
 
-        return self.score_batches(targets, batch_size, read_inputs)
+        return self.score_batches("targets", targets, batch_size, read_inputs)
 
     def _generations(self, sources, prompts, config, batch_size, return_scores, options):
         sources, prompts = self._read(sources, prompts)
@@ -192,7 +183,7 @@ class Translator(GeneratingModel):
 
         return self.complete(prompts, config, batch_size, read_inputs, return_scores, **options)
 
-    def _merged(self, config, arguments):
+    def _config_and_options(self, config, arguments):
         """The `GenerationConfig`, and the arguments that are none of its fields."""
         names = ("processors", "prefix_allowed_tokens", "draft", "num_draft_tokens", "first_index")
         options = {name: arguments[name] for name in names if name in arguments}
@@ -201,14 +192,14 @@ class Translator(GeneratingModel):
 
     def _read(self, sources, prompts, name="prompts"):
         """Sources and what their targets begin with, as checked lists of ids."""
-        sources = read_token_ids("sources", sources, self.source_vocabulary_size)
+        sources = read_rows("sources", sources, self.source_vocabulary_size)
         longest = max(map(len, sources))
         if self.max_sequence_length and longest > self.max_sequence_length:
             raise ValueError(
                 f"sources: one of {longest} tokens is longer than max_sequence_length ({self.max_sequence_length})."
             )
         prompts = self._starts(sources) if prompts is None else prompts
-        prompts = read_token_ids(name, prompts, self.output_vocabulary_size)
+        prompts = read_rows(name, prompts, self.output_vocabulary_size)
         if len(prompts) != len(sources):
             raise ValueError(f"{name} ({len(prompts)} of them) must be as many as sources ({len(sources)}).")
         return sources, prompts

@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "answering": ["Answering"],
         "embedding": ["Embedding"],
         "predicting": [],
+        "completing": [],
     },
 )

@@ -11,21 +11,24 @@ class CompletionWriter:
         tokenizer: a `Tokenizer`.
         stop: strings; a text ends before the first of them.
         min_tokens: a stop string counts if it ends with this token of the completion or a later one.
+        end_ids: ids that end a completion; the last token is not written if it is one of them.
     """
 
-    def __init__(self, tokenizer, stop=(), min_tokens=0):
-        self.tokenizer, self.stop, self.min_tokens = tokenizer, tuple(stop), min_tokens
+    def __init__(self, tokenizer, stop=(), min_tokens=0, end_ids=()):
+        self.tokenizer, self.stop, self.min_tokens, self.end_ids = tokenizer, tuple(stop), min_tokens, end_ids
 
     def write_prompt(self, prompt):
         """The text of a prompt, without the beginning of a character that its completion may end."""
         return self.tokenizer.decode(prompt).rstrip(REPLACEMENT)
 
     def write(self, prompt, completion):
-        """The text of a completion, cut where a stop string begins.
+        """The text of a completion without its end token, cut where a stop string begins.
 
         Args:
-            prompt, completion: lists of ids, the completion without its end token.
+            prompt, completion: lists of ids.
         """
+        if completion and completion[-1] in self.end_ids:
+            completion = completion[:-1]
         text = self._whole(prompt, completion)
         place = self._stop_place(prompt, completion, text)
         return text if place is None else text[:place]
@@ -51,7 +54,7 @@ class CompletionWriter:
 
         Args:
             prompt: list of ids.
-            growth: iterable of (completion so far without its end token, whether it is finished).
+            growth: iterable of (completion so far, whether it is finished).
         """
         written = ""
         for completion, is_finished in growth:
