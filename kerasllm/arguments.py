@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 NAN_REASON = "its weights or its inputs hold NaN, or its numbers overflow"  # how errors of such outputs end
-LARGEST = 3e38  # what float32 holds
+SMALLEST, LARGEST = 1e-37, 3e38  # what a positive float32 is between, and its size below
 MOST = 2**31
 """Above all numbers of things: what counts them, and their ids, are int32."""
 
@@ -85,7 +85,7 @@ def _check_not_huge(name, value):
 
 def check_positive_number(name, value):
     """Raise `ValueError` unless `value` is a positive, finite number, also as float32."""
-    if not is_number(value) or not 1e-37 < value <= LARGEST:
+    if not is_number(value) or not SMALLEST < value <= LARGEST:
         raise ValueError(f"{name} ({shown(value)}) must be a positive number that float32 holds.")
 
 

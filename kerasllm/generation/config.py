@@ -4,13 +4,11 @@ import dataclasses
 import math
 from numbers import Real
 
-from kerasllm.arguments import MOST, is_number, is_whole, plain, shown
+from kerasllm.arguments import LARGEST, MOST, SMALLEST, is_number, is_whole, plain, shown
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("num_beams", "length_penalty", "early_stopping")
 LENGTHS = [("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")]
-# What a positive number is between, and the size of others below: generation computes in float32.
-SMALLEST_NUMBER, LARGEST_NUMBER = 1e-37, 1e37
 MOST_SEQUENCES = 2**20
 
 
@@ -118,15 +116,15 @@ class GenerationConfig:
         self._check_integer("no_repeat_ngram_size", 1)
         self._check_integer("num_beams", 1, optional=False)
         self._check_integer("seed", 0, 2**32)
-        self._check_real("temperature", lambda t: 0 <= t < LARGEST_NUMBER, "a finite number >= 0")
+        self._check_real("temperature", lambda t: 0 <= t <= LARGEST, "a finite number >= 0")
         self._check_real("top_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
         self._check_real("min_p", lambda p: 0 < p <= 1, "a number in (0, 1]")
         for name in ("typical_p", "epsilon_cutoff", "eta_cutoff"):
             self._check_real(name, lambda p: 0 < p < 1, "a number in (0, 1)")
-        self._check_real("repetition_penalty", lambda x: SMALLEST_NUMBER < x < LARGEST_NUMBER, "a finite number > 0")
+        self._check_real("repetition_penalty", lambda x: SMALLEST < x <= LARGEST, "a finite number > 0")
         for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
             is_optional = name != "length_penalty"
-            self._check_real(name, lambda x: abs(x) < LARGEST_NUMBER, "a finite number", is_optional)
+            self._check_real(name, lambda x: abs(x) <= LARGEST, "a finite number", is_optional)
         self._check(
             "early_stopping",
             lambda x: isinstance(x, bool) or isinstance(x, str) and x == "never",
@@ -317,11 +315,11 @@ def _is_stop(value):
 def _is_decay(value):
     if not isinstance(value, list | tuple) or len(value) != 2:
         return False
-    return _is_id(value[0]) and is_number(value[1]) and SMALLEST_NUMBER < value[1] < LARGEST_NUMBER
+    return _is_id(value[0]) and is_number(value[1]) and SMALLEST < value[1] <= LARGEST
 
 
 def _is_bias(value):
     def fits(x):
-        return is_number(x) and abs(x) < LARGEST_NUMBER or isinstance(x, Real) and x == -math.inf
+        return is_number(x) and abs(x) <= LARGEST or isinstance(x, Real) and x == -math.inf
 
     return isinstance(value, dict) and all(_is_id(i) and fits(x) for i, x in value.items())

@@ -14,7 +14,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_from_zero, check_positive, check_positive_number, is_number, shown, takes_numpy
+from kerasllm.arguments import (
+    LARGEST,
+    check_from_zero,
+    check_positive,
+    check_positive_number,
+    is_number,
+    shown,
+    takes_numpy,
+)
 
 
 class Warmup(keras.optimizers.schedules.LearningRateSchedule):
@@ -81,7 +89,7 @@ class WarmupCosine(Warmup):
     def __init__(self, peak_learning_rate, warmup_steps, total_steps, final_learning_rate=0.0):
         super().__init__(peak_learning_rate, warmup_steps)
         _check_total_steps(total_steps, warmup_steps)
-        if not is_number(final_learning_rate) or not 0 <= final_learning_rate < 1e38:
+        if not is_number(final_learning_rate) or not 0 <= final_learning_rate <= LARGEST:
             raise ValueError(f"final_learning_rate ({shown(final_learning_rate)}) must be a non-negative number.")
         self.total_steps = total_steps
         self.final_learning_rate = final_learning_rate
