@@ -1,4 +1,5 @@
 import json
+import re
 
 import keras
 import numpy as np
@@ -198,6 +199,8 @@ def test_the_class_that_keeps_the_heads_is_picked_and_what_it_leaves_out_is_name
         ("modules.json", [POOLED[0], POOLED[1] | {"path": ".."}], "path .'..'"),
         ("modules.json", [POOLED[0], POOLED[1] | {"path": "/tmp"}], "path .'/tmp'"),
         ("modules.json", [POOLED[0], POOLED[1] | {"path": "linked"}], "path .'linked'"),
+        ("modules.json", [POOLED[0] | {"path": 0}, POOLED[1]], "path .0. of .*Transformer must be a string"),
+        ("modules.json", [POOLED[0] | {"kwargs": 0}, POOLED[1]], "kwargs .0."),
         ("modules.json", [[0], 1], "modules"),
         ("modules.json", [POOLED[0] | {"kwargs": ["task"]}, POOLED[1]], r"kwargs \(\['task'\]\)"),
         ("1_Pooling/config.json", {"pooling_mode": ["cls", "median"]}, "'median'"),
@@ -212,6 +215,7 @@ def test_the_class_that_keeps_the_heads_is_picked_and_what_it_leaves_out_is_name
         ("sentence_bert_config.json", {"max_seq_length": "8"}, "max_seq_length .'8'"),
         ("tokenizer_config.json", {"model_max_length": "8"}, "model_max_length .'8'"),
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
+        ("config_sentence_transformers.json", {"prompts": 0}, "prompts .0."),
         ("2_Dense/config.json", {"out_features": 3, "use_residual": True}, "use_residual"),
         (
             "2_Dense/config.json",
@@ -231,6 +235,16 @@ def test_what_an_embedder_of_ours_has_not_is_refused(file, content, words, tmp_p
         (tmp_path / "sentence_bert_config.json").unlink()
     with pytest.raises(ValueError, match=f"{file}.*{words}"):
         read_modules(tmp_path, {"hidden_dim": 8})
+
+
+@pytest.mark.parametrize("value", [0, False, "", [], "l2"])
+def test_a_similarity_that_is_none_is_refused_and_no_similarity_is_cosine(value, model, tmp_path):
+    model.save_to_preset(tmp_path)
+    files.write_json(tmp_path / "config_sentence_transformers.json", {"similarity_fn_name": value})
+    with pytest.raises(ValueError, match=f"{tmp_path}.*similarity .{re.escape(repr(value))}. must be one of"):
+        BERTEmbedder.from_preset(tmp_path)
+    files.write_json(tmp_path / "config_sentence_transformers.json", {"similarity_fn_name": None})
+    assert BERTEmbedder.from_preset(tmp_path).arguments["similarity"] == "cosine"
 
 
 @pytest.mark.parametrize(

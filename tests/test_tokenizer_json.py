@@ -188,5 +188,7 @@ def test_roles_and_tokens_that_are_not_there_are_named(tmp_path):
         Tokenizer.from_folder(folder_of(tmp_path, "gpt2", {"pad_token": "[PAD]"}))
     with pytest.raises(ValueError, match="added token {'lstrip': True} must be a string, or a dict with content"):
         Tokenizer.from_folder(folder_of(tmp_path, "gpt2", {"mask_token": {"lstrip": True}}))
-    with pytest.raises(ValueError, match="additional_special_tokens .'<new>'. must be a list"):
+    with pytest.raises(ValueError, match="additional_special_tokens .'<new>'. must be list"):
         Tokenizer.from_folder(folder_of(tmp_path, "gpt2", {"additional_special_tokens": "<new>"}))
+    with pytest.raises(ValueError, match="extra_special_tokens .0. must be list"):
+        Tokenizer.from_folder(folder_of(tmp_path, "gpt2", {"extra_special_tokens": 0}))

@@ -216,3 +216,12 @@ def test_an_archive_that_is_larger_than_its_file_is_refused(tmp_path):
                 bomb.writestr(name, whole.read(name))
     with pytest.raises(ValueError, match="pytorch_model.bin is refused.*compressed"):
         files.read_tensors(tmp_path)
+
+
+def test_an_archive_whose_list_says_other_names_than_its_entries_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(2)}, tmp_path / files.TORCH_WEIGHTS)
+    content = (tmp_path / files.TORCH_WEIGHTS).read_bytes()
+    (tmp_path / files.TORCH_WEIGHTS).write_bytes(content.replace(b"/data/0", b"/data/1", 1))
+    with pytest.raises(ValueError, match="pytorch_model.bin is refused.*differ"):
+        files.read_tensors(tmp_path)

@@ -198,11 +198,16 @@ def presets(folder, choose):
             yield name, "GPT", write(folder)
 
 
-def start_of_data(path, content):
-    """Where the header of a file of weights ends; of a zip, whose list stands at the end, the whole file."""
+def structure(random, path, content):
+    """Where a file says what it holds, from one byte to another; of weights, no numbers, which no reader can know."""
     if path.suffix == ".safetensors":
-        return 8 + int.from_bytes(content[:8], "little")
-    return content.index(b"output_norm.weight") + 42 if path.suffix == ".gguf" else min(len(content), 4000)
+        return 0, 8 + int.from_bytes(content[:8], "little")
+    if path.suffix == ".gguf":
+        return 0, content.index(b"output_norm.weight") + 42
+    if path.suffix == ".bin":  # a zip, whose list stands at the end
+        parts = (0, content.index(b"/data/0") + 7), (content.index(b"PK\1\2"), len(content))
+        return parts[random.integers(2)]
+    return 0, min(len(content), 4000)
 
 
 def changed_file(random, path):
@@ -211,11 +216,11 @@ def changed_file(random, path):
     if path.suffix == ".keras":
         return changed_archive(random, content)
     if path.suffix != ".json":
-        end = start_of_data(path, content)
+        start, end = structure(random, path, content)
         if path.suffix == ".safetensors" and random.random() < 0.7:
             header = json.dumps(changed_json(random, json.loads(content[8:end]))).encode()
             return len(header).to_bytes(8, "little") + header + content[end:]
-        return bytes(changed_bytes(random, content, end))
+        return content[:start] + bytes(changed_bytes(random, content[start:], end - start))
     if random.random() < 0.1:
         return TEXTS[random.integers(len(TEXTS))]
     value = json.loads(content)
@@ -259,7 +264,8 @@ def dicts(value):
 
 def inputs_of(model):
     ids = np.array([[1, 3, 2, 4]], "int32")
-    values = {"padding_mask": np.ones((1, 4), "bool"), "segment_ids": np.zeros((1, 4), "int32")}
+    values = {"padding_mask": np.ones((1, 4), "bool")}
+    values |= dict.fromkeys(("segment_ids", "masked_positions"), np.zeros((1, 4), "int32"))
     return {name: values.get(name.removeprefix("source_").removeprefix("target_"), ids) for name in model.input}
 
 

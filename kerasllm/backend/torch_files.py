@@ -32,7 +32,7 @@ def read_torch_file(path):
 
 
 def _check_archive(path):
-    """Raise `ValueError` where an archive is larger in memory than as a file: PyTorch compresses nothing."""
+    """Raise where an archive is larger than its file, as PyTorch's never is, or its list is not of its entries."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             sizes = [entry.file_size for entry in archive.infolist()]
@@ -40,6 +40,8 @@ def _check_archive(path):
                 raise ValueError("It is a compressed archive.")
             if sum(sizes) > Path(path).stat().st_size:
                 raise ValueError("Its entries are larger than the file.")
+            for entry in archive.infolist():
+                archive.open(entry).close()  # compares the list with what stands before the entry
 
 
 def _array(torch, name, tensor):

@@ -86,6 +86,7 @@ def read_modules(folder, arguments=None):
         raise ValueError(f"{_settings(folder)}: max_seq_length ({shown(longest)}) must be {size.accepted}.")
     longest = _longest(folder) if longest is None else longest
     config = _read(folder / CONFIG, ("prompts", "default_prompt_name", "similarity_fn_name"), CONFIG, optional=True)
+    similarity = config.get("similarity_fn_name")
     pooling = _pooling(modules[1][1] / files.CONFIG)
     width = (arguments or {}).get("hidden_dim", 0) * (
         1 if isinstance(pooling["pooling"], str) else len(pooling["pooling"])
@@ -101,7 +102,7 @@ def read_modules(folder, arguments=None):
         "truncate_at": longest and min(longest, (arguments or {}).get("max_sequence_length", longest)),
         "prompts": _prompts(folder / CONFIG, config),
         "default_prompt_name": config.get("default_prompt_name"),
-        "similarity": config.get("similarity_fn_name") or "cosine",
+        "similarity": "cosine" if similarity is None else similarity,
     }
 
 
@@ -179,10 +180,12 @@ def _modules(folder):
     for module in read_settings(path, list):
         if not isinstance(module, dict):
             raise ValueError(f"{path}: modules ({shown(module)}) must be objects.")
-        kind = str(module.get("type"))
+        kind, inner = str(module.get("type")), module.get("path")
+        if not isinstance(inner, str | None):
+            raise ValueError(f"{path}: the path ({shown(inner)}) of {kind:.80} must be a string.")
         package, _, name = kind.rpartition(".")
-        modules.append((name if package.partition(".")[0] == PACKAGE else kind, str(module.get("path") or "")))
-        if module.get("kwargs"):
+        modules.append((name if package.partition(".")[0] == PACKAGE else kind, inner or ""))
+        if not is_one_of(module.get("kwargs"), (None, [], {})):
             raise ValueError(f"{path}: kwargs ({shown(module['kwargs'])}) of {kind:.80} must be empty.")
     kinds = [kind for kind, _ in modules]
     between = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
@@ -218,7 +221,8 @@ def _read(path, fields, kind, optional=False):
 
 
 def _prompts(path, config):
-    prompts = config.get("prompts") or {}
+    prompts = config.get("prompts")
+    prompts = {} if prompts is None else prompts
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
         raise ValueError(f"{path}: prompts ({shown(prompts)}) must be an object of strings.")
     return {name: prompt or "" for name, prompt in prompts.items()}

@@ -27,6 +27,7 @@ SWITCHES = (
 TYPES = {
     **dict.fromkeys(SWITCHES, bool),
     **{f"{role}_token": str | dict for role in families.ROLES},
+    **dict.fromkeys(("extra_special_tokens", "additional_special_tokens"), list | dict),
     **{"src_lang": str, "model_input_names": list, "added_tokens_decoder": dict, "chat_template": str | dict | list},
 }
 MOST_EXTRA_IDS = 10_000
@@ -216,8 +217,6 @@ def _extra_tokens(config):
     """The special tokens without a role: in a list, or each under a name of its own."""
     named = [token for name, token in config.items() if name.endswith("_token") and isinstance(token, str | dict)]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    if not isinstance(extra, list | dict):
-        raise ValueError(f"additional_special_tokens ({shown(extra)}) must be a list of tokens, or a dict.")
     return [_added_token(t) for t in [*named, *(extra.values() if isinstance(extra, dict) else extra)]]
 
 
