@@ -14,7 +14,7 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 ONLY_IN_EXPORT = {"tensorflow_text", "keras_nlp", "keras_hub", "ai_edge_litert", "litert_lm", "litert_lm_builder"}
 
 # Each part of kerasllm and the parts it may import. All may import those of FOUNDATION, which import nothing of ours.
-FOUNDATION = {"arguments", "extras", "json_files", "lazy", "packages", "processes", "writing"}
+FOUNDATION = {"arguments", "constructors", "extras", "json_files", "lazy", "packages", "processes", "stack", "writing"}
 LOWEST = {"backend", "text", "metrics", "datasets", "pretrained", "checkpoints"}
 WITHOUT_KERAS = {"packages", "text", "tasks", "metrics", "datasets", "pretrained"}
 MIDDLE = {"layers", "training", "generation"}

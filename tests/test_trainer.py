@@ -51,10 +51,10 @@ class Recorder(keras.callbacks.Callback):
 class Tiny(Model):
     """As small as a model of ours can be."""
 
-    def __init__(self):
+    def __init__(self, dtype="float32", name="tiny"):
         inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in X}
         outputs = keras.layers.Dense(20)(keras.layers.Embedding(20, 4)(inputs["token_ids"]))
-        super().__init__(inputs, outputs, {"dtype": "float32"}, "tiny")
+        super().__init__(inputs, outputs)
 
 
 def make_model(make=Tiny, **options):

@@ -7,7 +7,7 @@ import warnings
 
 import keras
 
-from kerasllm.arguments import plain, takes_numpy
+from kerasllm import constructors
 from kerasllm.layers import parts
 
 
@@ -25,19 +25,13 @@ class Layer(keras.layers.Layer):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = takes_numpy(cls.__init__)
+            cls.__init__ = constructors.reading(cls.__init__)
+            constructors.document(cls)
 
     def __new__(cls, *args, **kwargs):
         layer = super().__new__(cls, *args, **kwargs)
-        signature = inspect.signature(cls.__init__)
-        bound = signature.bind(layer, *args, **kwargs)
-        bound.apply_defaults()
-        given = {}
-        for (name, value), parameter in zip(bound.arguments.items(), signature.parameters.values(), strict=True):
-            given |= value if parameter.kind is parameter.VAR_KEYWORD else {name: value}
-        given = {name: plain(value) for name, value in given.items()}
-        for name in (next(iter(signature.parameters)), "name"):
-            given.pop(name, None)
+        given = constructors.bound(cls.__init__, layer, args, kwargs)
+        given.pop("name", None)
         # No dict, in which Keras would look for layers.
         object.__setattr__(layer, "_given", types.MappingProxyType(given))
         return layer

@@ -2,18 +2,17 @@
 
 import keras
 
-from kerasllm.arguments import check_boolean, check_choice, check_positive_number, check_rate
+from kerasllm.arguments import check_choice, check_positive_number, check_rate
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph
 from kerasllm.layers.masks import implicit_attention_mask
-
-NORMS = ("layer", "rms")
+from kerasllm.stack import NORMS, RESIDUALS
 
 
 @keras.saving.register_keras_serializable("kerasllm")
 class TransformerBlock(Layer):
     """Attention, perhaps cross-attention, and feed-forward, each with a norm and a residual connection.
 
-        pre-norm:   x + sublayer(norm(x))          post-norm:   norm(x + sublayer(x))
+        "pre":   x + sublayer(norm(x))          "post":   norm(x + sublayer(x))
 
     Whether the block belongs to an encoder or a decoder is a matter of `use_causal_mask` or `attention_mask`.
 
@@ -22,7 +21,7 @@ class TransformerBlock(Layer):
         feed_forward: a `FeedForward` or `GatedFeedForward`.
         cross_attention: a second `MultiHeadAttention`, over `memory`. Default: none.
         norm: "layer" or "rms".
-        norm_first: True for pre-norm, False for post-norm.
+        residual: how a sublayer joins the stream, "pre" or "post". (`norm_first`, True or False, is its older name.)
         norm_epsilon: added to the variance.
         dropout: rate at which a sublayer's output is dropped in training.
 
@@ -48,17 +47,17 @@ class TransformerBlock(Layer):
         feed_forward,
         cross_attention=None,
         norm="layer",
-        norm_first=True,
+        residual="pre",
         norm_epsilon=1e-5,
         dropout=0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         check_choice("norm", norm, NORMS)
-        check_boolean("norm_first", norm_first)
+        check_choice("residual", residual, RESIDUALS)
         check_rate("dropout", dropout)
         self.attention, self.feed_forward, self.cross_attention = attention, feed_forward, cross_attention
-        self.norm, self.norm_first, self.norm_epsilon = norm, norm_first, norm_epsilon
+        self.norm, self.residual, self.norm_epsilon = norm, residual, norm_epsilon
         self.attention_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "attention_norm")
         self.cross_attention_norm = (
             make_norm(norm, norm_epsilon, self.dtype_policy, "cross_attention_norm") if cross_attention else None
@@ -127,7 +126,7 @@ class TransformerBlock(Layer):
         return x if cache is None else (x, cache)
 
     def _residual(self, x, norm, sublayer, training):
-        if self.norm_first:
+        if self.residual == "pre":
             return x + self.dropout(sublayer(norm(x)), training=training)
         return norm(x + self.dropout(sublayer(x), training=training))
 

@@ -8,9 +8,7 @@ from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.base import Layer, build_once
 from kerasllm.layers.block import make_norm
 from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions, check_length
-
-# Whether sines and cosines take turns.
-SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
+from kerasllm.stack import SINUSOIDAL
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -188,6 +186,11 @@ class TiedHead(Layer):
     def compute_output_shape(self, hidden_shape):
         """(B, T, V)."""
         return (*hidden_shape[:-1], self.embedding.input_dim)
+
+
+def kernel_initializer(initializer_range):
+    """The initializer of a stack's kernels: normal with this deviation, or for None Glorot-uniform."""
+    return "glorot_uniform" if initializer_range is None else normal_initializer(initializer_range)
 
 
 def normal_initializer(stddev):

@@ -1,19 +1,22 @@
 """The Transformer encoder and decoder: one walk over embeddings, blocks and norm, for training and decoding."""
 
+from types import SimpleNamespace
+from typing import Unpack
+
 import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_boolean, check_choice, check_positive, check_positive_number, shown
+from kerasllm.arguments import check_boolean, check_positive, shown
+from kerasllm.constructors import takes
 from kerasllm.layers.attention import MultiHeadAttention
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph, with_token_embedding
-from kerasllm.layers.block import NORMS, TransformerBlock, make_norm
-from kerasllm.layers.embeddings import SINUSOIDAL, TransformerEmbeddings, normal_initializer
+from kerasllm.layers.block import TransformerBlock, make_norm
+from kerasllm.layers.embeddings import TransformerEmbeddings, kernel_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
 from kerasllm.layers.masks import causal_mask, check_padding_mask, padding_attention_mask
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
-
-POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
+from kerasllm.stack import SINUSOIDAL, SegmentedStackArguments
 
 
 class TransformerStack(Layer):
@@ -22,168 +25,122 @@ class TransformerStack(Layer):
     Args:
         vocabulary_size: number of symbols V.
         num_layers: number of blocks.
-        num_heads: query heads of each attention.
+        num_heads: query heads N of each attention.
         hidden_dim: width D.
-        intermediate_dim: width F of the feed-forward. Default: 4 D.
-        max_sequence_length: positions of the learned table; other kinds of position have no limit of their own, and
-            take None.
-        positions: "learned", "sinusoidal", "split_sinusoidal" (all sines before all cosines: Marian), "rotary",
-            "relative", "alibi" or None.
-        num_segments: number of segment (token type) embeddings; 0 for none.
-        scale_embeddings: whether token embeddings are multiplied by sqrt(D) (Vaswani et al.).
-        norm_embeddings: whether a norm follows the embeddings (BERT).
-        embedding_dim: width of the embeddings, which a dense layer widens to D (ELECTRA). Default: D.
-        num_key_value_heads, head_dim, use_qkv_bias, query_key_norm: as for `MultiHeadAttention`.
-        attention_scale: `scale` of the attentions.
-        use_bias: whether the projections of attention and feed-forward have a bias.
-        sliding_window: a decoder's tokens see themselves and the `sliding_window` - 1 before them (Beltagy et al.
-            2020, arXiv:2004.05150; Mistral). Default: all before them.
-        activation: of the feed-forward. gated: whether that is a `GatedFeedForward`.
-        norm, norm_first, norm_epsilon: as for `TransformerBlock`. With pre-norm a final norm closes the stack.
+        **arguments: those of `kerasllm.stack.StackArguments`.
         cross_attention: whether the blocks attend to a memory.
-        rope_base, rope_scaling: `base` and `scaling` of `RotaryPositions`.
-        num_buckets, max_distance: of `RelativePositionBias`.
-        dropout: rate after the embeddings and each sublayer, and on attention weights.
-        initializer_range: standard deviation of the initial kernels and embeddings. Default: Glorot-uniform kernels
-            and embeddings of deviation 1 / sqrt(D).
         token_embedding: the token embeddings of another stack, to be shared. Default: its own.
+        name, dtype, trainable, autocast: as for every layer of Keras.
     """
 
     bidirectional = True
 
+    @takes(
+        SegmentedStackArguments,
+        """
+        intermediate_dim max_sequence_length positions num_segments scale_embeddings norm_embeddings num_key_value_heads
+        head_dim use_bias use_qkv_bias query_key_norm attention_scale sliding_window activation gated norm residual
+        norm_epsilon cross_attention rope_base rope_scaling num_buckets max_distance dropout initializer_range
+        token_embedding embedding_dim
+        """,
+    )
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        positions="learned",
-        num_segments=0,
-        scale_embeddings=False,
-        norm_embeddings=False,
-        num_key_value_heads=None,
-        head_dim=None,
-        use_bias=True,
-        use_qkv_bias=None,
-        query_key_norm=False,
-        attention_scale=None,
-        sliding_window=None,
-        activation="gelu",
-        gated=False,
-        norm="layer",
-        norm_first=True,
-        norm_epsilon=1e-5,
+        *,
         cross_attention=False,
-        rope_base=10000.0,
-        rope_scaling=None,
-        num_buckets=32,
-        max_distance=128,
-        dropout=0.0,
-        initializer_range=None,
         token_embedding=None,
-        embedding_dim=None,
-        **kwargs,
+        name=None,
+        dtype=None,
+        trainable=True,
+        autocast=True,
+        **arguments: Unpack[SegmentedStackArguments],
     ):
-        super().__init__(**kwargs)
+        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
+        stack = SimpleNamespace(**arguments)
         check_positive("num_layers", num_layers)
         check_positive("num_heads", num_heads)
         check_positive("hidden_dim", hidden_dim)
-        if max_sequence_length is not None:
-            check_positive("max_sequence_length", max_sequence_length)
-        check_choice("norm", norm, NORMS)
-        check_choice("positions", positions, POSITIONS)
-        for name, value in {
-            "scale_embeddings": scale_embeddings,
-            "norm_embeddings": norm_embeddings,
-            "gated": gated,
-            "cross_attention": cross_attention,
-        }.items():
-            check_boolean(name, value)
-        for name, value in {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads}.items():
-            if value is not None:
-                check_positive(name, value)
-        # Said of every stack and read by some: what is wrong about them is wrong.
-        check_positive_number("norm_epsilon", norm_epsilon)
-        check_positive_number("rope_base", rope_base)
-        check_positive("num_buckets", num_buckets)
-        check_positive("max_distance", max_distance)
-        if head_dim is None and hidden_dim % num_heads:
+        check_boolean("cross_attention", cross_attention)
+        if stack.head_dim is None and hidden_dim % num_heads:
             raise ValueError(f"hidden_dim ({hidden_dim}) must be divisible by num_heads ({num_heads}).")
-        self.hidden_dim, self.max_sequence_length = hidden_dim, max_sequence_length
-        self.num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
-        self.head_dim = hidden_dim // num_heads if head_dim is None else head_dim
-        if positions == "rotary" and self.head_dim % 2:
+        self.hidden_dim, self.max_sequence_length = hidden_dim, stack.max_sequence_length
+        self.num_key_value_heads = num_heads if stack.num_key_value_heads is None else stack.num_key_value_heads
+        self.head_dim = hidden_dim // num_heads if stack.head_dim is None else stack.head_dim
+        if stack.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions.")
-        if rope_scaling is not None and positions != "rotary":
-            raise ValueError(f"rope_scaling ({shown(rope_scaling)}) is for rotary positions, not {shown(positions)}.")
-        if sliding_window is not None:
-            check_positive("sliding_window", sliding_window)
-            if self.bidirectional:
-                raise ValueError(f"sliding_window ({sliding_window}) is for decoders: an encoder sees everything.")
-        self.sliding_window = sliding_window
+        if stack.rope_scaling is not None and stack.positions != "rotary":
+            raise ValueError(
+                f"rope_scaling ({shown(stack.rope_scaling)}) is for rotary positions, not {shown(stack.positions)}."
+            )
+        if stack.sliding_window is not None and self.bidirectional:
+            raise ValueError(f"sliding_window ({stack.sliding_window}) is for decoders: an encoder sees everything.")
+        self.sliding_window = stack.sliding_window
         policy = {"dtype": self.dtype_policy}
         self.embeddings = TransformerEmbeddings(
             vocabulary_size,
             hidden_dim,
-            max_sequence_length=max_sequence_length,
-            positions=positions if positions in ("learned", *SINUSOIDAL) else None,
-            num_segments=num_segments,
-            scale=scale_embeddings,
-            norm=norm if norm_embeddings else None,
-            norm_epsilon=norm_epsilon,
-            dropout=dropout,
-            initializer_range=initializer_range,
+            max_sequence_length=stack.max_sequence_length,
+            positions=stack.positions if stack.positions in ("learned", *SINUSOIDAL) else None,
+            num_segments=stack.num_segments,
+            scale=stack.scale_embeddings,
+            norm=stack.norm if stack.norm_embeddings else None,
+            norm_epsilon=stack.norm_epsilon,
+            dropout=stack.dropout,
+            initializer_range=stack.initializer_range,
             token_embedding=token_embedding,
-            embedding_dim=embedding_dim,
+            embedding_dim=stack.embedding_dim,
             name="embeddings",
             **policy,
         )
-        kernels = {
-            "kernel_initializer": normal_initializer(initializer_range) if initializer_range else "glorot_uniform",
-            "use_bias": use_bias,
-        }
+        self.initializer_range = stack.initializer_range
+        kernels = {"kernel_initializer": kernel_initializer(stack.initializer_range), "use_bias": stack.use_bias}
 
         def attention(name, key_value_heads):
             return MultiHeadAttention(
                 num_heads,
-                head_dim,
+                stack.head_dim,
                 key_value_heads,
-                dropout=dropout,
-                use_qkv_bias=use_qkv_bias,
-                query_key_norm=query_key_norm,
-                norm_epsilon=norm_epsilon,
-                scale=attention_scale,
+                dropout=stack.dropout,
+                use_qkv_bias=stack.use_qkv_bias,
+                query_key_norm=stack.query_key_norm,
+                norm_epsilon=stack.norm_epsilon,
+                scale=stack.attention_scale,
                 name=name,
                 **kernels,
                 **policy,
             )
 
-        feed_forward = GatedFeedForward if gated else FeedForward
-        intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
+        feed_forward = GatedFeedForward if stack.gated else FeedForward
+        width = 4 * hidden_dim if stack.intermediate_dim is None else stack.intermediate_dim
         self.blocks = [
             TransformerBlock(
-                attention("attention", num_key_value_heads),
-                feed_forward(intermediate_dim, activation, name="feed_forward", **kernels, **policy),
+                attention("attention", stack.num_key_value_heads),
+                feed_forward(width, stack.activation, name="feed_forward", **kernels, **policy),
                 attention("cross_attention", None) if cross_attention else None,
-                norm=norm,
-                norm_first=norm_first,
-                norm_epsilon=norm_epsilon,
-                dropout=dropout,
+                norm=stack.norm,
+                residual=stack.residual,
+                norm_epsilon=stack.norm_epsilon,
+                dropout=stack.dropout,
                 name=f"block_{i}",
                 **policy,
             )
             for i in range(num_layers)
         ]
-        self.final_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "final_norm") if norm_first else None
-        self.rotary = RotaryPositions(rope_base, rope_scaling, name="rotary") if positions == "rotary" else None
-        self.position_bias = None
-        if positions == "relative":
+        self.final_norm = None
+        if stack.residual == "pre":
+            self.final_norm = make_norm(stack.norm, stack.norm_epsilon, self.dtype_policy, "final_norm")
+        self.rotary = self.position_bias = None
+        if stack.positions == "rotary":
+            self.rotary = RotaryPositions(stack.rope_base, stack.rope_scaling, name="rotary")
+        elif stack.positions == "relative":
             self.position_bias = RelativePositionBias(
-                num_heads, num_buckets, max_distance, self.bidirectional, name="position_bias", **policy
+                num_heads, stack.num_buckets, stack.max_distance, self.bidirectional, name="position_bias", **policy
             )
-        elif positions == "alibi":
+        elif stack.positions == "alibi":
             self.position_bias = ALiBi(num_heads, name="position_bias", **policy)
         self.supports_masking = True
 

@@ -8,8 +8,8 @@ from functools import partial
 import keras
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
-from kerasllm import checkpoints, text, writing
-from kerasllm.arguments import read_path, shown, takes_numpy
+from kerasllm import checkpoints, constructors, text, writing
+from kerasllm.arguments import read_path, shown
 from kerasllm.backend.interruption import whole
 from kerasllm.backend.variables import built_with
 from kerasllm.generation.sharing import changes_weights
@@ -58,9 +58,9 @@ def carried_tokenizer(name, size):
 class Model(TrainedModel):
     """A functional Keras model that remembers the arguments it was built from and carries its tokenizers.
 
-    A subclass wires its layers, calls `super().__init__(inputs, outputs, arguments, name)` and keeps the layers it
-    needs as attributes. `fit`, `evaluate`, `predict`, `summary` and `save` are Keras's; a `.keras` file holds the
-    tokenizers as well.
+    A subclass wires its layers, calls `super().__init__(inputs, outputs)` and keeps the layers it needs as attributes;
+    `arguments` are then what its constructor was given, without name and tokenizers. `fit`, `evaluate`, `predict`,
+    `summary` and `save` are Keras's; a `.keras` file holds the tokenizers as well.
     """
 
     tokenizer_prefixes = {"tokenizer": ""}
@@ -69,10 +69,16 @@ class Model(TrainedModel):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = takes_numpy(cls.__init__)
+            # A base's constructor takes inputs and outputs, a model's what it is made of.
+            is_model = "dtype" in inspect.signature(cls.__init__).parameters
+            cls.__init__ = constructors.reading(cls.__init__, _keep if is_model else None)
+            constructors.document(cls)
 
-    def __init__(self, inputs, outputs, arguments, name):
-        super().__init__(inputs, outputs, name=name)
+    def __init__(self, inputs, outputs, **read):
+        """Take the graph from inputs to outputs, and arguments that the constructor has `read` as something else."""
+        given = self._given | {"dtype": resolved_dtype(self._given["dtype"])} | read
+        super().__init__(inputs, outputs, name=given.pop("name"))
+        arguments = {name: value for name, value in given.items() if name not in self.tokenizer_prefixes}
         # Keras gives functional models the global policy, and scales the loss of those whose own is "mixed_float16".
         self.dtype_policy = arguments["dtype"]
         self.arguments = arguments
@@ -365,6 +371,10 @@ class Model(TrainedModel):
         if name not in self.tokenizers:
             raise ValueError(f"{name} (None) must be set for text: `model.{name} = Tokenizer.from_folder(...)`.")
         return self.tokenizers[name]
+
+
+def _keep(model, given):
+    object.__setattr__(model, "_given", given)  # hidden from Keras's tracking, which would wrap the dict
 
 
 def adopted(ids, tokenizer):

@@ -3,16 +3,20 @@
 import contextlib
 import sys
 import threading
+from typing import Annotated, Any, Unpack
 
 import keras
 
 from kerasllm.arguments import check_boolean, check_choice
 from kerasllm.checkpoints.bert import FAMILIES
+from kerasllm.constructors import Argument, arguments_of, takes
 from kerasllm.generation.programs import Programs
 from kerasllm.layers.adapters import Dense
+from kerasllm.layers.embeddings import kernel_initializer
 from kerasllm.layers.feedforward import get_activation
 from kerasllm.layers.transformer import TransformerEncoder
 from kerasllm.models.base import Model, carried_tokenizer, resolved_dtype
+from kerasllm.stack import SegmentedStackArguments
 
 SIZES = {  # Devlin et al. 2019; the smaller ones Turc et al. 2019, arXiv:1908.08962
     "tiny": {"num_layers": 2, "num_heads": 2, "hidden_dim": 128},
@@ -22,23 +26,44 @@ SIZES = {  # Devlin et al. 2019; the smaller ones Turc et al. 2019, arXiv:1908.0
     "base": {"num_layers": 12, "num_heads": 12, "hidden_dim": 768},
     "large": {"num_layers": 24, "num_heads": 16, "hidden_dim": 1024},
 }
-ENCODER_ARGUMENTS = (
-    "vocabulary_size",
-    "num_layers",
-    "num_heads",
-    "hidden_dim",
-    "intermediate_dim",
-    "max_sequence_length",
-    "num_segments",
-    "dropout",
-    "activation",
-    "norm_epsilon",
-    "initializer_range",
-    "embedding_dim",
-    "dtype",
-)
+DEFAULTS = {  # of the constructors; Devlin et al. 2019
+    "num_segments": 2,
+    "dropout": 0.1,
+    "residual": "post",
+    "norm_embeddings": True,
+    "norm_epsilon": 1e-12,
+    "initializer_range": 0.02,
+}
 # Two threads that each put another standard output in its place would put back the other's.
 _PRINTING = threading.Lock()
+
+
+def _check_family(name, value):
+    check_choice(name, value, [family.MODEL_TYPE for family in FAMILIES])
+
+
+class BERTArguments(SegmentedStackArguments, total=False):
+    """What BERT and its heads take beside the encoder's sizes, and the heads beside what is their own."""
+
+    family: Annotated[
+        str,
+        Argument(
+            "bert",
+            _check_family,
+            'whose relative the model is: "bert", "roberta", "xlm-roberta", "camembert", "distilbert" or "electra". '
+            "`save_to_preset` writes this family's layout, or our own where the family has no such model.",
+        ),
+    ]
+    dtype: Annotated[str | None, Argument(None, lambda name, value: resolved_dtype(value), "dtype policy.")]
+    tokenizer: Annotated[
+        Any, Argument(None, lambda *_: None, "a `kerasllm.Tokenizer` of `vocabulary_size` symbols, for strings.")
+    ]
+
+
+def takes_encoder(own=""):
+    """The decorator of the constructors of BERT and its heads; `own` are the arguments that only this one has."""
+    first = "intermediate_dim max_sequence_length num_segments dropout activation norm_epsilon initializer_range"
+    return takes(BERTArguments, f"{first} embedding_dim {own} family dtype tokenizer name", **DEFAULTS)
 
 
 class BERTModel(Model):
@@ -77,11 +102,11 @@ class BERTModel(Model):
         """
         if not fresh_head:
             return super().from_preset(source, **arguments)
-        given = {name: arguments[name] for name in (*ENCODER_ARGUMENTS, "tokenizer") if name in arguments}
-        encoder = BERT.from_preset(source, **given)
+        names = {"vocabulary_size", "num_layers", "num_heads", "hidden_dim", *arguments_of(BERTArguments)} - {"family"}
+        encoder = BERT.from_preset(source, **{name: arguments[name] for name in names & set(arguments)})
         check_floats(source, encoder)
         arguments.pop("tokenizer", None)
-        shared = {name: encoder.arguments[name] for name in (*ENCODER_ARGUMENTS, "family")}
+        shared = {name: value for name, value in encoder.arguments.items() if name != "pooler"}
         model = cls(**{**shared, **arguments})
         values = {variable.path: variable.value for variable in encoder.weights}
         for variable in model.weights:
@@ -126,49 +151,32 @@ class BERT(BERTModel):
     Args:
         vocabulary_size: number of symbols V.
         num_layers, num_heads, hidden_dim: size of the stack; see `BERT.from_size` for the published ones.
-        intermediate_dim: width of the feed-forward. Default: 4 `hidden_dim`.
-        max_sequence_length: the longest sequence.
-        num_segments: number of segments: 2 for BERT and ELECTRA, 1 for RoBERTa, 0 (no table) for DistilBERT.
-        dropout: rate in training.
-        activation: of the feed-forward.
-        norm_epsilon: added to the variance.
-        initializer_range: standard deviation of the initial weights.
-        embedding_dim: width of the embeddings, where a dense layer widens them (ELECTRA). Default: `hidden_dim`.
         pooler: whether there is a pooler.
-        family: whose relative the model is: "bert", "roberta", "xlm-roberta", "camembert", "distilbert" or "electra".
-            `save_to_preset` writes this family's layout, or our own where the family has no such model.
-        dtype: dtype policy.
-        tokenizer: a `kerasllm.Tokenizer` of `vocabulary_size` symbols, for strings.
+        name: of the model.
+        **arguments: those of `kerasllm.stack.StackArguments`, `num_segments`, `family`, `dtype` and `tokenizer`. Of
+            segments BERT and ELECTRA have 2, RoBERTa 1, DistilBERT 0.
     """
 
+    @takes_encoder("pooler")
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        num_segments=2,
-        dropout=0.1,
-        activation="gelu",
-        norm_epsilon=1e-12,
-        initializer_range=0.02,
-        embedding_dim=None,
+        *,
         pooler=True,
-        family="bert",
-        dtype=None,
-        tokenizer=None,
         name="bert",
+        **arguments: Unpack[BERTArguments],
     ):
-        arguments, encoder, inputs, sequence = encode(locals())
         check_boolean("pooler", pooler)
+        encoder, inputs, sequence = encode(vocabulary_size, num_layers, num_heads, hidden_dim, **arguments)
         outputs = {"sequence_output": sequence}
         if pooler:
-            outputs["pooled_output"] = make_pooler(arguments, "tanh")(sequence[:, 0])
-        super().__init__(inputs, outputs, {**arguments, "pooler": pooler}, name)
+            outputs["pooled_output"] = make_pooler(encoder, "tanh")(sequence[:, 0])
+        super().__init__(inputs, outputs)
         self.encoder = encoder
-        self.tokenizer = tokenizer
+        self.tokenizer = arguments["tokenizer"]
 
 
 def check_floats(source, model):
@@ -177,32 +185,30 @@ def check_floats(source, model):
         raise ValueError(f"source ({str(source)!r}) has quantised weights: begin with those from before `quantize`.")
 
 
-def encode(given):
+def encode(vocabulary_size, num_layers, num_heads, hidden_dim, *, family, dtype, tokenizer, **stack):
     """What the constructor of every head begins with.
 
     Args:
-        given: the constructor's `locals()`.
+        vocabulary_size, num_layers, num_heads, hidden_dim: the encoder's sizes.
+        family, dtype, tokenizer, **stack: of `BERTArguments`, all of them.
 
     Returns:
-        `(arguments, encoder, inputs, sequence)`: those of `given` that the encoder and all heads share, as
-        `get_config` keeps them; the `TransformerEncoder`; its symbolic inputs; its output (B, T, D).
+        `(encoder, inputs, sequence)`: the `TransformerEncoder`, its symbolic inputs, its output (B, T, D).
     """
-    check_choice("family", given["family"], [family.MODEL_TYPE for family in FAMILIES])
-    arguments = {name: given[name] for name in ENCODER_ARGUMENTS}
-    arguments["dtype"] = resolved_dtype(given["dtype"])
-    encoder = TransformerEncoder(**arguments, norm_first=False, norm_embeddings=True, name="encoder")
-    names = ["token_ids", "segment_ids"] if given["num_segments"] > 1 else ["token_ids"]
+    sizes = (vocabulary_size, num_layers, num_heads, hidden_dim)
+    encoder = TransformerEncoder(*sizes, **stack, dtype=resolved_dtype(dtype), name="encoder")
+    names = ["token_ids", "segment_ids"] if stack["num_segments"] > 1 else ["token_ids"]
     inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
     inputs["padding_mask"] = keras.Input((None,), dtype="bool", name="padding_mask")
-    return {**arguments, "family": given["family"]}, encoder, inputs, encoder(**inputs)
+    return encoder, inputs, encoder(**inputs)
 
 
-def make_pooler(arguments, activation):
-    """The dense layer over the first token of an encoder with these arguments."""
-    return make_dense(arguments, arguments["hidden_dim"], "pooler", get_activation(activation))
+def make_pooler(encoder, activation):
+    """The dense layer over the first token of an encoder."""
+    return make_dense(encoder, encoder.hidden_dim, "pooler", get_activation(activation))
 
 
-def make_dense(arguments, units, name, activation=None):
-    """A dense layer, initialised as the encoder with these arguments is."""
-    initializer = keras.initializers.RandomNormal(stddev=arguments["initializer_range"])
-    return Dense(units, activation, kernel_initializer=initializer, dtype=arguments["dtype"], name=name)
+def make_dense(encoder, units, name, activation=None):
+    """A dense layer, initialised as the encoder is."""
+    initializer = kernel_initializer(encoder.initializer_range)
+    return Dense(units, activation, kernel_initializer=initializer, dtype=encoder.dtype_policy, name=name)

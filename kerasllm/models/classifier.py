@@ -1,10 +1,12 @@
 """BERT for classes of texts: one of several labels, any of several, or numbers."""
 
+from typing import Unpack
+
 import keras
 
 from kerasllm.arguments import check_choice, shown
 from kerasllm.checkpoints.bert import MOST_LABELS
-from kerasllm.models.bert import BERTModel, encode, make_dense, make_pooler
+from kerasllm.models.bert import BERTArguments, BERTModel, encode, make_dense, make_pooler, takes_encoder
 from kerasllm.tasks.classification import Classification
 
 PROBLEM_TYPES = ("single_label", "multi_label", "regression")
@@ -20,7 +22,8 @@ class BERTClassifier(Classification, BERTModel):
     Outputs:
         Logits (B, L), one for each label.
 
-    Args: those of `BERT` without `pooler`, and
+    Args:
+        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
         labels: names of the L labels, a list of strings; or their number, for names LABEL_0, LABEL_1, ...
         problem_type: what the logits mean. "single_label": a softmax over them; "multi_label": a sigmoid for each;
             "regression": the numbers themselves. Default: a softmax over several labels, a sigmoid for one.
@@ -35,40 +38,29 @@ class BERTClassifier(Classification, BERTModel):
         [{'label': 'good', 'score': 0.98}]
     """
 
+    @takes_encoder("labels problem_type pooler_activation")
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        num_segments=2,
-        dropout=0.1,
-        activation="gelu",
-        norm_epsilon=1e-12,
-        initializer_range=0.02,
-        embedding_dim=None,
+        *,
         labels=2,
         problem_type=None,
         pooler_activation="tanh",
-        family="bert",
-        dtype=None,
-        tokenizer=None,
         name="bert_classifier",
+        **arguments: Unpack[BERTArguments],
     ):
-        arguments, encoder, inputs, sequence = encode(locals())
+        encoder, inputs, sequence = encode(vocabulary_size, num_layers, num_heads, hidden_dim, **arguments)
         labels = read_labels(labels)
         check_choice("problem_type", problem_type, (*PROBLEM_TYPES, None))
-        pooler = make_pooler(arguments, pooler_activation)
-        classifier = make_dense(arguments, len(labels), "classifier")
-        pooled = keras.layers.Dropout(dropout, dtype=encoder.dtype_policy, name="classifier_dropout")(
-            pooler(sequence[:, 0])
-        )
-        own = {"labels": labels, "problem_type": problem_type, "pooler_activation": pooler_activation}
-        super().__init__(inputs, classifier(pooled), {**arguments, **own}, name)
+        pooler = make_pooler(encoder, pooler_activation)
+        classifier = make_dense(encoder, len(labels), "classifier")
+        dropout = keras.layers.Dropout(arguments["dropout"], dtype=encoder.dtype_policy, name="classifier_dropout")
+        super().__init__(inputs, classifier(dropout(pooler(sequence[:, 0]))), labels=labels)
         self.encoder, self.pooler, self.classifier = encoder, pooler, classifier
-        self.tokenizer = tokenizer
+        self.tokenizer = arguments["tokenizer"]
 
     @property
     def has_one_label(self):

@@ -1,6 +1,7 @@
 """BERT for vectors of texts, whose cosine says how near the texts are in meaning."""
 
 from collections.abc import Mapping
+from typing import Unpack
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ from kerasllm.arguments import (
     shown,
 )
 from kerasllm.layers.adapters import Dense
-from kerasllm.models.bert import BERTModel, encode
+from kerasllm.models.bert import BERTArguments, BERTModel, encode, takes_encoder
 from kerasllm.models.embedding_index import SIMILARITIES, EmbeddingIndex
 from kerasllm.tasks.embedding import ARGUMENTS as EMBEDDING_ARGUMENTS
 from kerasllm.tasks.embedding import Embedding
@@ -42,7 +43,8 @@ class BERTEmbedder(Embedding, BERTModel):
     Outputs:
         (B, D) float32.
 
-    Args: those of `BERT` without `pooler`, and
+    Args:
+        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
         pooling: how the tokens' vectors become one: their "mean", their "max", that of the first, "cls", or of the
             last, "lasttoken"; their sum by the root of their number, "mean_sqrt_len_tokens"; their mean with weights
             1, 2, 3, ..., "weightedmean"; or a list of these, whose vectors are joined.
@@ -63,20 +65,14 @@ class BERTEmbedder(Embedding, BERTModel):
         [{'index': 0, 'score': 0.47, 'text': 'He eats.'}]
     """
 
+    @takes_encoder("pooling normalize truncate_at include_prompt dense prompts default_prompt_name similarity")
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        num_segments=2,
-        dropout=0.1,
-        activation="gelu",
-        norm_epsilon=1e-12,
-        initializer_range=0.02,
-        embedding_dim=None,
+        *,
         pooling="mean",
         normalize=True,
         truncate_at=None,
@@ -85,12 +81,10 @@ class BERTEmbedder(Embedding, BERTModel):
         prompts=None,
         default_prompt_name=None,
         similarity="cosine",
-        family="bert",
-        dtype=None,
-        tokenizer=None,
         name="bert_embedder",
+        **arguments: Unpack[BERTArguments],
     ):
-        arguments, encoder, inputs, sequence = encode(locals())
+        encoder, inputs, sequence = encode(vocabulary_size, num_layers, num_heads, hidden_dim, **arguments)
         pooling = pooling if isinstance(pooling, str) else read_strings("pooling", pooling, 0)
         for mode in [pooling] if isinstance(pooling, str) else pooling or [None]:
             check_choice("pooling", mode, POOLINGS)
@@ -100,9 +94,10 @@ class BERTEmbedder(Embedding, BERTModel):
         prompts = _read_prompts(prompts, default_prompt_name)
         if truncate_at is not None:
             check_positive("truncate_at", truncate_at)
-            if truncate_at > max_sequence_length:
+            if truncate_at > (arguments["max_sequence_length"] or truncate_at):
                 raise ValueError(
-                    f"truncate_at ({truncate_at}) must be at most max_sequence_length ({max_sequence_length})."
+                    f"truncate_at ({truncate_at}) must be at most max_sequence_length "
+                    f"({arguments['max_sequence_length']})."
                 )
         mask = inputs["padding_mask"]
         if not include_prompt:
@@ -115,10 +110,9 @@ class BERTEmbedder(Embedding, BERTModel):
             # Not ops.norm, which hands jax its axis as a list, and jax refuses.
             squares = ops.sum(vectors * vectors, axis=-1, keepdims=True)
             vectors = vectors / ops.sqrt(ops.maximum(squares, 1e-24))  # a root of 0 would have no gradient
-        given = locals()
-        super().__init__(inputs, vectors, {**arguments, **{name: given[name] for name in EMBEDDING_ARGUMENTS}}, name)
+        super().__init__(inputs, vectors, pooling=pooling, dense=dense, prompts=prompts)
         self.encoder = encoder
-        self.tokenizer = tokenizer
+        self.tokenizer = arguments["tokenizer"]
 
     def load_defaults(self, folder):
         """Read whether a folder's texts are in small letters."""

@@ -1,12 +1,16 @@
 """GPT: a decoder-only Transformer language model, GPT-2 by default; Llama, Mistral or Qwen by its arguments."""
 
+from typing import Unpack
+
 import keras
 
 from kerasllm.arguments import check_boolean, check_choice
+from kerasllm.constructors import takes
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.transformer import TransformerDecoder
 from kerasllm.models.base import resolved_dtype
 from kerasllm.models.language_model import LanguageModel
+from kerasllm.stack import StackArguments
 
 SIZES = {  # Radford et al. 2019, table 2
     "small": {"num_layers": 12, "num_heads": 12, "hidden_dim": 768},
@@ -35,26 +39,11 @@ class GPT(LanguageModel):
     Args:
         vocabulary_size: number of symbols V.
         num_layers, num_heads, hidden_dim: size of the stack; see `GPT.from_size` for GPT-2's own.
-        intermediate_dim: width of the feed-forward. Default: 4 `hidden_dim`.
-        max_sequence_length: the longest sequence.
-        dropout: rate in training.
-        activation: of the feed-forward.
-        norm: "layer" or "rms".
-        norm_epsilon: added to the variance.
-        positions: "learned", "sinusoidal", "rotary", "relative", "alibi" or None.
-        gated: whether the feed-forward has a gate.
-        num_key_value_heads: fewer than `num_heads` for grouped-query attention.
-        head_dim: width of a head. Default: `hidden_dim` / `num_heads`.
-        use_bias: whether the projections have a bias.
-        use_qkv_bias: whether those to queries, keys and values have one. Default: `use_bias`.
-        query_key_norm: whether queries and keys are normed (Qwen3).
-        sliding_window: each token sees itself and the `sliding_window` - 1 before it (Mistral). Default: all.
+        **arguments: those of `kerasllm.stack.StackArguments`.
         tie_embeddings: whether the token embeddings, transposed, are the output layer.
-        rope_base: base of rotary positions.
-        rope_scaling: how rotary positions are stretched, as for `kerasllm.layers.RotaryPositions`.
-        initializer_range: standard deviation of the initial weights.
         dtype: dtype policy, for instance "mixed_bfloat16".
         tokenizer: a `kerasllm.Tokenizer` of `vocabulary_size` symbols, for strings.
+        name: of the model.
 
     Example:
         >>> model = GPT.from_size("small", vocabulary_size=tokenizer.vocabulary_size, tokenizer=tokenizer)
@@ -65,68 +54,42 @@ class GPT(LanguageModel):
 
     rewinds = True
 
+    @takes(
+        StackArguments,
+        """
+        intermediate_dim max_sequence_length dropout activation norm norm_epsilon positions gated num_key_value_heads
+        head_dim use_bias use_qkv_bias query_key_norm sliding_window tie_embeddings rope_base rope_scaling
+        initializer_range dtype tokenizer name
+        """,
+        max_sequence_length=1024,
+        dropout=0.1,
+        activation="gelu_tanh",
+        initializer_range=0.02,
+    )
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=1024,
-        dropout=0.1,
-        activation="gelu_tanh",
-        norm="layer",
-        norm_epsilon=1e-5,
-        positions="learned",
-        gated=False,
-        num_key_value_heads=None,
-        head_dim=None,
-        use_bias=True,
-        use_qkv_bias=None,
-        query_key_norm=False,
-        sliding_window=None,
+        *,
         tie_embeddings=True,
-        rope_base=10000.0,
-        rope_scaling=None,
-        initializer_range=0.02,
         dtype=None,
         tokenizer=None,
         name="gpt",
+        **arguments: Unpack[StackArguments],
     ):
-        stack_arguments = {
-            "vocabulary_size": vocabulary_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "hidden_dim": hidden_dim,
-            "intermediate_dim": intermediate_dim,
-            "max_sequence_length": max_sequence_length,
-            "dropout": dropout,
-            "activation": activation,
-            "norm": norm,
-            "norm_epsilon": norm_epsilon,
-            "positions": positions,
-            "gated": gated,
-            "num_key_value_heads": num_key_value_heads,
-            "head_dim": head_dim,
-            "use_bias": use_bias,
-            "use_qkv_bias": use_qkv_bias,
-            "query_key_norm": query_key_norm,
-            "sliding_window": sliding_window,
-            "rope_base": rope_base,
-            "rope_scaling": rope_scaling,
-            "initializer_range": initializer_range,
-            "dtype": resolved_dtype(dtype),
-        }
         check_boolean("tie_embeddings", tie_embeddings)
-        decoder = TransformerDecoder(**stack_arguments, name="decoder")
+        decoder = TransformerDecoder(
+            vocabulary_size, num_layers, num_heads, hidden_dim, **arguments, dtype=resolved_dtype(dtype), name="decoder"
+        )
         head = decoder.logits
         if not tie_embeddings:
             head = Dense(vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head")
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
         logits = head(decoder(token_ids, padding_mask=padding_mask))
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-        super().__init__(inputs, logits, {**stack_arguments, "tie_embeddings": tie_embeddings}, name)
+        super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, logits)
         self.decoder, self.head = decoder, head
         self.tokenizer = tokenizer
 

@@ -71,14 +71,13 @@ class LSTMTranslator(Translator):
                 "attention ('dot') takes a decoder as wide as the encoder's states, which are twice as wide with "
                 "bidirectional (True): 'general' and 'additive' take any."
             )
-        dtype = resolved_dtype(dtype)
         shared = {
             "num_layers": num_layers,
             "hidden_dim": hidden_dim,
             "embedding_dim": embedding_dim,
             "cell": cell,
             "dropout": dropout,
-            "dtype": dtype,
+            "dtype": resolved_dtype(dtype),
         }
         encoder = RecurrentEncoder(source_vocabulary_size, bidirectional=bidirectional, name="encoder", **shared)
         decoder = RecurrentDecoder(
@@ -101,15 +100,7 @@ class LSTMTranslator(Translator):
             memory=memory,
             memory_padding_mask=inputs["source_padding_mask"],
         )
-        arguments = {
-            "source_vocabulary_size": source_vocabulary_size,
-            "target_vocabulary_size": target_vocabulary_size,
-            **shared,
-            "attention": attention,
-            "bidirectional": bidirectional,
-            "tie_embeddings": tie_embeddings,
-        }
-        super().__init__(inputs, head(hidden), arguments, name)
+        super().__init__(inputs, head(hidden))
         self.encoder, self.bridge, self.decoder, self.head = encoder, bridge, decoder, head
         self.source_tokenizer, self.target_tokenizer = source_tokenizer, target_tokenizer
 

@@ -1,13 +1,16 @@
 """BERT's masked language model."""
 
+from typing import Unpack
+
 import keras
 from keras import ops
 
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, build_once
 from kerasllm.layers.block import make_norm
+from kerasllm.layers.embeddings import kernel_initializer
 from kerasllm.layers.feedforward import get_activation
-from kerasllm.models.bert import BERTModel, encode
+from kerasllm.models.bert import BERTArguments, BERTModel, encode, takes_encoder
 from kerasllm.tasks.mask_filling import MaskFilling
 
 
@@ -22,7 +25,10 @@ class BERTMaskedLM(MaskFilling, BERTModel):
     Outputs:
         Logits (B, P, V).
 
-    Args: those of `BERT` without `pooler`. The output layer is the transposed token embeddings.
+    Args:
+        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
+
+    The output layer is the transposed token embeddings.
 
     Example:
         >>> model = BERTMaskedLM.from_size("tiny", vocabulary_size=8000, tokenizer=tokenizer)
@@ -31,39 +37,31 @@ class BERTMaskedLM(MaskFilling, BERTModel):
         >>> model.fill_mask("The capital of France is [MASK].", top_k=3)
     """
 
+    @takes_encoder()
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        num_segments=2,
-        dropout=0.1,
-        activation="gelu",
-        norm_epsilon=1e-12,
-        initializer_range=0.02,
-        embedding_dim=None,
-        family="bert",
-        dtype=None,
-        tokenizer=None,
+        *,
         name="bert_masked_lm",
+        **arguments: Unpack[BERTArguments],
     ):
-        arguments, encoder, inputs, sequence = encode(locals())
+        encoder, inputs, sequence = encode(vocabulary_size, num_layers, num_heads, hidden_dim, **arguments)
         inputs["masked_positions"] = keras.Input((None,), dtype="int32", name="masked_positions")
         head = MaskedLMHead(
             encoder.embeddings.token,
-            activation,
-            norm_epsilon,
-            initializer_range,
+            arguments["activation"],
+            arguments["norm_epsilon"],
+            arguments["initializer_range"],
             dtype=encoder.dtype_policy,
             name="masked_lm_head",
         )
         logits = head(sequence, inputs["masked_positions"])
-        super().__init__(inputs, logits, arguments, name)
+        super().__init__(inputs, logits)
         self.encoder, self.head = encoder, head
-        self.tokenizer = tokenizer
+        self.tokenizer = arguments["tokenizer"]
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -91,7 +89,7 @@ class MaskedLMHead(Layer):
         self.dense = Dense(
             token_embedding.output_dim,
             get_activation(activation),
-            kernel_initializer=keras.initializers.RandomNormal(stddev=initializer_range),
+            kernel_initializer=kernel_initializer(initializer_range),
             dtype=self.dtype_policy,
             name="dense",
         )

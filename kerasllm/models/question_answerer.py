@@ -1,8 +1,10 @@
 """BERT for questions whose answers stand in a text."""
 
+from typing import Unpack
+
 import keras
 
-from kerasllm.models.bert import BERTModel, encode, make_dense
+from kerasllm.models.bert import BERTArguments, BERTModel, encode, make_dense, takes_encoder
 from kerasllm.tasks.answering import Answering
 
 
@@ -16,7 +18,8 @@ class BERTQuestionAnswerer(Answering, BERTModel):
     Outputs:
         A dict: `start_logits` and `end_logits`, (B, T) each.
 
-    Args: those of `BERT` without `pooler`.
+    Args:
+        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
 
     Example:
         >>> model = BERTQuestionAnswerer.from_preset("path/to/distilbert-base-cased-distilled-squad")
@@ -24,28 +27,20 @@ class BERTQuestionAnswerer(Answering, BERTModel):
         {'score': 0.97, 'start': 22, 'end': 28, 'answer': 'London'}
     """
 
+    @takes_encoder()
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        num_segments=2,
-        dropout=0.1,
-        activation="gelu",
-        norm_epsilon=1e-12,
-        initializer_range=0.02,
-        embedding_dim=None,
-        family="bert",
-        dtype=None,
-        tokenizer=None,
+        *,
         name="bert_question_answerer",
+        **arguments: Unpack[BERTArguments],
     ):
-        arguments, encoder, inputs, sequence = encode(locals())
-        span = make_dense(arguments, 2, "answer_span")
+        encoder, inputs, sequence = encode(vocabulary_size, num_layers, num_heads, hidden_dim, **arguments)
+        span = make_dense(encoder, 2, "answer_span")
         logits = span(sequence)  # (B, T, 2)
-        super().__init__(inputs, {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}, arguments, name)
+        super().__init__(inputs, {"start_logits": logits[..., 0], "end_logits": logits[..., 1]})
         self.encoder, self.span = encoder, span
-        self.tokenizer = tokenizer
+        self.tokenizer = arguments["tokenizer"]

@@ -82,8 +82,7 @@ class RNNLanguageModel(LanguageModel):
         if attention:
             attention_mask = padding_attention_mask(padding_mask)
             hidden = hidden + attention(hidden, attention_mask=attention_mask, use_causal_mask=True)
-        arguments = {**shared, "num_attention_heads": num_attention_heads, "tie_embeddings": tie_embeddings}
-        super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, head(hidden), arguments, name)
+        super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, head(hidden))
         self.decoder, self.attention, self.head = decoder, attention, head
         self.tokenizer = tokenizer
 

@@ -1,16 +1,20 @@
 """A summariser made of two BERTs: one reads, one writes."""
 
+from typing import Unpack
+
 import keras
 
 from kerasllm import text
 from kerasllm.arguments import check_boolean
+from kerasllm.constructors import takes
 from kerasllm.generation.config import GenerationConfig
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import SharedEncoder, TransformerDecoder, TransformerEncoder
 from kerasllm.models.base import carried_tokenizer, resolved_dtype
-from kerasllm.models.bert import BERT, check_floats
+from kerasllm.models.bert import BERT, DEFAULTS, check_floats
 from kerasllm.models.transformer_translator import EncoderDecoder
 from kerasllm.models.translator import translation_inputs
+from kerasllm.stack import SegmentedStackArguments
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -23,12 +27,13 @@ class Summarizer(EncoderDecoder):
     Inputs and outputs: as for `TransformerTranslator`.
 
     Args:
-        vocabulary_size, num_layers, num_heads, hidden_dim, intermediate_dim, max_sequence_length, num_segments,
-            dropout, activation, norm_epsilon, initializer_range: of either side, as for `BERT`.
+        vocabulary_size, num_layers, num_heads, hidden_dim: sizes of either side.
         share: whether both sides have the same weights but for the cross-attention.
         dtype: dtype policy.
         tokenizer: a `kerasllm.Tokenizer`, for strings. Where it has no bos and eos, cls and sep are taken: `tokenizer`
             of the model has the roles that `kerasllm.training.TranslationDataset` needs.
+        name: of the model.
+        **arguments: those of `kerasllm.stack.StackArguments`, and `num_segments`, of either side.
 
     Unless told otherwise it writes with 4 beams and repeats no three tokens (`generation_defaults`).
 
@@ -43,46 +48,35 @@ class Summarizer(EncoderDecoder):
     tokenizer_prefixes = {"tokenizer": ""}
     _carried_tokenizer = carried_tokenizer("tokenizer", "vocabulary_size")
 
+    @takes(
+        SegmentedStackArguments,
+        """
+        intermediate_dim max_sequence_length num_segments dropout activation norm_epsilon initializer_range share dtype
+        tokenizer name
+        """,
+        **DEFAULTS,
+    )
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        num_segments=2,
-        dropout=0.1,
-        activation="gelu",
-        norm_epsilon=1e-12,
-        initializer_range=0.02,
+        *,
         share=False,
         dtype=None,
         tokenizer=None,
         name="summarizer",
+        **arguments: Unpack[SegmentedStackArguments],
     ):
         check_boolean("share", share)
-        arguments = {
-            "vocabulary_size": vocabulary_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "hidden_dim": hidden_dim,
-            "intermediate_dim": intermediate_dim,
-            "max_sequence_length": max_sequence_length,
-            "num_segments": num_segments,
-            "dropout": dropout,
-            "activation": activation,
-            "norm_epsilon": norm_epsilon,
-            "initializer_range": initializer_range,
-            "dtype": resolved_dtype(dtype),
-        }
-        as_bert = {"norm_first": False, "norm_embeddings": True}
-        decoder = TransformerDecoder(**arguments, **as_bert, cross_attention=True, name="decoder")
+        sizes, arguments["dtype"] = (vocabulary_size, num_layers, num_heads, hidden_dim), resolved_dtype(dtype)
+        decoder = TransformerDecoder(*sizes, **arguments, cross_attention=True, name="decoder")
         if share:
             decoder.build((None, None))  # under its own name, which is that of its weights
             encoder = SharedEncoder(decoder, dtype=decoder.dtype_policy, name="encoder")
         else:
-            encoder = TransformerEncoder(**arguments, **as_bert, name="encoder")
+            encoder = TransformerEncoder(*sizes, **arguments, name="encoder")
         head = TiedHead(decoder.embeddings.token, dtype=decoder.dtype_policy, name="head")
 
         inputs = translation_inputs()
@@ -92,7 +86,7 @@ class Summarizer(EncoderDecoder):
             memory=encoder(inputs["source_token_ids"], padding_mask=inputs["source_padding_mask"]),
             memory_padding_mask=inputs["source_padding_mask"],
         )
-        super().__init__(inputs, head(hidden), {**arguments, "share": share}, name)
+        super().__init__(inputs, head(hidden))
         self.encoder, self.decoder, self.head = encoder, decoder, head
         self.generation_defaults = GenerationConfig(num_beams=4, no_repeat_ngram_size=3)
         self.tokenizer = tokenizer

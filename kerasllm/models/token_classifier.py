@@ -1,8 +1,10 @@
 """BERT for classes of tokens: names of persons, parts of speech."""
 
+from typing import Unpack
+
 import keras
 
-from kerasllm.models.bert import BERTModel, encode, make_dense
+from kerasllm.models.bert import BERTArguments, BERTModel, encode, make_dense, takes_encoder
 from kerasllm.models.classifier import read_labels
 from kerasllm.tasks.tagging import Tagging
 
@@ -17,7 +19,8 @@ class BERTTokenClassifier(Tagging, BERTModel):
     Outputs:
         Logits (B, T, L), one for each token and label.
 
-    Args: those of `BERT` without `pooler`, and
+    Args:
+        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
         labels: names of the L labels, a list of strings; or their number, for names LABEL_0, LABEL_1, ... In
             "B-PER", "I-PER" the letters say whether a token begins or continues an entity; "O" is none.
 
@@ -27,30 +30,22 @@ class BERTTokenClassifier(Tagging, BERTModel):
         [{'entity': 'PER', 'score': 0.99, 'word': 'Ada Lovelace', 'start': 0, 'end': 12}, ...]
     """
 
+    @takes_encoder("labels")
     def __init__(
         self,
         vocabulary_size,
         num_layers,
         num_heads,
         hidden_dim,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        num_segments=2,
-        dropout=0.1,
-        activation="gelu",
-        norm_epsilon=1e-12,
-        initializer_range=0.02,
-        embedding_dim=None,
+        *,
         labels=2,
-        family="bert",
-        dtype=None,
-        tokenizer=None,
         name="bert_token_classifier",
+        **arguments: Unpack[BERTArguments],
     ):
-        arguments, encoder, inputs, sequence = encode(locals())
+        encoder, inputs, sequence = encode(vocabulary_size, num_layers, num_heads, hidden_dim, **arguments)
         labels = read_labels(labels)
-        classifier = make_dense(arguments, len(labels), "classifier")
-        sequence = keras.layers.Dropout(dropout, dtype=encoder.dtype_policy, name="classifier_dropout")(sequence)
-        super().__init__(inputs, classifier(sequence), {**arguments, "labels": labels}, name)
+        classifier = make_dense(encoder, len(labels), "classifier")
+        dropout = keras.layers.Dropout(arguments["dropout"], dtype=encoder.dtype_policy, name="classifier_dropout")
+        super().__init__(inputs, classifier(dropout(sequence)), labels=labels)
         self.encoder, self.classifier = encoder, classifier
-        self.tokenizer = tokenizer
+        self.tokenizer = arguments["tokenizer"]

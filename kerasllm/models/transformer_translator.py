@@ -1,13 +1,17 @@
 """The Transformer translator; Marian, BART and T5 by its arguments."""
 
+from typing import Unpack
+
 import keras
 
 from kerasllm.arguments import check_boolean, check_positive
+from kerasllm.constructors import takes
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.transformer import TransformerDecoder, TransformerEncoder
 from kerasllm.models.base import resolved_dtype
 from kerasllm.models.translator import Translator, translation_inputs
+from kerasllm.stack import StackArguments
 
 
 class EncoderDecoder(Translator):
@@ -54,30 +58,15 @@ class TransformerTranslator(EncoderDecoder):
         num_layers: blocks of encoder and of decoder.
         num_heads: heads of each attention.
         hidden_dim: width D.
-        intermediate_dim: width of the feed-forward. Default: 4 `hidden_dim`.
-        max_sequence_length: the longest source and the longest target; None for no limit, unless positions are learned.
-        dropout: rate in training.
-        activation: of the feed-forward.
-        norm_first: True for pre-norm, False for post-norm as in the paper.
-        positions: "sinusoidal", "split_sinusoidal" (Marian), "learned", "rotary", "relative" (T5), "alibi" or None.
+        **arguments: those of `kerasllm.stack.StackArguments`, of encoder and decoder.
         tie_embeddings: whether the target embeddings, transposed, are the output layer.
         share_embeddings: whether source and target, of one vocabulary, share their embeddings.
-        scale_embeddings: whether token embeddings are multiplied by sqrt(D).
-        norm_embeddings: whether a norm follows the embeddings (BART).
         num_decoder_layers, num_decoder_heads, decoder_intermediate_dim: the decoder's, where they differ.
-        head_dim: width of a head. Default: `hidden_dim` / `num_heads`.
-        attention_scale: factor of the attention scores. Default: 1 / sqrt(`head_dim`); T5 takes 1.
-        gated: whether the feed-forward has a gate.
-        norm: "layer" or "rms".
-        norm_epsilon: added to the variance.
-        use_bias: whether the projections have a bias.
         use_head_bias: whether the output layer has a bias (Marian, BART).
         scale_head: whether the tied output layer multiplies what it reads by 1 / sqrt(D) (T5).
-        num_buckets, max_distance: of relative positions, as for `kerasllm.layers.RelativePositionBias`.
-        initializer_range: standard deviation of the initial weights. Default: Glorot-uniform kernels and embeddings
-            of deviation 1 / sqrt(D).
         dtype: dtype policy.
         source_tokenizer, target_tokenizer: `kerasllm.Tokenizer`s, for strings.
+        name: of the model.
 
     Example:
         >>> model = TransformerTranslator.from_preset("opus-mt-en-de")
@@ -86,6 +75,20 @@ class TransformerTranslator(EncoderDecoder):
         >>> model.summarize(article, max_new_tokens=80)
     """
 
+    @takes(
+        StackArguments,
+        """
+        intermediate_dim max_sequence_length dropout activation residual positions tie_embeddings share_embeddings
+        scale_embeddings norm_embeddings num_decoder_layers num_decoder_heads decoder_intermediate_dim head_dim
+        attention_scale gated norm norm_epsilon use_bias use_head_bias scale_head num_buckets max_distance
+        initializer_range dtype source_tokenizer target_tokenizer name
+        """,
+        dropout=0.1,
+        activation="relu",
+        residual="post",
+        positions="sinusoidal",
+        scale_embeddings=True,
+    )
     def __init__(
         self,
         source_vocabulary_size,
@@ -93,34 +96,19 @@ class TransformerTranslator(EncoderDecoder):
         num_layers=6,
         num_heads=8,
         hidden_dim=512,
-        intermediate_dim=None,
-        max_sequence_length=512,
-        dropout=0.1,
-        activation="relu",
-        norm_first=False,
-        positions="sinusoidal",
+        *,
         tie_embeddings=True,
         share_embeddings=False,
-        scale_embeddings=True,
-        norm_embeddings=False,
         num_decoder_layers=None,
         num_decoder_heads=None,
         decoder_intermediate_dim=None,
-        head_dim=None,
-        attention_scale=None,
-        gated=False,
-        norm="layer",
-        norm_epsilon=1e-5,
-        use_bias=True,
         use_head_bias=False,
         scale_head=False,
-        num_buckets=32,
-        max_distance=128,
-        initializer_range=None,
         dtype=None,
         source_tokenizer=None,
         target_tokenizer=None,
         name="transformer_translator",
+        **arguments: Unpack[StackArguments],
     ):
         for argument, value in {
             "tie_embeddings": tie_embeddings,
@@ -143,43 +131,17 @@ class TransformerTranslator(EncoderDecoder):
             )
         if scale_head and not tie_embeddings:
             raise ValueError("scale_head (True) is for an output layer that is tied: tie_embeddings must be True.")
-        encoder_sizes = {
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "intermediate_dim": intermediate_dim,
-        }
-        decoder_sizes = {
-            "num_layers": num_layers if num_decoder_layers is None else num_decoder_layers,
-            "num_heads": num_heads if num_decoder_heads is None else num_decoder_heads,
-            "intermediate_dim": intermediate_dim if decoder_intermediate_dim is None else decoder_intermediate_dim,
-        }
-        shared = {
-            "hidden_dim": hidden_dim,
-            "max_sequence_length": max_sequence_length,
-            "dropout": dropout,
-            "activation": activation,
-            "norm_first": norm_first,
-            "positions": positions,
-            "scale_embeddings": scale_embeddings,
-            "norm_embeddings": norm_embeddings,
-            "head_dim": head_dim,
-            "attention_scale": attention_scale,
-            "gated": gated,
-            "norm": norm,
-            "norm_epsilon": norm_epsilon,
-            "use_bias": use_bias,
-            "num_buckets": num_buckets,
-            "max_distance": max_distance,
-            "initializer_range": initializer_range,
-            "dtype": resolved_dtype(dtype),
-        }
-        encoder = TransformerEncoder(source_vocabulary_size, name="encoder", **encoder_sizes, **shared)
+        shared = arguments | {"hidden_dim": hidden_dim, "dtype": resolved_dtype(dtype)}
+        encoder = TransformerEncoder(source_vocabulary_size, num_layers, num_heads, name="encoder", **shared)
+        if decoder_intermediate_dim is not None:
+            shared["intermediate_dim"] = decoder_intermediate_dim
         decoder = TransformerDecoder(
             target_vocabulary_size,
+            num_layers if num_decoder_layers is None else num_decoder_layers,
+            num_heads if num_decoder_heads is None else num_decoder_heads,
             cross_attention=True,
             token_embedding=encoder.embeddings.token if share_embeddings else None,
             name="decoder",
-            **decoder_sizes,
             **shared,
         )
         policy = {"dtype": decoder.dtype_policy, "name": "head"}
@@ -196,19 +158,6 @@ class TransformerTranslator(EncoderDecoder):
             memory=encoder(inputs["source_token_ids"], padding_mask=inputs["source_padding_mask"]),
             memory_padding_mask=inputs["source_padding_mask"],
         )
-        arguments = {
-            "source_vocabulary_size": source_vocabulary_size,
-            "target_vocabulary_size": target_vocabulary_size,
-            **encoder_sizes,
-            "num_decoder_layers": num_decoder_layers,
-            "num_decoder_heads": num_decoder_heads,
-            "decoder_intermediate_dim": decoder_intermediate_dim,
-            **shared,
-            "tie_embeddings": tie_embeddings,
-            "share_embeddings": share_embeddings,
-            "use_head_bias": use_head_bias,
-            "scale_head": scale_head,
-        }
-        super().__init__(inputs, head(hidden), arguments, name)
+        super().__init__(inputs, head(hidden))
         self.encoder, self.decoder, self.head = encoder, decoder, head
         self.source_tokenizer, self.target_tokenizer = source_tokenizer, target_tokenizer

@@ -1,0 +1,167 @@
+"""What a Transformer stack is made of, said once: name, type, default, check and meaning of each argument.
+
+`TransformerStack`, `GPT`, `BERT` and its heads, `Summarizer` and `TransformerTranslator` take their arguments from
+here, and the families of checkpoints read here what is off where they do not name it. What is new is one `Argument`
+here, and one use by the layer that owns it.
+"""
+
+from typing import Annotated, TypedDict
+
+from kerasllm.arguments import (
+    check_boolean,
+    check_choice,
+    check_from_zero,
+    check_positive,
+    check_positive_number,
+    check_rate,
+)
+from kerasllm.constructors import Argument, arguments_of
+
+NORMS = ("layer", "rms")
+RESIDUALS = ("pre", "post")
+# Of the kinds of position that are waves, whether sines and cosines take turns.
+SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
+POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
+
+
+def _by_its_layer(name, value):
+    """The layer that it belongs to checks it."""
+
+
+def _among(choices):
+    return lambda name, value: check_choice(name, value, choices)
+
+
+def _or_none(check):
+    return lambda name, value: None if value is None else check(name, value)
+
+
+class StackArguments(TypedDict, total=False):
+    """The arguments of a stack beside its sizes: symbols V, layers, heads N, width D."""
+
+    intermediate_dim: Annotated[
+        int | None, Argument(None, _or_none(check_positive), "width F of the feed-forward. Default: 4 D.")
+    ]
+    max_sequence_length: Annotated[
+        int | None,
+        Argument(
+            512,
+            _or_none(check_positive),
+            "the longest sequence, and the positions of the learned table; other kinds of position have no limit of "
+            "their own, and take None.",
+        ),
+    ]
+    dropout: Annotated[
+        float,
+        Argument(
+            0.0, check_rate, "rate in training, after the embeddings and each sublayer, and on attention weights."
+        ),
+    ]
+    activation: Annotated[
+        str, Argument("gelu", _by_its_layer, 'of the feed-forward: "gelu_tanh", or the name of one of Keras.')
+    ]
+    gated: Annotated[
+        bool, Argument(False, check_boolean, "whether the feed-forward has a gate (`GatedFeedForward`; Llama, T5 1.1).")
+    ]
+    norm: Annotated[str, Argument("layer", _among(NORMS), '"layer" or "rms".')]
+    norm_epsilon: Annotated[float, Argument(1e-5, check_positive_number, "added to the variance in norms.")]
+    residual: Annotated[
+        str,
+        Argument(
+            "pre",
+            _among(RESIDUALS),
+            'how a sublayer joins the stream: "pre", x + sublayer(norm(x)), and a final norm closes the stack (GPT-2, '
+            'Llama, T5); "post", norm(x + sublayer(x)) (BERT, BART, Marian).',
+        ),
+    ]
+    positions: Annotated[
+        str | None,
+        Argument(
+            "learned",
+            _among(POSITIONS),
+            '"learned", "sinusoidal", "split_sinusoidal" (all sines before all cosines: Marian), "rotary", "relative" '
+            '(T5), "alibi" or None.',
+        ),
+    ]
+    rope_base: Annotated[float, Argument(10000.0, check_positive_number, "`base` of `RotaryPositions`.")]
+    rope_scaling: Annotated[
+        dict | None,
+        Argument(None, _by_its_layer, "how rotary positions are stretched: `scaling` of `RotaryPositions`."),
+    ]
+    num_buckets: Annotated[
+        int, Argument(32, check_positive, "buckets of relative positions, as for `RelativePositionBias`.")
+    ]
+    max_distance: Annotated[
+        int, Argument(128, check_positive, "from where on distances share the last bucket of relative positions.")
+    ]
+    scale_embeddings: Annotated[
+        bool, Argument(False, check_boolean, "whether token embeddings are multiplied by sqrt(D) (Vaswani et al.).")
+    ]
+    norm_embeddings: Annotated[
+        bool, Argument(False, check_boolean, "whether a norm follows the embeddings (BERT, BART).")
+    ]
+    embedding_dim: Annotated[
+        int | None,
+        Argument(
+            None,
+            _or_none(check_positive),
+            "width of the embeddings, which a dense layer widens to D (ELECTRA). Default: D.",
+        ),
+    ]
+    num_key_value_heads: Annotated[
+        int | None,
+        Argument(
+            None,
+            _or_none(check_positive),
+            "heads of keys and values, a divisor of N: fewer are grouped-query attention. Default: N.",
+        ),
+    ]
+    head_dim: Annotated[int | None, Argument(None, _or_none(check_positive), "width H of a head. Default: D / N.")]
+    use_bias: Annotated[
+        bool, Argument(True, check_boolean, "whether the projections of attention and feed-forward have a bias.")
+    ]
+    use_qkv_bias: Annotated[
+        bool | None,
+        Argument(
+            None, _or_none(check_boolean), "whether those to queries, keys and values have one. Default: `use_bias`."
+        ),
+    ]
+    query_key_norm: Annotated[
+        bool, Argument(False, check_boolean, "whether an RMS norm over H follows queries and keys (Qwen3).")
+    ]
+    attention_scale: Annotated[
+        float | None,
+        Argument(
+            None, _or_none(check_positive_number), "factor of the attention scores. Default: 1 / sqrt(H); T5 takes 1."
+        ),
+    ]
+    sliding_window: Annotated[
+        int | None,
+        Argument(
+            None,
+            _or_none(check_positive),
+            "a decoder's tokens see themselves and the `sliding_window` - 1 before them (Beltagy et al. 2020, "
+            "arXiv:2004.05150; Mistral). Default: all before them.",
+        ),
+    ]
+    initializer_range: Annotated[
+        float | None,
+        Argument(
+            None,
+            _or_none(check_positive_number),
+            "standard deviation of the initial kernels and embeddings. None: Glorot-uniform kernels and embeddings of "
+            "deviation 1 / sqrt(D).",
+        ),
+    ]
+
+
+class SegmentedStackArguments(StackArguments, total=False):
+    """Those of a stack whose tokens may belong to segments."""
+
+    num_segments: Annotated[
+        int, Argument(0, check_from_zero, "number of segment (token type) embeddings; 0 for no table.")
+    ]
+
+
+OFF = {name: argument.default for name, argument in arguments_of(StackArguments).items()}
+"""What a stack is where nobody says anything."""
