@@ -14,6 +14,7 @@ from kerasllm.arguments import (
     check_positive,
     check_positive_number,
     check_rate,
+    shown,
 )
 from kerasllm.constructors import Argument, arguments_of
 
@@ -34,6 +35,33 @@ def _among(choices):
 
 def _or_none(check):
     return lambda name, value: None if value is None else check(name, value)
+
+
+def _by_block(check):
+    """Of one value, or of each in a list."""
+
+    def check_each(name, value):
+        is_list = isinstance(value, list | tuple)
+        if is_list and not value:
+            raise ValueError(
+                f"{name} ({value}) must be one value, or a non-empty list of values for the blocks in turn."
+            )
+        for place, one in enumerate(value if is_list else [value]):
+            check(f"{name}[{place}]" if is_list else name, one)
+
+    return check_each
+
+
+def by_block(name, value, num_layers):
+    """The value of each block, from one for all or a list that is repeated from block to block.
+
+    Raises:
+        ValueError: the list is longer than there are blocks.
+    """
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if len(values) > num_layers:
+        raise ValueError(f"{name} ({shown(value)}) must have at most as many values as blocks ({num_layers}).")
+    return [values[i % len(values)] for i in range(num_layers)]
 
 
 class StackArguments(TypedDict, total=False):
@@ -83,10 +111,22 @@ class StackArguments(TypedDict, total=False):
             '(T5), "alibi" or None.',
         ),
     ]
-    rope_base: Annotated[float, Argument(10000.0, check_positive_number, "`base` of `RotaryPositions`.")]
+    rope_base: Annotated[
+        float | list[float | None],
+        Argument(
+            10000.0,
+            _by_block(_or_none(check_positive_number)),
+            "`base` of `RotaryPositions`; or a list of those of the blocks in turn, repeated, None for a block without "
+            "positions (SmolLM3).",
+        ),
+    ]
     rope_scaling: Annotated[
-        dict | None,
-        Argument(None, _by_its_layer, "how rotary positions are stretched: `scaling` of `RotaryPositions`."),
+        dict | list[dict | None] | None,
+        Argument(
+            None,
+            _by_its_layer,
+            "how rotary positions are stretched: `scaling` of `RotaryPositions`; or a list, as of `rope_base`.",
+        ),
     ]
     num_buckets: Annotated[
         int, Argument(32, check_positive, "buckets of relative positions, as for `RelativePositionBias`.")
@@ -136,12 +176,13 @@ class StackArguments(TypedDict, total=False):
         ),
     ]
     sliding_window: Annotated[
-        int | None,
+        int | list[int | None] | None,
         Argument(
             None,
-            _or_none(check_positive),
+            _by_block(_or_none(check_positive)),
             "a decoder's tokens see themselves and the `sliding_window` - 1 before them (Beltagy et al. 2020, "
-            "arXiv:2004.05150; Mistral). Default: all before them.",
+            "arXiv:2004.05150; Mistral); or a list of those of the blocks in turn, repeated: [4096, None] is Gemma 2. "
+            "None: all before them.",
         ),
     ]
     initializer_range: Annotated[

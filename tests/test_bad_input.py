@@ -113,6 +113,15 @@ CONSTRUCTORS = {
         "'learned'",
     ),
     "empty window": (lambda: GPT(9, 1, 2, 8, sliding_window=0), "sliding_window (0)", "positive"),
+    "no windows": (lambda: GPT(9, 1, 2, 8, sliding_window=[]), "sliding_window ([])", "non-empty list"),
+    "empty window of a block": (lambda: GPT(9, 2, 2, 8, sliding_window=[2, 0]), "sliding_window[1] (0)", "positive"),
+    "windows without blocks": (lambda: GPT(9, 1, 2, 8, sliding_window=[2, 3]), "sliding_window ([2, 3])", "blocks (1)"),
+    "no base": (lambda: GPT(9, 1, 2, 8, positions="rotary", rope_base=None), "rope_base (None)", "one block at least"),
+    "two names": (
+        lambda: layers.TransformerEncoder(9, 1, 2, 8, residual="pre", norm_first=True),
+        "norm_first (True)",
+        "older name of residual",
+    ),
     "window of an encoder": (
         lambda: layers.TransformerEncoder(9, 1, 2, 8, sliding_window=2),
         "sliding_window (2)",

@@ -77,9 +77,16 @@ RELATIVES_OF_LLAMA = {
     [
         *({"positions": p} for p in ("learned", "sinusoidal", "rotary", "relative", "alibi", None)),
         {"positions": "rotary", "num_key_value_heads": 2},
+        {"sliding_window": [3, None]},
+        {
+            "positions": "rotary",
+            "rope_base": [1e4, 10.0],
+            "rope_scaling": [None, {"rope_type": "linear", "factor": 2.0}],
+        },
+        {"positions": "rotary", "rope_base": [None, 1e4]},
         RELATIVES_OF_LLAMA,
     ],
-    ids=lambda arguments: "-".join(map(str, arguments.values())) if len(arguments) < 3 else "relatives of llama",
+    ids=lambda arguments: "-".join(map(str, arguments.values())) if len(arguments) < 4 else "relatives of llama",
 )
 def test_cached_steps_over_ragged_prompts_equal_the_full_pass(arguments):
     decoder = TransformerDecoder(**SIZES, **arguments, max_sequence_length=8)
@@ -94,6 +101,30 @@ def test_cached_steps_over_ragged_prompts_equal_the_full_pass(arguments):
     steps = np.concatenate([to_numpy(hidden), to_numpy(more)], axis=1)
     np.testing.assert_allclose(steps[1], whole[1, 3:], atol=1e-5)
     np.testing.assert_allclose(steps[0], alone[0, 1:5], atol=1e-5)
+
+
+def test_a_list_says_what_differs_from_block_to_block():
+    """Two blocks of one stack are those of two stacks of one block."""
+    options = {**SIZES, "positions": "rotary", "sliding_window": [3, None], "rope_base": [1e4, 10.0, None]}
+    decoder = TransformerDecoder(**options | {"num_layers": 3})
+    decoder(IDS)
+    x = normal(2, 7, 16)
+    expected = x
+    for i, (window, base) in enumerate([(3, 1e4), (None, 10.0), (3, None)]):
+        positions = None if base is None else "rotary"
+        alone = TransformerDecoder(
+            **options | {"num_layers": 1, "sliding_window": window, "positions": positions, "rope_base": base or 1e4}
+        )
+        alone(IDS)
+        alone.blocks[0].set_weights(decoder.blocks[i].get_weights())
+        slots = ops.arange(7)
+        masks = alone._masks(7, 7, 0, None)
+        tables = [rotary.tables(slots, 4) for rotary in alone.rotary]
+        expected = alone.blocks[0](expected, attention_mask=masks[0], rotary=tables[0] if tables else None)
+    walked, _ = decoder.walk(ops.convert_to_tensor(x), ops.arange(7), decoder._masks(7, 7, 0, None))
+    np.testing.assert_allclose(to_numpy(walked), to_numpy(decoder.final_norm(expected)), atol=1e-5)
+    alike = TransformerDecoder(**options | {"num_layers": 2, "sliding_window": [3], "rope_base": [1e4, 1e4]})
+    assert len(alike.rotary) == 1 and alike.windows == [3, 3]
 
 
 def test_a_decoder_with_memory_steps_as_it_walks():

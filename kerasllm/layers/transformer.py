@@ -16,7 +16,7 @@ from kerasllm.layers.embeddings import TransformerEmbeddings, kernel_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
 from kerasllm.layers.masks import causal_mask, check_padding_mask, padding_attention_mask
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
-from kerasllm.stack import SINUSOIDAL, SegmentedStackArguments
+from kerasllm.stack import SINUSOIDAL, SegmentedStackArguments, by_block
 
 
 class TransformerStack(Layer):
@@ -76,9 +76,9 @@ class TransformerStack(Layer):
             raise ValueError(
                 f"rope_scaling ({shown(stack.rope_scaling)}) is for rotary positions, not {shown(stack.positions)}."
             )
-        if stack.sliding_window is not None and self.bidirectional:
+        self.windows = by_block("sliding_window", stack.sliding_window, num_layers)
+        if any(self.windows) and self.bidirectional:
             raise ValueError(f"sliding_window ({stack.sliding_window}) is for decoders: an encoder sees everything.")
-        self.sliding_window = stack.sliding_window
         policy = {"dtype": self.dtype_policy}
         self.embeddings = TransformerEmbeddings(
             vocabulary_size,
@@ -133,9 +133,9 @@ class TransformerStack(Layer):
         self.final_norm = None
         if stack.residual == "pre":
             self.final_norm = make_norm(stack.norm, stack.norm_epsilon, self.dtype_policy, "final_norm")
-        self.rotary = self.position_bias = None
+        self.rotary, self.rotary_of_block, self.position_bias = [], [None] * num_layers, None
         if stack.positions == "rotary":
-            self.rotary = RotaryPositions(stack.rope_base, stack.rope_scaling, name="rotary")
+            self._make_rotary(stack.rope_base, stack.rope_scaling)
         elif stack.positions == "relative":
             self.position_bias = RelativePositionBias(
                 num_heads, stack.num_buckets, stack.max_distance, self.bidirectional, name="position_bias", **policy
@@ -143,6 +143,17 @@ class TransformerStack(Layer):
         elif stack.positions == "alibi":
             self.position_bias = ALiBi(num_heads, name="position_bias", **policy)
         self.supports_masking = True
+
+    def _make_rotary(self, bases, scalings):
+        """One layer for all blocks that are alike, and the place of each block's."""
+        bases = by_block("rope_base", bases, len(self.blocks))
+        scalings = by_block("rope_scaling", scalings, len(self.blocks))
+        kinds = [None if base is None else (base, scaling) for base, scaling in zip(bases, scalings, strict=True)]
+        if not any(kinds):
+            raise ValueError("rope_base (None) must be a number in one block at least; positions=None is without.")
+        distinct = [kind for i, kind in enumerate(kinds) if kind and kind not in kinds[:i]]
+        self.rotary = [RotaryPositions(*kind, name=f"rotary_{i}") for i, kind in enumerate(distinct)]
+        self.rotary_of_block = [None if kind is None else distinct.index(kind) for kind in kinds]
 
     def build(self, token_ids_shape):
         """Build embeddings, blocks and norm for token ids (B, T)."""
@@ -153,8 +164,8 @@ class TransformerStack(Layer):
             block.build(x_shape, (None, None, self.hidden_dim))
         if self.final_norm:
             self.final_norm.build(x_shape)
-        if self.rotary:
-            self.rotary.build(None)  # Keras quantises no layer with an unbuilt part
+        for rotary in self.rotary:
+            rotary.build(None)  # Keras quantises no layer with an unbuilt part
         if self.position_bias:
             self.position_bias.build(None)
 
@@ -170,9 +181,13 @@ class TransformerStack(Layer):
         memory_mask=None,
         training=None,
     ):
-        """Blocks and final norm: x (B, T, D), its positions (T,) or (B, T) -> (B, T, D), and the new caches or None."""
+        """Blocks and final norm: x (B, T, D), its positions (T,) or (B, T) -> (B, T, D), and the new caches or None.
+
+        `attention_mask` is one for all blocks, or a list of those of each.
+        """
         length = ops.shape(x)[1]
-        rotary = self.rotary and self.rotary.tables(positions, self.head_dim)
+        tables = [rotary.tables(positions, self.head_dim) for rotary in self.rotary]
+        masks = attention_mask if isinstance(attention_mask, list) else [attention_mask] * len(self.blocks)
         bias = None
         if self.position_bias:  # depends on distances only, so slots do as well as positions
             slots = ops.arange(length, dtype="int32")
@@ -183,9 +198,9 @@ class TransformerStack(Layer):
         for i, block in enumerate(self.blocks):
             x = block(
                 x,
-                attention_mask=attention_mask,
+                attention_mask=masks[i],
                 attention_bias=bias,
-                rotary=rotary,
+                rotary=None if self.rotary_of_block[i] is None else tables[self.rotary_of_block[i]],
                 cache=None if caches is None else caches[i],
                 index=index,
                 memory=None if memories is None else memories[i],
@@ -349,15 +364,17 @@ class TransformerDecoder(TransformerStack):
         length = ops.shape(token_ids)[1]
         positions = ops.arange(length, dtype="int32")
         x = self.embeddings(token_ids, positions, training=training)
-        attention_mask = causal_mask(length, length, window=self.sliding_window)
         if padding_mask is not None:
             check_padding_mask("padding_mask", padding_mask, token_ids)
-            attention_mask = ops.logical_and(attention_mask, padding_attention_mask(padding_mask))
+            padding_mask = padding_attention_mask(padding_mask)
+        attention_masks = self._masks(length, length, 0, padding_mask)
         if memory is not None and memory_padding_mask is not None:
             check_padding_mask("memory_padding_mask", memory_padding_mask, memory)
         memories = None if memory is None else [memory] * len(self.blocks)
         memory_mask = None if memory_padding_mask is None else padding_attention_mask(memory_padding_mask)
-        return self.walk(x, positions, attention_mask, memories=memories, memory_mask=memory_mask, training=training)[0]
+        return self.walk(x, positions, attention_masks, memories=memories, memory_mask=memory_mask, training=training)[
+            0
+        ]
 
     @method_of_graph
     def start(self, token_ids, padding_mask, capacity, memory=None, memory_padding_mask=None):
@@ -398,12 +415,12 @@ class TransformerDecoder(TransformerStack):
         x = self.embeddings(token_ids, positions)
         slots = ops.expand_dims(ops.arange(capacity, dtype="int32"), 0)
         is_real = padding_attention_mask(slots >= padding)
-        attention_mask = ops.logical_and(causal_mask(length, capacity, index, self.sliding_window), is_real)
+        attention_masks = self._masks(length, capacity, index, is_real)
         memory_mask = padding_attention_mask(state["memory_mask"]) if "memories" in state else None
         x, caches = self.walk(
             x,
             positions,
-            attention_mask,
+            attention_masks,
             state["caches"],
             index,
             state.get("memories"),
@@ -411,6 +428,15 @@ class TransformerDecoder(TransformerStack):
             training=False,
         )
         return x, {**state, "caches": caches}
+
+    def _masks(self, length, capacity, index, is_real):
+        """What the queries of each block see, a list of (B, 1, T, S): blocks of one window share theirs."""
+        masks = {}
+        for window in dict.fromkeys(self.windows):
+            masks[window] = causal_mask(length, capacity, index, window)
+            if is_real is not None:
+                masks[window] = ops.logical_and(masks[window], is_real)
+        return [masks[window] for window in self.windows]
 
     def grow(self, state, capacity):
         """The same state with room for `capacity` slots."""
