@@ -18,8 +18,8 @@ from kerasllm.arguments import (
 )
 from kerasllm.constructors import Argument, arguments_of
 
-NORMS = ("layer", "rms")
-RESIDUALS = ("pre", "post")
+NORMS = ("layer", "rms", "unit_offset_rms")
+RESIDUALS = ("pre", "post", "both", "parallel")
 # Of the kinds of position that are waves, whether sines and cosines take turns.
 SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
 POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
@@ -91,15 +91,18 @@ class StackArguments(TypedDict, total=False):
     gated: Annotated[
         bool, Argument(False, check_boolean, "whether the feed-forward has a gate (`GatedFeedForward`; Llama, T5 1.1).")
     ]
-    norm: Annotated[str, Argument("layer", _among(NORMS), '"layer" or "rms".')]
+    norm: Annotated[
+        str, Argument("layer", _among(NORMS), '"layer", "rms", or "unit_offset_rms", whose scale is 1 + w (Gemma).')
+    ]
     norm_epsilon: Annotated[float, Argument(1e-5, check_positive_number, "added to the variance in norms.")]
     residual: Annotated[
         str,
         Argument(
             "pre",
             _among(RESIDUALS),
-            'how a sublayer joins the stream: "pre", x + sublayer(norm(x)), and a final norm closes the stack (GPT-2, '
-            'Llama, T5); "post", norm(x + sublayer(x)) (BERT, BART, Marian).',
+            'how a sublayer joins the stream: "pre", x + sublayer(norm(x)) (GPT-2, Llama, T5); "post", '
+            'norm(x + sublayer(x)) (BERT, BART, Marian); "both", x + norm(sublayer(norm(x))) (Gemma 2); "parallel", '
+            'x + attention(norm(x)) + feed_forward(norm(x)) (GPT-NeoX). Without "post" a final norm closes the stack.',
         ),
     ]
     positions: Annotated[
@@ -173,6 +176,14 @@ class StackArguments(TypedDict, total=False):
         float | None,
         Argument(
             None, _or_none(check_positive_number), "factor of the attention scores. Default: 1 / sqrt(H); T5 takes 1."
+        ),
+    ]
+    attention_softcap: Annotated[
+        float | None,
+        Argument(
+            None,
+            _or_none(check_positive_number),
+            "attention scores s become c tanh(s / c) with this c (Gemma 2: 50). Default: they do not.",
         ),
     ]
     sliding_window: Annotated[

@@ -23,41 +23,58 @@ def normal(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_a_block_equals_torchs_encoder_layer(norm_first):
-    """torch.nn.TransformerEncoderLayer's arithmetic, written out in numpy."""
-    block = TransformerBlock(MultiHeadAttention(2), FeedForward(12, "relu"), norm_first=norm_first)
+def numpy_norm(weights, kind, h, name):
+    if kind == "layer":
+        scale = np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+        return (h - h.mean(-1, keepdims=True)) / scale * weights[f"{name}/gamma"] + weights[f"{name}/beta"]
+    scale = weights[f"{name}/scale"] + (1 if kind == "unit_offset_rms" else 0)
+    return h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-5) * scale
+
+
+@pytest.mark.parametrize(
+    ("norm", "residual"),
+    [("layer", "pre"), ("layer", "post"), ("layer", "parallel"), ("rms", "both"), ("unit_offset_rms", "both")],
+)
+def test_a_block_is_what_its_equation_says(norm, residual):
+    """The arithmetic of torch.nn.TransformerEncoderLayer, and of GPT-NeoX and Gemma 2, written out in numpy."""
+    options = {"softcap": 0.7} if residual == "both" else {}
+    block = TransformerBlock(MultiHeadAttention(2, **options), FeedForward(12, "relu"), norm=norm, residual=residual)
     x = normal(2, 5, 8)
     block(x)
+    rng = np.random.default_rng(1)
+    block.set_weights([rng.normal(size=w.shape) for w in block.get_weights()])
     weights = {v.path.split("/", 1)[1]: to_numpy(v) for v in block.weights}
+
+    def normed(h, name):
+        return numpy_norm(weights, norm, h, f"{name}_norm")
 
     def dense(h, name):
         return h @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
 
-    def norm(h, name):
-        scale = np.sqrt(h.var(-1, keepdims=True) + 1e-5)
-        return (h - h.mean(-1, keepdims=True)) / scale * weights[f"{name}/gamma"] + weights[f"{name}/beta"]
-
-    attention = block.attention.name
-
     def attend(h):
-        q, k, v = (dense(h, f"{attention}/{p}").reshape(2, 5, 2, 4) for p in ("query", "key", "value"))
+        name = block.attention.name
+        q, k, v = (dense(h, f"{name}/{p}").reshape(2, 5, 2, 4) for p in ("query", "key", "value"))
         scores = np.einsum("btnh,bsnh->bnts", q, k) / 2
+        scores = np.tanh(scores / 0.7) * 0.7 if options else scores
         probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         mixed = np.einsum("bnts,bsnh->btnh", probabilities, v).reshape(2, 5, 8)
-        return dense(mixed, f"{attention}/output")
+        return dense(mixed, f"{name}/output")
 
     def feed(h):
         name = block.feed_forward.name
         return dense(np.maximum(dense(h, f"{name}/input"), 0), f"{name}/output")
 
     expected = x
-    for sublayer, name in ((attend, "attention_norm"), (feed, "feed_forward_norm")):
-        if norm_first:
-            expected = expected + sublayer(norm(expected, name))
+    for sublayer, name in ((attend, "attention"), (feed, "feed_forward")):
+        if residual == "pre":
+            expected = expected + sublayer(normed(expected, name))
+        elif residual == "post":
+            expected = normed(expected + sublayer(expected), name)
+        elif residual == "both":
+            expected = expected + normed(sublayer(normed(expected, name)), f"{name}_output")
         else:
-            expected = norm(expected + sublayer(expected), name)
-    np.testing.assert_allclose(to_numpy(block(x)), expected, atol=1e-5)
+            expected = expected + sublayer(normed(x, name))
+    np.testing.assert_allclose(to_numpy(block(x)), expected, atol=1e-4)
 
 
 RELATIVES_OF_LLAMA = {
@@ -77,7 +94,9 @@ RELATIVES_OF_LLAMA = {
     [
         *({"positions": p} for p in ("learned", "sinusoidal", "rotary", "relative", "alibi", None)),
         {"positions": "rotary", "num_key_value_heads": 2},
-        {"sliding_window": [3, None]},
+        {"sliding_window": [3, None], "attention_softcap": 0.5},
+        {"residual": "both", "norm": "unit_offset_rms"},
+        {"residual": "parallel"},
         {
             "positions": "rotary",
             "rope_base": [1e4, 10.0],

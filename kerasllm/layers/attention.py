@@ -7,9 +7,9 @@ from kerasllm import backend
 from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, first_given, method_of_graph, new_initializer
-from kerasllm.layers.block import make_norm
 from kerasllm.layers.masks import causal_mask, check_attention_mask, implicit_attention_mask
 from kerasllm.layers.masks import padding_attention_mask as padding_attention_mask  # where users find it
+from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import rotate
 
 
@@ -29,6 +29,7 @@ class MultiHeadAttention(Layer):
         query_key_norm: whether an RMS norm over H follows the projections to queries and keys (Qwen3).
         norm_epsilon: added to that norm's variance.
         scale: factor of the scores. Default: 1 / sqrt(H); T5 takes 1.
+        softcap: scores s become softcap tanh(s / softcap), before bias and mask (Gemma 2). Default: they do not.
         dropout: rate at which attention weights are dropped in training.
         kernel_initializer: initializer of the four kernels.
 
@@ -69,6 +70,7 @@ class MultiHeadAttention(Layer):
         query_key_norm=False,
         norm_epsilon=1e-6,
         scale=None,
+        softcap=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -81,15 +83,16 @@ class MultiHeadAttention(Layer):
             raise ValueError(
                 f"num_key_value_heads ({num_key_value_heads}) must be a divisor of num_heads ({num_heads})."
             )
-        if scale is not None:
-            check_positive_number("scale", scale)
+        for name, value in {"scale": scale, "softcap": softcap}.items():
+            if value is not None:
+                check_positive_number(name, value)
         check_rate("dropout", dropout)
         check_boolean("use_bias", use_bias)
         check_boolean("query_key_norm", query_key_norm)
         if use_qkv_bias is not None:
             check_boolean("use_qkv_bias", use_qkv_bias)
         self.num_heads, self.head_dim = num_heads, head_dim
-        self.num_key_value_heads, self.scale = num_key_value_heads, scale
+        self.num_key_value_heads, self.scale, self.softcap = num_key_value_heads, scale, softcap
         self.use_bias = use_bias
         self.use_qkv_bias = use_bias if use_qkv_bias is None else use_qkv_bias
         self.query_norm = self.key_norm = None
@@ -190,15 +193,13 @@ class MultiHeadAttention(Layer):
         if rotary is not None:
             q = rotate(q, *rotary)
         k, v = keys_values
-        if return_attention_scores or (training and self.dropout.rate > 0):
-            weights = attention_weights(q, k, attention_mask, attention_bias, self.scale)
-            mixed = mix(self.dropout(weights, training=training), v)
-        else:
-            weights = None
+        weights = mixed = None
+        if not return_attention_scores and not (training and self.dropout.rate > 0) and self.softcap is None:
             grouped = self.num_key_value_heads != self.num_heads
             mixed = backend.attention(q, k, v, attention_mask, attention_bias, self.scale, grouped)
-            if mixed is None:
-                mixed = mix(attention_weights(q, k, attention_mask, attention_bias, self.scale), v)
+        if mixed is None:
+            weights = attention_weights(q, k, attention_mask, attention_bias, self.scale, self.softcap)
+            mixed = mix(self.dropout(weights, training=training), v)
         mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (B, T, N, H)
         output = self.output_projection(ops.reshape(mixed, (-1, ops.shape(query)[1], self.num_heads * self.head_dim)))
         return output, weights
@@ -212,7 +213,36 @@ class MultiHeadAttention(Layer):
         return query_shape
 
 
-def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None):
+@keras.saving.register_keras_serializable("kerasllm")
+class SoftCap(Layer):
+    """y = c tanh(x / c): nearly x where that is small, never beyond c (Gemma 2).
+
+    Args:
+        limit: c, a positive number.
+
+    Call arguments:
+        x: (..., V).
+
+    Returns:
+        (..., V).
+    """
+
+    def __init__(self, limit, **kwargs):
+        super().__init__(**kwargs)
+        check_positive_number("limit", limit)
+        self.limit = limit
+        self.supports_masking = True
+
+    def call(self, x):
+        """Cap x."""
+        return capped(x, self.limit)
+
+    def compute_output_shape(self, x_shape):
+        """The shape of x."""
+        return x_shape
+
+
+def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None, softcap=None):
     """softmax(scale q k^T + bias) over the keys that the mask allows, in float32.
 
     Args:
@@ -221,6 +251,7 @@ def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None
         attention_mask: boolean, broadcasts to (B, 1, T, S). A query that may look nowhere looks everywhere alike.
         attention_bias: float, broadcasts to (B, N, T, S).
         scale: factor of the scores. Default: 1 / sqrt(H).
+        softcap: as for `MultiHeadAttention`.
 
     Returns:
         (B, N, T, S) in q's dtype.
@@ -228,11 +259,18 @@ def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None
     num_heads, scale = q.shape[1], q.shape[3] ** -0.5 if scale is None else scale
     scores = ops.matmul(_grouped(q * scale, k.shape[1]), ops.transpose(k, (0, 1, 3, 2)))
     scores = _ungrouped(scores, num_heads, ops.shape(q)[2])  # (B, N, T, S)
+    if softcap is not None:
+        scores = capped(scores, softcap)
     if attention_bias is not None:
         scores = scores + ops.cast(attention_bias, scores.dtype)
     if attention_mask is not None:
         scores = ops.where(attention_mask, scores, ops.cast(backend.masked_score(), scores.dtype))
     return ops.cast(softmax(ops.cast(scores, "float32")), q.dtype)
+
+
+def capped(x, softcap):
+    """Softcap tanh(x / softcap): nearly x where that is small, never beyond softcap (Gemma 2)."""
+    return ops.tanh(x / softcap) * softcap
 
 
 def softmax(scores):

@@ -2,17 +2,19 @@
 
 import keras
 
-from kerasllm.arguments import check_choice, check_positive_number, check_rate
+from kerasllm.arguments import check_choice, check_rate
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph
 from kerasllm.layers.masks import implicit_attention_mask
-from kerasllm.stack import NORMS, RESIDUALS
+from kerasllm.layers.norms import make_norm
+from kerasllm.stack import RESIDUALS
 
 
 @keras.saving.register_keras_serializable("kerasllm")
 class TransformerBlock(Layer):
     """Attention, perhaps cross-attention, and feed-forward, each with a norm and a residual connection.
 
-        "pre":   x + sublayer(norm(x))          "post":   norm(x + sublayer(x))
+        "pre":       x + sublayer(norm(x))                          "post":   norm(x + sublayer(x))
+        "parallel":  x + attention(norm(x)) + feed_forward(norm'(x))    "both":   x + norm'(sublayer(norm(x)))
 
     Whether the block belongs to an encoder or a decoder is a matter of `use_causal_mask` or `attention_mask`.
 
@@ -20,8 +22,9 @@ class TransformerBlock(Layer):
         attention: the self-attention, a `MultiHeadAttention`.
         feed_forward: a `FeedForward` or `GatedFeedForward`.
         cross_attention: a second `MultiHeadAttention`, over `memory`. Default: none.
-        norm: "layer" or "rms".
-        residual: how a sublayer joins the stream, "pre" or "post". (`norm_first`, True or False, is its older name.)
+        norm: "layer", "rms" or "unit_offset_rms".
+        residual: how a sublayer joins the stream, as above; "both" is Gemma 2's way, "parallel" GPT-NeoX's. The older
+            name of "pre" and "post" is `norm_first`, True and False.
         norm_epsilon: added to the variance.
         dropout: rate at which a sublayer's output is dropped in training.
 
@@ -53,28 +56,37 @@ class TransformerBlock(Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_choice("norm", norm, NORMS)
         check_choice("residual", residual, RESIDUALS)
         check_rate("dropout", dropout)
         self.attention, self.feed_forward, self.cross_attention = attention, feed_forward, cross_attention
         self.norm, self.residual, self.norm_epsilon = norm, residual, norm_epsilon
-        self.attention_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "attention_norm")
-        self.cross_attention_norm = (
-            make_norm(norm, norm_epsilon, self.dtype_policy, "cross_attention_norm") if cross_attention else None
-        )
-        self.feed_forward_norm = make_norm(norm, norm_epsilon, self.dtype_policy, "feed_forward_norm")
+        if residual == "parallel" and cross_attention:
+            raise ValueError("residual ('parallel') has no place for cross_attention.")
+
+        def make(sublayer, is_there=True):
+            return make_norm(norm, norm_epsilon, self.dtype_policy, f"{sublayer}_norm") if is_there else None
+
+        # In this order, which is that of the weights and of an optimizer's state.
+        self.attention_norm = make("attention")
+        self.cross_attention_norm = make("cross_attention", cross_attention)
+        self.feed_forward_norm = make("feed_forward")
+        has_two = residual == "both"
+        self.attention_output_norm = make("attention_output", has_two)
+        self.cross_attention_output_norm = make("cross_attention_output", has_two and cross_attention)
+        self.feed_forward_output_norm = make("feed_forward_output", has_two)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.supports_masking = True
 
     def build(self, x_shape, memory_shape=None):
         """Build the sublayers for x (B, T, D) and memory (B, S, C)."""
         build_once(self.attention, x_shape)
-        self.attention_norm.build(x_shape)
         if self.cross_attention:
             build_once(self.cross_attention, x_shape, memory_shape)
-            self.cross_attention_norm.build(x_shape)
         build_once(self.feed_forward, x_shape)
-        self.feed_forward_norm.build(x_shape)
+        for sublayer in ("attention", "cross_attention", "feed_forward"):
+            for norm in (getattr(self, f"{sublayer}_norm"), getattr(self, f"{sublayer}_output_norm")):
+                if norm:
+                    norm.build(x_shape)
 
     def call(
         self,
@@ -119,16 +131,24 @@ class TransformerBlock(Layer):
             keys_values = memory if is_projected else self.project_memory(memory)
             return self.cross_attention.attend(h, keys_values, cross_attention_mask, training=training)[0]
 
-        x = self._residual(x, self.attention_norm, attend, training)
+        def feed(h):
+            return self.feed_forward(h, training=training)
+
+        if self.residual == "parallel":
+            attended = self.dropout(attend(self.attention_norm(x)), training=training)
+            x = x + attended + self.dropout(feed(self.feed_forward_norm(x)), training=training)
+            return x if cache is None else (x, cache)
+        x = self._joined(x, "attention", attend, training)
         if self.cross_attention and memory is not None:
-            x = self._residual(x, self.cross_attention_norm, attend_memory, training)
-        x = self._residual(x, self.feed_forward_norm, lambda h: self.feed_forward(h, training=training), training)
+            x = self._joined(x, "cross_attention", attend_memory, training)
+        x = self._joined(x, "feed_forward", feed, training)
         return x if cache is None else (x, cache)
 
-    def _residual(self, x, norm, sublayer, training):
-        if self.residual == "pre":
-            return x + self.dropout(sublayer(norm(x)), training=training)
-        return norm(x + self.dropout(sublayer(x), training=training))
+    def _joined(self, x, name, sublayer, training):
+        norm, output_norm = getattr(self, f"{name}_norm"), getattr(self, f"{name}_output_norm")
+        h = sublayer(x if self.residual == "post" else norm(x))
+        h = self.dropout(output_norm(h) if output_norm else h, training=training)
+        return norm(x + h) if self.residual == "post" else x + h
 
     @method_of_graph
     def project_memory(self, memory):
@@ -138,12 +158,3 @@ class TransformerBlock(Layer):
     def compute_output_shape(self, x_shape, *args, **kwargs):
         """The shape of x: (B, T, D)."""
         return x_shape
-
-
-def make_norm(kind, epsilon, dtype, name):
-    """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis."""
-    check_positive_number("norm_epsilon", epsilon)
-    layer = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}[kind]
-    norm = layer(epsilon=epsilon, dtype=dtype, name=name)
-    norm.supports_masking = True  # which Keras forgets of RMSNormalization
-    return norm

@@ -6,7 +6,7 @@ from keras import ops
 from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.base import Layer, build_once
-from kerasllm.layers.block import make_norm
+from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import LearnedPositions, SinusoidalPositions, check_length
 from kerasllm.stack import SINUSOIDAL
 

@@ -11,10 +11,11 @@ from kerasllm.arguments import check_boolean, check_positive, shown
 from kerasllm.constructors import takes
 from kerasllm.layers.attention import MultiHeadAttention
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph, with_token_embedding
-from kerasllm.layers.block import TransformerBlock, make_norm
+from kerasllm.layers.block import TransformerBlock
 from kerasllm.layers.embeddings import TransformerEmbeddings, kernel_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
 from kerasllm.layers.masks import causal_mask, check_padding_mask, padding_attention_mask
+from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 from kerasllm.stack import SINUSOIDAL, SegmentedStackArguments, by_block
 
@@ -109,6 +110,7 @@ class TransformerStack(Layer):
                 query_key_norm=stack.query_key_norm,
                 norm_epsilon=stack.norm_epsilon,
                 scale=stack.attention_scale,
+                softcap=stack.attention_softcap,
                 name=name,
                 **kernels,
                 **policy,
@@ -131,7 +133,7 @@ class TransformerStack(Layer):
             for i in range(num_layers)
         ]
         self.final_norm = None
-        if stack.residual == "pre":
+        if stack.residual != "post":
             self.final_norm = make_norm(stack.norm, stack.norm_epsilon, self.dtype_policy, "final_norm")
         self.rotary, self.rotary_of_block, self.position_bias = [], [None] * num_layers, None
         if stack.positions == "rotary":

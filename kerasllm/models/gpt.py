@@ -4,9 +4,10 @@ from typing import Unpack
 
 import keras
 
-from kerasllm.arguments import check_boolean, check_choice
+from kerasllm.arguments import check_boolean, check_choice, check_positive_number
 from kerasllm.constructors import takes
 from kerasllm.layers.adapters import Dense
+from kerasllm.layers.attention import SoftCap, capped
 from kerasllm.layers.transformer import TransformerDecoder
 from kerasllm.models.base import resolved_dtype
 from kerasllm.models.language_model import LanguageModel
@@ -41,6 +42,7 @@ class GPT(LanguageModel):
         num_layers, num_heads, hidden_dim: size of the stack; see `GPT.from_size` for GPT-2's own.
         **arguments: those of `kerasllm.stack.StackArguments`.
         tie_embeddings: whether the token embeddings, transposed, are the output layer.
+        logit_softcap: logits y become c tanh(y / c) with this c (Gemma 2: 30). Default: they do not.
         dtype: dtype policy, for instance "mixed_bfloat16".
         tokenizer: a `kerasllm.Tokenizer` of `vocabulary_size` symbols, for strings.
         name: of the model.
@@ -74,12 +76,15 @@ class GPT(LanguageModel):
         hidden_dim,
         *,
         tie_embeddings=True,
+        logit_softcap=None,
         dtype=None,
         tokenizer=None,
         name="gpt",
         **arguments: Unpack[StackArguments],
     ):
         check_boolean("tie_embeddings", tie_embeddings)
+        if logit_softcap is not None:
+            check_positive_number("logit_softcap", logit_softcap)
         decoder = TransformerDecoder(
             vocabulary_size, num_layers, num_heads, hidden_dim, **arguments, dtype=resolved_dtype(dtype), name="decoder"
         )
@@ -89,6 +94,8 @@ class GPT(LanguageModel):
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
         logits = head(decoder(token_ids, padding_mask=padding_mask))
+        if logit_softcap is not None:
+            logits = SoftCap(logit_softcap, dtype=decoder.dtype_policy, name="logit_softcap")(logits)
         super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, logits)
         self.decoder, self.head = decoder, head
         self.tokenizer = tokenizer
@@ -111,7 +118,8 @@ class GPT(LanguageModel):
     def decode_step(self, token_ids, state, index):
         """Read tokens (B, T) into the slots from `index` on: logits (B, T, V) and the new cache."""
         hidden, state = self.decoder.step(token_ids, state, index)
-        return self.head(hidden), state
+        logits, softcap = self.head(hidden), self.arguments["logit_softcap"]
+        return (logits if softcap is None else capped(logits, softcap)), state
 
     def grow(self, state, capacity):
         """The same cache with room for `capacity` tokens."""

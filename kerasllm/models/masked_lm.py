@@ -7,9 +7,9 @@ from keras import ops
 
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, build_once
-from kerasllm.layers.block import make_norm
 from kerasllm.layers.embeddings import kernel_initializer
 from kerasllm.layers.feedforward import get_activation
+from kerasllm.layers.norms import make_norm
 from kerasllm.models.bert import BERTArguments, BERTModel, encode, takes_encoder
 from kerasllm.tasks.mask_filling import MaskFilling
 
