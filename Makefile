@@ -27,7 +27,7 @@ test-%: .venv/installed
 	KERAS_BACKEND=$* .venv/bin/python -m pytest $(PYTEST_ARGS) 2>&1 | tee build/test-$*.log
 
 # With the tests that take minutes or download something.
-test-all:
+test-all: .venv/peers
 	@$(MAKE) test PYTEST_ARGS="-m ''"
 
 check: .venv/installed
@@ -39,4 +39,8 @@ check: .venv/installed
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing kerasllm and its dependencies into .venv (minutes, once)"
 	@.venv/bin/python -m pip install -qq -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+.venv/peers: .venv/installed
+	@.venv/bin/python -m pip install -qq -c constraints.txt -e '.[peers]'
 	@touch $@

@@ -135,8 +135,8 @@ def _plain(value, parameter):
 
 def document(cls):
     """Let the docstring of a class say all that its constructor `takes`, where it has a line `**arguments: ...`."""
-    described = getattr(vars(cls).get("__init__"), "described", {})
-    lines = (cls.__doc__ or "").split("\n")
+    described = getattr(cls.__init__, "described", {})
+    lines = (vars(cls).get("__doc__") or "").split("\n")
     places = [i for i, line in enumerate(lines) if line.lstrip().startswith("**arguments: ")]
     if not described or not places:
         return

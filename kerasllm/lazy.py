@@ -1,38 +1,42 @@
 """Public names that are imported when they are first used."""
 
+import ast
 import importlib
 import pkgutil
 import sys
+from pathlib import Path
 
 from kerasllm import extras
 
 
-def attach(package, modules):
-    """Give a package its public names without importing what they stand for.
+def attach(package, file):
+    """Give a package its public names, which its `__init__.pyi` lists, without importing what they stand for.
 
-        __getattr__, __dir__, __all__ = lazy.attach(__name__, {"attention": ["MultiHeadAttention"]})
+        __getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)
 
-    So a program that needs one part of kerasllm, a tokenizer say, imports that part only. Inside kerasllm,
-    names are imported from the file that defines them; these are for its users.
+    So a program that needs one part of kerasllm, a tokenizer say, imports that part only, and an editor, which reads
+    the stub file, knows them all. Inside kerasllm names are imported from the file that defines them; these are for its
+    users.
 
     Args:
         package: the package's `__name__`.
-        modules: the modules that users name, each with the names in it that the package offers as its own.
+        file: its `__file__`.
 
     Returns:
         The package's `__getattr__` and `__dir__` (PEP 562) and `__all__`.
     """
-    homes = {name: module for module, names in modules.items() for name in names}
-    public = sorted({*modules, *homes})
+    stub = ast.parse(Path(file).with_name("__init__.pyi").read_text())
+    homes = {alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    public = sorted(homes)
 
     def __getattr__(name):
-        if name in homes:
-            value = getattr(extras.needing_keras(f"{package}.{homes[name]}"), name)
-            register_keras_classes()
-        elif name in modules:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if homes[name] == package:
             value = extras.needing_keras(f"{package}.{name}")
         else:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            value = getattr(extras.needing_keras(homes[name]), name)
+            register_keras_classes()
         setattr(sys.modules[package], name, value)
         return value
 

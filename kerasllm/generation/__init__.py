@@ -2,11 +2,4 @@
 
 from kerasllm import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
-    __name__,
-    {
-        "config": ["GenerationConfig"],
-        "sequences": ["Generation"],
-        "scoring": ["Score"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

@@ -19,21 +19,4 @@ is "a real token" in `padding_mask` (B, T) and "may look" in `attention_mask`, b
 
 from kerasllm import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
-    __name__,
-    {
-        "attention": ["MultiHeadAttention"],
-        "alignment": ["AdditiveAttention", "DotAttention"],
-        "positions": [
-            "LearnedPositions",
-            "SinusoidalPositions",
-            "RotaryPositions",
-            "RelativePositionBias",
-            "ALiBi",
-        ],
-        "feedforward": ["FeedForward", "GatedFeedForward", "SwiGLU", "GEGLU"],
-        "recurrent": ["SimpleRNNCell", "LSTMCell", "GRUCell", "Recurrent"],
-        "block": ["TransformerBlock"],
-        "transformer": ["TransformerEncoder", "TransformerDecoder"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

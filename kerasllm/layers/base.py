@@ -26,7 +26,7 @@ class Layer(keras.layers.Layer):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = constructors.reading(cls.__init__)
-            constructors.document(cls)
+        constructors.document(cls)
 
     def __new__(cls, *args, **kwargs):
         layer = super().__new__(cls, *args, **kwargs)

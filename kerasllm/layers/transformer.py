@@ -23,15 +23,7 @@ from kerasllm.stack import SINUSOIDAL, SegmentedStackArguments, by_block
 class TransformerStack(Layer):
     """Token ids to hidden states: embeddings, blocks, final norm. The base of encoder and decoder.
 
-    Args:
-        vocabulary_size: number of symbols V.
-        num_layers: number of blocks.
-        num_heads: query heads N of each attention.
-        hidden_dim: width D.
-        **arguments: those of `kerasllm.stack.StackArguments`.
-        cross_attention: whether the blocks attend to a memory.
-        token_embedding: the token embeddings of another stack, to be shared. Default: its own.
-        name, dtype, trainable, autocast: as for every layer of Keras.
+    Args: as for `TransformerDecoder`.
     """
 
     bidirectional = True
@@ -252,7 +244,14 @@ class TransformerStack(Layer):
 class TransformerEncoder(TransformerStack):
     """A stack whose tokens all see each other.
 
-    Args: see `TransformerStack`.
+    Args:
+        vocabulary_size: number of symbols V.
+        num_layers: number of blocks.
+        num_heads: query heads N of each attention.
+        hidden_dim: width D.
+        **arguments: those of `kerasllm.stack.StackArguments`.
+        token_embedding: the token embeddings of another stack, to be shared. Default: its own.
+        name, dtype, trainable, autocast: as for every layer of Keras.
 
     Call arguments:
         token_ids: (B, T) int.
@@ -329,7 +328,15 @@ class TransformerDecoder(TransformerStack):
     `call` takes whole sequences, for training. `start` and `step` do the same with a cache, for decoding; all three
     run the same walk.
 
-    Args: see `TransformerStack`.
+    Args:
+        vocabulary_size: number of symbols V.
+        num_layers: number of blocks.
+        num_heads: query heads N of each attention.
+        hidden_dim: width D.
+        **arguments: those of `kerasllm.stack.StackArguments`.
+        cross_attention: whether the blocks attend to a memory.
+        token_embedding: the token embeddings of another stack, to be shared. Default: its own.
+        name, dtype, trainable, autocast: as for every layer of Keras.
 
     Call arguments:
         token_ids: (B, T) int.

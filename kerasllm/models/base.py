@@ -72,7 +72,7 @@ class Model(TrainedModel):
             # A base's constructor takes inputs and outputs, a model's what it is made of.
             is_model = "dtype" in inspect.signature(cls.__init__).parameters
             cls.__init__ = constructors.reading(cls.__init__, _keep if is_model else None)
-            constructors.document(cls)
+        constructors.document(cls)
 
     def __init__(self, inputs, outputs, **read):
         """Take the graph from inputs to outputs, and arguments that the constructor has `read` as something else."""

@@ -23,7 +23,8 @@ class BERTClassifier(Classification, BERTModel):
         Logits (B, L), one for each label.
 
     Args:
-        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
+        vocabulary_size, num_layers, num_heads, hidden_dim: size of the encoder.
+        **arguments: as for `BERT`.
         labels: names of the L labels, a list of strings; or their number, for names LABEL_0, LABEL_1, ...
         problem_type: what the logits mean. "single_label": a softmax over them; "multi_label": a sigmoid for each;
             "regression": the numbers themselves. Default: a softmax over several labels, a sigmoid for one.

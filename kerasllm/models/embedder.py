@@ -44,7 +44,8 @@ class BERTEmbedder(Embedding, BERTModel):
         (B, D) float32.
 
     Args:
-        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
+        vocabulary_size, num_layers, num_heads, hidden_dim: size of the encoder.
+        **arguments: as for `BERT`.
         pooling: how the tokens' vectors become one: their "mean", their "max", that of the first, "cls", or of the
             last, "lasttoken"; their sum by the root of their number, "mean_sqrt_len_tokens"; their mean with weights
             1, 2, 3, ..., "weightedmean"; or a list of these, whose vectors are joined.

@@ -26,7 +26,8 @@ class BERTMaskedLM(MaskFilling, BERTModel):
         Logits (B, P, V).
 
     Args:
-        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
+        vocabulary_size, num_layers, num_heads, hidden_dim: size of the encoder.
+        **arguments: as for `BERT`.
 
     The output layer is the transposed token embeddings.
 

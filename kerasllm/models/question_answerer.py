@@ -19,7 +19,8 @@ class BERTQuestionAnswerer(Answering, BERTModel):
         A dict: `start_logits` and `end_logits`, (B, T) each.
 
     Args:
-        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
+        vocabulary_size, num_layers, num_heads, hidden_dim: size of the encoder.
+        **arguments: as for `BERT`.
 
     Example:
         >>> model = BERTQuestionAnswerer.from_preset("path/to/distilbert-base-cased-distilled-squad")

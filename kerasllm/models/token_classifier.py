@@ -20,7 +20,8 @@ class BERTTokenClassifier(Tagging, BERTModel):
         Logits (B, T, L), one for each token and label.
 
     Args:
-        vocabulary_size, num_layers, num_heads, hidden_dim, **arguments: as for `BERT`.
+        vocabulary_size, num_layers, num_heads, hidden_dim: size of the encoder.
+        **arguments: as for `BERT`.
         labels: names of the L labels, a list of strings; or their number, for names LABEL_0, LABEL_1, ... In
             "B-PER", "I-PER" the letters say whether a token begins or continues an entity; "O" is none.
 

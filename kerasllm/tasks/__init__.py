@@ -2,15 +2,4 @@
 
 from kerasllm import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
-    __name__,
-    {
-        "mask_filling": ["MaskFilling"],
-        "classification": ["Classification"],
-        "tagging": ["Tagging"],
-        "answering": ["Answering"],
-        "embedding": ["Embedding"],
-        "predicting": [],
-        "completing": [],
-    },
-)
+__getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

@@ -2,7 +2,4 @@
 
 from kerasllm import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
-    __name__,
-    {"tokenizers": ["Tokenizer"], "batches": []},
-)
+__getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

@@ -3,6 +3,4 @@
 Its modules import TensorFlow, so they are imported where a graph is made.
 """
 
-from kerasllm import lazy
-
-__getattr__, __dir__, __all__ = lazy.attach(__name__, {})
+__all__ = []

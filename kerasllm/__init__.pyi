@@ -1,0 +1,28 @@
+# The public names of kerasllm, which are imported when they are first used (kerasllm/lazy.py).
+from kerasllm import checkpoints as checkpoints
+from kerasllm import datasets as datasets
+from kerasllm import export as export
+from kerasllm import generation as generation
+from kerasllm import layers as layers
+from kerasllm import metrics as metrics
+from kerasllm import models as models
+from kerasllm import pretrained as pretrained
+from kerasllm import text as text
+from kerasllm import training as training
+from kerasllm.generation import GenerationConfig as GenerationConfig
+from kerasllm.models import BERT as BERT
+from kerasllm.models import GPT as GPT
+from kerasllm.models import BERTClassifier as BERTClassifier
+from kerasllm.models import BERTEmbedder as BERTEmbedder
+from kerasllm.models import BERTMaskedLM as BERTMaskedLM
+from kerasllm.models import BERTQuestionAnswerer as BERTQuestionAnswerer
+from kerasllm.models import BERTTokenClassifier as BERTTokenClassifier
+from kerasllm.models import EmbeddingIndex as EmbeddingIndex
+from kerasllm.models import LSTMTranslator as LSTMTranslator
+from kerasllm.models import RNNLanguageModel as RNNLanguageModel
+from kerasllm.models import Summarizer as Summarizer
+from kerasllm.models import TransformerTranslator as TransformerTranslator
+from kerasllm.models import load as load
+from kerasllm.text import Tokenizer as Tokenizer
+
+__version__: str

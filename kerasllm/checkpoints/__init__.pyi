@@ -1,0 +1,21 @@
+# The public names of kerasllm.checkpoints, which are imported when they are first used (kerasllm/lazy.py).
+from kerasllm.checkpoints import description as description
+from kerasllm.checkpoints import files as files
+from kerasllm.checkpoints import generation_config as generation_config
+from kerasllm.checkpoints import presets as presets
+from kerasllm.checkpoints import sentence_transformers as sentence_transformers
+from kerasllm.checkpoints import weight_map as weight_map
+from kerasllm.checkpoints.description import Description as Description
+from kerasllm.checkpoints.description import describe as describe
+from kerasllm.checkpoints.description import openers as openers
+from kerasllm.checkpoints.generation_config import read_generation_config as read_generation_config
+from kerasllm.checkpoints.generation_config import read_start_token_id as read_start_token_id
+from kerasllm.checkpoints.generation_config import read_token_ids as read_token_ids
+from kerasllm.checkpoints.generation_config import write_generation_config as write_generation_config
+from kerasllm.checkpoints.presets import errors_name as errors_name
+from kerasllm.checkpoints.presets import named_token_ids as named_token_ids
+from kerasllm.checkpoints.presets import read_preset as read_preset
+from kerasllm.checkpoints.presets import write_preset as write_preset
+from kerasllm.checkpoints.sentence_transformers import read_modules as read_modules
+from kerasllm.checkpoints.sentence_transformers import reads_lowercase as reads_lowercase
+from kerasllm.checkpoints.sentence_transformers import write_modules as write_modules

@@ -1,0 +1,27 @@
+# The public names of kerasllm.layers, which are imported when they are first used (kerasllm/lazy.py).
+from kerasllm.layers import alignment as alignment
+from kerasllm.layers import attention as attention
+from kerasllm.layers import block as block
+from kerasllm.layers import feedforward as feedforward
+from kerasllm.layers import positions as positions
+from kerasllm.layers import recurrent as recurrent
+from kerasllm.layers import transformer as transformer
+from kerasllm.layers.alignment import AdditiveAttention as AdditiveAttention
+from kerasllm.layers.alignment import DotAttention as DotAttention
+from kerasllm.layers.attention import MultiHeadAttention as MultiHeadAttention
+from kerasllm.layers.block import TransformerBlock as TransformerBlock
+from kerasllm.layers.feedforward import GEGLU as GEGLU
+from kerasllm.layers.feedforward import FeedForward as FeedForward
+from kerasllm.layers.feedforward import GatedFeedForward as GatedFeedForward
+from kerasllm.layers.feedforward import SwiGLU as SwiGLU
+from kerasllm.layers.positions import ALiBi as ALiBi
+from kerasllm.layers.positions import LearnedPositions as LearnedPositions
+from kerasllm.layers.positions import RelativePositionBias as RelativePositionBias
+from kerasllm.layers.positions import RotaryPositions as RotaryPositions
+from kerasllm.layers.positions import SinusoidalPositions as SinusoidalPositions
+from kerasllm.layers.recurrent import GRUCell as GRUCell
+from kerasllm.layers.recurrent import LSTMCell as LSTMCell
+from kerasllm.layers.recurrent import Recurrent as Recurrent
+from kerasllm.layers.recurrent import SimpleRNNCell as SimpleRNNCell
+from kerasllm.layers.transformer import TransformerDecoder as TransformerDecoder
+from kerasllm.layers.transformer import TransformerEncoder as TransformerEncoder

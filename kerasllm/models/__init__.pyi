@@ -1,0 +1,27 @@
+# The public names of kerasllm.models, which are imported when they are first used (kerasllm/lazy.py).
+from kerasllm.models import bert as bert
+from kerasllm.models import classifier as classifier
+from kerasllm.models import embedder as embedder
+from kerasllm.models import embedding_index as embedding_index
+from kerasllm.models import gpt as gpt
+from kerasllm.models import loading as loading
+from kerasllm.models import lstm_translator as lstm_translator
+from kerasllm.models import masked_lm as masked_lm
+from kerasllm.models import question_answerer as question_answerer
+from kerasllm.models import rnn as rnn
+from kerasllm.models import summarizer as summarizer
+from kerasllm.models import token_classifier as token_classifier
+from kerasllm.models import transformer_translator as transformer_translator
+from kerasllm.models.bert import BERT as BERT
+from kerasllm.models.classifier import BERTClassifier as BERTClassifier
+from kerasllm.models.embedder import BERTEmbedder as BERTEmbedder
+from kerasllm.models.embedding_index import EmbeddingIndex as EmbeddingIndex
+from kerasllm.models.gpt import GPT as GPT
+from kerasllm.models.loading import load as load
+from kerasllm.models.lstm_translator import LSTMTranslator as LSTMTranslator
+from kerasllm.models.masked_lm import BERTMaskedLM as BERTMaskedLM
+from kerasllm.models.question_answerer import BERTQuestionAnswerer as BERTQuestionAnswerer
+from kerasllm.models.rnn import RNNLanguageModel as RNNLanguageModel
+from kerasllm.models.summarizer import Summarizer as Summarizer
+from kerasllm.models.token_classifier import BERTTokenClassifier as BERTTokenClassifier
+from kerasllm.models.transformer_translator import TransformerTranslator as TransformerTranslator

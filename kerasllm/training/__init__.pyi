@@ -1,0 +1,20 @@
+# The public names of kerasllm.training, which are imported when they are first used (kerasllm/lazy.py).
+from kerasllm.training import datasets as datasets
+from kerasllm.training import labelled_datasets as labelled_datasets
+from kerasllm.training import losses as losses
+from kerasllm.training import metrics as metrics
+from kerasllm.training import optimizers as optimizers
+from kerasllm.training import schedules as schedules
+from kerasllm.training.datasets import LanguageModelDataset as LanguageModelDataset
+from kerasllm.training.datasets import MaskedLMDataset as MaskedLMDataset
+from kerasllm.training.datasets import TranslationDataset as TranslationDataset
+from kerasllm.training.labelled_datasets import ClassificationDataset as ClassificationDataset
+from kerasllm.training.labelled_datasets import QuestionAnsweringDataset as QuestionAnsweringDataset
+from kerasllm.training.labelled_datasets import TokenClassificationDataset as TokenClassificationDataset
+from kerasllm.training.losses import TokenCrossentropy as TokenCrossentropy
+from kerasllm.training.metrics import Perplexity as Perplexity
+from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
+from kerasllm.training.optimizers import AdamW as AdamW
+from kerasllm.training.schedules import InverseSquareRoot as InverseSquareRoot
+from kerasllm.training.schedules import WarmupCosine as WarmupCosine
+from kerasllm.training.schedules import WarmupLinear as WarmupLinear
