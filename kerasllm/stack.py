@@ -131,6 +131,10 @@ class StackArguments(TypedDict, total=False):
             "how rotary positions are stretched: `scaling` of `RotaryPositions`; or a list, as of `rope_base`.",
         ),
     ]
+    rotary_fraction: Annotated[
+        float,
+        Argument(1.0, _by_its_layer, "part of a head's channels that is rotated: `fraction` of `RotaryPositions`."),
+    ]
     num_buckets: Annotated[
         int, Argument(32, check_positive, "buckets of relative positions, as for `RelativePositionBias`.")
     ]

@@ -98,8 +98,8 @@ CONSTRUCTORS = {
     "unknown activation": (lambda: GPT(9, 1, 2, 8, activation="glue"), "activation ('glue')"),
     "odd rotary heads": (lambda: GPT(9, 1, 2, 6, positions="rotary"), "head_dim (3)", "even"),
     "unknown rope scaling": (
-        lambda: GPT(9, 1, 2, 8, positions="rotary", rope_scaling={"rope_type": "yarn"}),
-        "rope_scaling ({'rope_type': 'yarn'})",
+        lambda: GPT(9, 1, 2, 8, positions="rotary", rope_scaling={"rope_type": "ntk"}),
+        "rope_scaling ({'rope_type': 'ntk'})",
         "'llama3'",
     ),
     "rope scaling without its factor": (

@@ -9,7 +9,7 @@ import pytest
 
 from kerasllm import GPT
 from kerasllm.checkpoints import files, gguf
-from kerasllm.layers.positions import scaled_frequencies
+from kerasllm.layers.rotary_scaling import read_rope_scaling
 from kerasllm.text import Tokenizer, sentencepiece_model
 
 library = pytest.importorskip("gguf")
@@ -198,6 +198,12 @@ def test_kinds_of_tokens_and_all_that_ends_a_text(tmp_path):
     assert model.tokenizer is None and model.end_token_ids == (9,)
 
 
+def stretched(frequencies, scaling):
+    """What rotary positions make of their frequencies."""
+    kind, parameters = read_rope_scaling(scaling or {"rope_type": "linear", "factor": 1.0})
+    return kind.frequencies(frequencies, parameters, None)[0]
+
+
 def divisors(scaling, head_dim, base=10000.0):
     """rope_freqs.weight as convert_hf_to_gguf.py computes it."""
     frequencies = 1 / base ** (np.arange(0, head_dim, 2, dtype="float32") / head_dim)
@@ -223,8 +229,8 @@ def test_the_tensor_of_rotary_frequencies_is_llama_3_1s_scaling(factor, low, hig
     scaling = dict(zip(names, (factor, low, high, old), strict=True))
     found = gguf._scaling_of(divisors(scaling, 64, base), {"head_dim": 64, "rope_theta": base})
     frequencies = base ** (-np.arange(0, 64, 2) / 64)
-    expected = scaled_frequencies(frequencies, scaling | {"rope_type": "llama3"})
-    np.testing.assert_allclose(scaled_frequencies(frequencies, found), expected, rtol=1e-5)
+    expected = stretched(frequencies, scaling | {"rope_type": "llama3"})
+    np.testing.assert_allclose(stretched(frequencies, found), expected, rtol=1e-5)
     if low == 1.0:
         assert found == scaling | {"rope_type": "llama3"}
 
@@ -244,8 +250,8 @@ def test_scalings_of_rotary_positions_reach_the_model(tmp_path):
         config, names, _ = gguf.read(write(tmp_path / "model.gguf", metadata, tensors))
         assert "rope_freqs.weight" not in names and (config.get("rope_scaling") is None) == (expected is None)
         frequencies = np.array([1.0, 0.01])
-        found = scaled_frequencies(frequencies, config.get("rope_scaling"))
-        np.testing.assert_allclose(found, scaled_frequencies(frequencies, expected), rtol=1e-6)
+        found = stretched(frequencies, config.get("rope_scaling"))
+        np.testing.assert_allclose(found, stretched(frequencies, expected), rtol=1e-6)
 
 
 def test_quantised_weights_are_near_the_originals(tmp_path):

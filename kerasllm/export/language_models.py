@@ -94,6 +94,7 @@ class LanguageModelContents(Contents):
         for name in ("generate", "generate_text", "sample"):
             if name in self.signatures:
                 self._check_defaults(name)
+        self._check_steps()
 
     def available(self):
         """The functions of this format."""
@@ -205,6 +206,17 @@ class LanguageModelContents(Contents):
             raise ValueError(
                 f"signatures: sample cannot hold generation_defaults.forced_eos_token_id "
                 f"({defaults.forced_eos_token_id}), as it is not told where the text is to end."
+            )
+
+    def _check_steps(self):
+        rotary = getattr(getattr(self.model, "decoder", None), "rotary", [])
+        limit = min((r.follows_beyond for r in rotary if r.follows_beyond is not None), default=None)
+        steps = [name for name, signature in self.signatures.items() if "input_pos" in signature.inputs]
+        if steps and limit is not None and self.max_length > limit:
+            raise ValueError(
+                f"max_length ({self.max_length}) must be at most {limit} for {', '.join(steps)}: beyond it the model's "
+                "rotary positions follow the length of a prompt, which these functions are not told. Or leave them out "
+                "of the signatures."
             )
 
     # Whole texts

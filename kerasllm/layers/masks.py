@@ -44,6 +44,11 @@ def padding_attention_mask(padding_mask):
     return ops.expand_dims(ops.expand_dims(ops.cast(padding_mask, "bool"), 1), 1)
 
 
+def num_seen_keys(attention_mask):
+    """How many keys the queries of a row see between them: (B, 1, T, S) boolean -> (B, 1) int32."""
+    return ops.sum(ops.cast(ops.any(attention_mask, axis=2), "int32"), axis=-1)
+
+
 def implicit_attention_mask(mask, cache=None, index=0):
     """What Keras's mask of a sequence (B, T), or None, says of the keys: (B, 1, 1, S) boolean, or None.
 

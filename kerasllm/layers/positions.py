@@ -6,8 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_boolean, check_positive, check_positive_number, shown
+from kerasllm.arguments import check_boolean, check_positive, check_positive_number, is_number, shown
 from kerasllm.layers.base import Layer
+from kerasllm.layers.rotary_scaling import read_rope_scaling
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -108,93 +109,105 @@ class SinusoidalPositions(Layer):
 class RotaryPositions(Layer):
     """Rotate pairs of a head's channels by angles that grow with the position (Su et al. 2021, arXiv:2104.09864).
 
-    Channel i pairs with channel i + H/2, as in GPT-NeoX and Llama checkpoints. The dot product of a rotated query
-    and key depends on the distance of their positions only.
+    Of R rotated channels i pairs with i + R/2, as in GPT-NeoX and Llama checkpoints. The dot product of a rotated
+    query and key depends on the distance of their positions only.
 
     Args:
         base: the longest wavelength / 2 pi.
-        scaling: None, or how the angles of a model are stretched beyond the lengths it first saw, a dict:
-            `{"rope_type": "linear", "factor": f}` divides all frequencies by f (Chen et al. 2023, arXiv:2306.15595);
-            `{"rope_type": "llama3", "factor": f, "low_freq_factor": l, "high_freq_factor": h,
-            "original_max_position_embeddings": n}` divides those of wavelengths above n / l by f, leaves those
-            below n / h, and interpolates between (Llama 3.1's released code).
+        scaling: None, or how the angles are stretched beyond the lengths that a model first saw: a dict of `rope_type`
+            and what that reads, named and computed as in transformers.
+            "linear": `factor`.
+            "dynamic": `factor`, `max_position_embeddings`.
+            "llama3": `factor`, `low_freq_factor`, `high_freq_factor`, `original_max_position_embeddings`.
+            "yarn": `original_max_position_embeddings`, and `factor` or `max_position_embeddings`; perhaps
+            `attention_factor`, `beta_fast`, `beta_slow`, `mscale`, `mscale_all_dim`, `truncate`.
+            "longrope": `short_factor` and `long_factor`, lists of R/2 numbers, `original_max_position_embeddings`, and
+            `attention_factor`, `factor` or `max_position_embeddings`.
+        fraction: the part of a head's channels that is rotated, the first of them: R = int(fraction H), and one more
+            where that is odd.
+
+    The angles of "dynamic" and "longrope" follow the length of a token's sequence where that exceeds
+    `max_position_embeddings`, or `original_max_position_embeddings`. In a whole sequence it is the number of its
+    tokens, as in transformers. While a text grows it is the length so far, and keys in the cache stay as they are, as
+    in `generate` of transformers; all tokens of a prompt have the length of the prompt. So cached steps are not what a
+    pass over the whole text is, once "dynamic" goes beyond its length, or "longrope" comes past its own, where Phi-3
+    in transformers reads the text anew. Each row has its own length; in transformers all have that of the longest.
 
     Call arguments:
         x: (B, N, T, H), H even.
         positions: (T,) or (B, T) int. Default: 0 .. T - 1.
+        lengths: (B, 1) or (B, T) int, the length of the sequence that a token belongs to, for "dynamic" and "longrope".
+            Default: for all tokens of a row its largest position + 1.
 
     Returns:
         (B, N, T, H).
     """
 
-    def __init__(self, base=10000.0, scaling=None, **kwargs):
+    def __init__(self, base=10000.0, scaling=None, fraction=1.0, **kwargs):
         super().__init__(**kwargs)
         check_positive_number("base", base)
-        if scaling is not None:
-            check_rope_scaling(scaling)
-        self.base, self.scaling = base, scaling
+        if not is_number(fraction) or not 0 < fraction <= 1:
+            raise ValueError(f"fraction ({shown(fraction)}) must be a number in (0, 1].")
+        kind, parameters = (None, {}) if scaling is None else read_rope_scaling(scaling)
+        object.__setattr__(self, "_kind", (kind, parameters))  # hidden from Keras's tracking
+        self.base, self.scaling, self.fraction = base, scaling, fraction
+        # The length from which on the angles follow that of the sequence, or None.
+        self.follows_beyond = parameters.get(kind.follows_beyond) if kind else None
         self.supports_masking = True
 
-    def call(self, x, positions=None):
+    def call(self, x, positions=None, lengths=None):
         """Rotate x."""
         if positions is None:
             positions = ops.arange(ops.shape(x)[2], dtype="int32")
-        return rotate(x, *self.tables(positions, x.shape[-1]))
+        return rotate(x, *self.tables(positions, x.shape[-1], lengths))
 
-    def tables(self, positions, head_dim):
-        """Cosines and sines that `rotate` takes: positions (T,) or (B, T) -> two (1 or B, 1, T, H/2) float32."""
-        if head_dim % 2:
+    def tables(self, positions, head_dim, lengths=None):
+        """Cosines and sines that `rotate` takes, scaled as attention is: two (1 or B, 1, T, R/2) float32.
+
+        Args:
+            positions, lengths: as for a call.
+            head_dim: H.
+        """
+        if lengths is None and self.follows_beyond is not None:
+            lengths = ops.max(positions, axis=-1, keepdims=True) + 1
+        rotary_dim = self._rotary_dim(head_dim)
+        frequency, factor = self._frequencies(rotary_dim, lengths)
+        angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency)
+        angles = ops.reshape(angles, (-1, 1, ops.shape(positions)[-1], (rotary_dim + 1) // 2))
+        cos, sin = ops.cos(angles), ops.sin(angles)
+        return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
+
+    def _rotary_dim(self, head_dim):
+        rotary_dim = int(head_dim * self.fraction)
+        if rotary_dim < 1:
+            raise ValueError(f"fraction ({self.fraction}) must leave a channel of heads of {head_dim} to rotate.")
+        if rotary_dim == head_dim and head_dim % 2:
             raise ValueError(f"head_dim ({head_dim}) must be even for rotary positions.")
-        frequency = scaled_frequencies(self.base ** -(np.arange(0, head_dim, 2) / head_dim), self.scaling)  # (H/2,)
-        angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency.astype("float32"))
-        angles = ops.reshape(angles, (-1, 1, ops.shape(positions)[-1], head_dim // 2))
-        return ops.cos(angles), ops.sin(angles)
+        return rotary_dim
 
-    def compute_output_shape(self, x_shape, positions_shape=None):
+    def _frequencies(self, rotary_dim, lengths):
+        """In radians a token, float32: (R/2,), or (..., 1 or T, R/2) of kinds that follow the length; and a factor."""
+        frequency, factor = self.base ** -(np.arange(0, rotary_dim, 2) / rotary_dim), 1.0
+        kind, parameters = self._kind
+        if kind is not None:
+            parameters = {**parameters, "rope_theta": self.base, "rotary_dim": rotary_dim}
+            frequency, factor = kind.frequencies(frequency, parameters, lengths)
+        return (frequency.astype("float32") if self.follows_beyond is None else frequency), factor
+
+    def compute_output_shape(self, x_shape, positions_shape=None, lengths_shape=None):
         """The shape of x: (B, N, T, H)."""
         return x_shape
 
 
-ROPE_SCALINGS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-
-
-def check_rope_scaling(scaling):
-    """Raise a `ValueError` unless `scaling` is one that `RotaryPositions` knows."""
-    kind = scaling.get("rope_type") if isinstance(scaling, dict) else None
-    if kind not in ROPE_SCALINGS:
-        raise ValueError(
-            f"rope_scaling ({shown(scaling)}) must be a dict whose rope_type is one of {list(ROPE_SCALINGS)}."
-        )
-    names = ROPE_SCALINGS[kind]
-    if set(scaling) != {"rope_type", *names}:
-        raise ValueError(f"rope_scaling ({shown(scaling)}) of rope_type {shown(kind)} must hold {', '.join(names)}.")
-    for name in names:
-        check_positive_number(f"rope_scaling[{name!r}]", scaling[name])
-    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-        raise ValueError(f"rope_scaling ({shown(scaling)}): low_freq_factor must be less than high_freq_factor.")
-
-
-def scaled_frequencies(frequency, scaling):
-    """Frequencies (H/2,), in radians a token, after the scaling of `RotaryPositions`."""
-    if scaling is None:
-        return frequency
-    slow = frequency / scaling["factor"]
-    if scaling["rope_type"] == "linear":
-        return slow
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # within the first lengths
-    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - share) * slow + share * frequency
-
-
 def rotate(x, cos, sin):
-    """Rotate the pairs (x[i], x[i + H/2]) of x (B, N, T, H) by the angles of `RotaryPositions.tables`."""
+    """Rotate the pairs (x[i], x[i + R/2]) of the first R channels of x (B, N, T, H) by `RotaryPositions.tables`."""
     cos, sin = ops.cast(cos, x.dtype), ops.cast(sin, x.dtype)
-    a, b = ops.split(x, 2, axis=-1)
-    return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    half = cos.shape[-1]  # R/2
+    if 2 * half == x.shape[-1]:
+        (a, b), rest = ops.split(x, 2, axis=-1), ()
+    else:
+        a, b, *rest = ops.split(x, (half, 2 * half), axis=-1)
+    return ops.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1)
 
 
 @keras.saving.register_keras_serializable("kerasllm")

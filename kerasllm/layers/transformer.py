@@ -14,7 +14,7 @@ from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph
 from kerasllm.layers.block import TransformerBlock
 from kerasllm.layers.embeddings import TransformerEmbeddings, kernel_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
-from kerasllm.layers.masks import causal_mask, check_padding_mask, padding_attention_mask
+from kerasllm.layers.masks import causal_mask, check_padding_mask, num_seen_keys, padding_attention_mask
 from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 from kerasllm.stack import SINUSOIDAL, SegmentedStackArguments, by_block
@@ -63,8 +63,6 @@ class TransformerStack(Layer):
         self.hidden_dim, self.max_sequence_length = hidden_dim, stack.max_sequence_length
         self.num_key_value_heads = num_heads if stack.num_key_value_heads is None else stack.num_key_value_heads
         self.head_dim = hidden_dim // num_heads if stack.head_dim is None else stack.head_dim
-        if stack.positions == "rotary" and self.head_dim % 2:
-            raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions.")
         if stack.rope_scaling is not None and stack.positions != "rotary":
             raise ValueError(
                 f"rope_scaling ({shown(stack.rope_scaling)}) is for rotary positions, not {shown(stack.positions)}."
@@ -129,7 +127,7 @@ class TransformerStack(Layer):
             self.final_norm = make_norm(stack.norm, stack.norm_epsilon, self.dtype_policy, "final_norm")
         self.rotary, self.rotary_of_block, self.position_bias = [], [None] * num_layers, None
         if stack.positions == "rotary":
-            self._make_rotary(stack.rope_base, stack.rope_scaling)
+            self._make_rotary(stack.rope_base, stack.rope_scaling, stack.rotary_fraction)
         elif stack.positions == "relative":
             self.position_bias = RelativePositionBias(
                 num_heads, stack.num_buckets, stack.max_distance, self.bidirectional, name="position_bias", **policy
@@ -138,7 +136,7 @@ class TransformerStack(Layer):
             self.position_bias = ALiBi(num_heads, name="position_bias", **policy)
         self.supports_masking = True
 
-    def _make_rotary(self, bases, scalings):
+    def _make_rotary(self, bases, scalings, fraction):
         """One layer for all blocks that are alike, and the place of each block's."""
         bases = by_block("rope_base", bases, len(self.blocks))
         scalings = by_block("rope_scaling", scalings, len(self.blocks))
@@ -146,7 +144,7 @@ class TransformerStack(Layer):
         if not any(kinds):
             raise ValueError("rope_base (None) must be a number in one block at least; positions=None is without.")
         distinct = [kind for i, kind in enumerate(kinds) if kind and kind not in kinds[:i]]
-        self.rotary = [RotaryPositions(*kind, name=f"rotary_{i}") for i, kind in enumerate(distinct)]
+        self.rotary = [RotaryPositions(*kind, fraction, name=f"rotary_{i}") for i, kind in enumerate(distinct)]
         self.rotary_of_block = [None if kind is None else distinct.index(kind) for kind in kinds]
 
     def build(self, token_ids_shape):
@@ -174,14 +172,18 @@ class TransformerStack(Layer):
         memories=None,
         memory_mask=None,
         training=None,
+        lengths=None,
     ):
         """Blocks and final norm: x (B, T, D), its positions (T,) or (B, T) -> (B, T, D), and the new caches or None.
 
-        `attention_mask` is one for all blocks, or a list of those of each.
+        `attention_mask` is one for all blocks, or a list of those of each; `lengths` is that of `RotaryPositions`, by
+        default that of whole sequences, padding left out.
         """
         length = ops.shape(x)[1]
-        tables = [rotary.tables(positions, self.head_dim) for rotary in self.rotary]
         masks = attention_mask if isinstance(attention_mask, list) else [attention_mask] * len(self.blocks)
+        if lengths is None and masks[0] is not None and self._follows_lengths:
+            lengths = num_seen_keys(masks[0])
+        tables = [rotary.tables(positions, self.head_dim, lengths) for rotary in self.rotary]
         bias = None
         if self.position_bias:  # depends on distances only, so slots do as well as positions
             slots = ops.arange(length, dtype="int32")
@@ -207,6 +209,10 @@ class TransformerStack(Layer):
         return (backend.not_folded(self.final_norm(x)) if self.final_norm else x), (
             None if caches is None else new_caches
         )
+
+    @property
+    def _follows_lengths(self):
+        return any(rotary.follows_beyond is not None for rotary in self.rotary)
 
     @method_of_graph
     def encode(self, token_ids, padding_mask=None, segment_ids=None, training=None):
@@ -409,12 +415,17 @@ class TransformerDecoder(TransformerStack):
             state["memories"] = [block.project_memory(memory) for block in self.blocks]
             state["memory_mask"] = ops.cast(memory_padding_mask, "bool")
         if token_ids.shape[1] != 1:
-            _, state = self.step(token_ids[:, :-1], state, 0)
+            _, state = self.step(token_ids[:, :-1], state, 0, num_following=1)
         return self.grow(state, capacity)
 
     @method_of_graph
-    def step(self, token_ids, state, index):
-        """Tokens (B, T) in the slots from `index` on -> their hidden states (B, T, D) and the new state."""
+    def step(self, token_ids, state, index, num_following=None):
+        """Tokens (B, T) in the slots from `index` on -> their hidden states (B, T, D) and the new state.
+
+        `num_following` says how many more tokens the prompt has that these belong to; it matters to rotary positions
+        that follow the length. By default tokens read from slot 0 on, a Python int, are a whole prompt, and others each
+        the last of its text so far.
+        """
         length, capacity = ops.shape(token_ids)[1], ops.shape(state["caches"][0][0])[2]
         padding = ops.expand_dims(state["padding"], 1)  # (B, 1)
         positions = ops.expand_dims(ops.arange(length, dtype="int32") + index, 0) - padding  # (B, T)
@@ -426,6 +437,11 @@ class TransformerDecoder(TransformerStack):
         is_real = padding_attention_mask(slots >= padding)
         attention_masks = self._masks(length, capacity, index, is_real)
         memory_mask = padding_attention_mask(state["memory_mask"]) if "memories" in state else None
+        lengths = None
+        if self._follows_lengths:
+            if num_following is None and isinstance(index, int) and index == 0:
+                num_following = 0
+            lengths = positions + 1 if num_following is None else index + length + num_following - padding
         x, caches = self.walk(
             x,
             positions,
@@ -435,6 +451,7 @@ class TransformerDecoder(TransformerStack):
             state.get("memories"),
             memory_mask,
             training=False,
+            lengths=lengths,
         )
         return x, {**state, "caches": caches}
 
