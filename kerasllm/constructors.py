@@ -30,11 +30,15 @@ class Argument(NamedTuple):
         default: its value where neither a call nor a class says another.
         check: function (name, value) that raises `ValueError` for what it does not accept.
         text: its documentation.
+        stands_for: function (all arguments) -> the value that None stands for; None where it stands for nothing else.
+        only_with: dict, the values of other arguments without which it says nothing.
     """
 
     default: Any
     check: Callable
     text: str
+    stands_for: Callable | None = None
+    only_with: dict | None = None
 
 
 def arguments_of(description):

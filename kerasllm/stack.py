@@ -23,6 +23,23 @@ RESIDUALS = ("pre", "post", "both", "parallel")
 # Of the kinds of position that are waves, whether sines and cosines take turns.
 SINUSOIDAL = {"sinusoidal": True, "split_sinusoidal": False}
 POSITIONS = ("learned", *SINUSOIDAL, "rotary", "relative", "alibi", None)
+ROTARY, RELATIVE = {"positions": "rotary"}, {"positions": "relative"}
+# Kinds of `rope_scaling`, by its `rope_type`: the other names that it must hold, and those that it may.
+ROPE_PARAMETERS = {
+    "linear": (("factor",), ()),
+    "dynamic": (("factor", "max_position_embeddings"), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+    "yarn": (
+        ("original_max_position_embeddings",),
+        tuple(
+            "factor max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
+        ),
+    ),
+    "longrope": (
+        ("short_factor", "long_factor", "original_max_position_embeddings"),
+        ("factor", "max_position_embeddings", "attention_factor"),
+    ),
+}
 
 
 def _by_its_layer(name, value):
@@ -68,7 +85,13 @@ class StackArguments(TypedDict, total=False):
     """The arguments of a stack beside its sizes: symbols V, layers, heads N, width D."""
 
     intermediate_dim: Annotated[
-        int | None, Argument(None, _or_none(check_positive), "width F of the feed-forward. Default: 4 D.")
+        int | None,
+        Argument(
+            None,
+            _or_none(check_positive),
+            "width F of the feed-forward. Default: 4 D.",
+            stands_for=lambda a: 4 * a["hidden_dim"],
+        ),
     ]
     max_sequence_length: Annotated[
         int | None,
@@ -121,6 +144,7 @@ class StackArguments(TypedDict, total=False):
             _by_block(_or_none(check_positive_number)),
             "`base` of `RotaryPositions`; or a list of those of the blocks in turn, repeated, None for a block without "
             "positions (SmolLM3).",
+            only_with=ROTARY,
         ),
     ]
     rope_scaling: Annotated[
@@ -129,17 +153,35 @@ class StackArguments(TypedDict, total=False):
             None,
             _by_its_layer,
             "how rotary positions are stretched: `scaling` of `RotaryPositions`; or a list, as of `rope_base`.",
+            only_with=ROTARY,
         ),
     ]
     rotary_fraction: Annotated[
         float,
-        Argument(1.0, _by_its_layer, "part of a head's channels that is rotated: `fraction` of `RotaryPositions`."),
+        Argument(
+            1.0,
+            _by_its_layer,
+            "part of a head's channels that is rotated: `fraction` of `RotaryPositions`.",
+            only_with=ROTARY,
+        ),
     ]
     num_buckets: Annotated[
-        int, Argument(32, check_positive, "buckets of relative positions, as for `RelativePositionBias`.")
+        int,
+        Argument(
+            32,
+            check_positive,
+            "buckets of relative positions, as for `RelativePositionBias`.",
+            only_with=RELATIVE,
+        ),
     ]
     max_distance: Annotated[
-        int, Argument(128, check_positive, "from where on distances share the last bucket of relative positions.")
+        int,
+        Argument(
+            128,
+            check_positive,
+            "from where on distances share the last bucket of relative positions.",
+            only_with=RELATIVE,
+        ),
     ]
     scale_embeddings: Annotated[
         bool, Argument(False, check_boolean, "whether token embeddings are multiplied by sqrt(D) (Vaswani et al.).")
@@ -153,6 +195,7 @@ class StackArguments(TypedDict, total=False):
             None,
             _or_none(check_positive),
             "width of the embeddings, which a dense layer widens to D (ELECTRA). Default: D.",
+            stands_for=lambda a: a["hidden_dim"],
         ),
     ]
     num_key_value_heads: Annotated[
@@ -161,16 +204,28 @@ class StackArguments(TypedDict, total=False):
             None,
             _or_none(check_positive),
             "heads of keys and values, a divisor of N: fewer are grouped-query attention. Default: N.",
+            stands_for=lambda a: a["num_heads"],
         ),
     ]
-    head_dim: Annotated[int | None, Argument(None, _or_none(check_positive), "width H of a head. Default: D / N.")]
+    head_dim: Annotated[
+        int | None,
+        Argument(
+            None,
+            _or_none(check_positive),
+            "width H of a head. Default: D / N.",
+            stands_for=lambda a: a["hidden_dim"] // a["num_heads"],
+        ),
+    ]
     use_bias: Annotated[
         bool, Argument(True, check_boolean, "whether the projections of attention and feed-forward have a bias.")
     ]
     use_qkv_bias: Annotated[
         bool | None,
         Argument(
-            None, _or_none(check_boolean), "whether those to queries, keys and values have one. Default: `use_bias`."
+            None,
+            _or_none(check_boolean),
+            "whether those to queries, keys and values have one. Default: `use_bias`.",
+            stands_for=lambda a: a["use_bias"],
         ),
     ]
     query_key_norm: Annotated[
@@ -179,7 +234,10 @@ class StackArguments(TypedDict, total=False):
     attention_scale: Annotated[
         float | None,
         Argument(
-            None, _or_none(check_positive_number), "factor of the attention scores. Default: 1 / sqrt(H); T5 takes 1."
+            None,
+            _or_none(check_positive_number),
+            "factor of the attention scores. Default: 1 / sqrt(H); T5 takes 1.",
+            stands_for=lambda a: None if a["head_dim"] is None else a["head_dim"] ** -0.5,
         ),
     ]
     attention_softcap: Annotated[
@@ -219,5 +277,35 @@ class SegmentedStackArguments(StackArguments, total=False):
     ]
 
 
+_ALL = arguments_of(SegmentedStackArguments)
 OFF = {name: argument.default for name, argument in arguments_of(StackArguments).items()}
 """What a stack is where nobody says anything."""
+STANDS_FOR = {name: argument.stands_for for name, argument in _ALL.items() if argument.stands_for}
+"""What None stands for: dict argument -> function of all arguments; each reads those before it only."""
+
+
+def spelled_out(arguments, stands_for=STANDS_FOR):
+    """What two equal models share: their arguments with what None stands for, and with those that say nothing off.
+
+    Of what differs from block to block there is a value for each.
+
+    Args:
+        arguments: dict, those of a model.
+        stands_for: as `STANDS_FOR`.
+    """
+    said = {name: _one_for_all(name, value, arguments["num_layers"]) for name, value in arguments.items()}
+    for name, argument in _ALL.items():
+        if name in said and any(said[other] != value for other, value in (argument.only_with or {}).items()):
+            said[name] = argument.default
+    for name, value_of in stands_for.items():
+        if name in said and said[name] is None:
+            said[name] = value_of(said)
+    return said
+
+
+def _one_for_all(name, value, num_layers):
+    """A list of the blocks' values, as long as there are blocks; or the one that all have."""
+    if name not in _ALL or not isinstance(value, list | tuple) or not 0 < len(value) <= num_layers:
+        return value
+    values = by_block(name, value, num_layers)
+    return values[0] if all(other == values[0] for other in values) else values

@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm.arguments import check_boolean, check_positive_number, is_number, shown
+from kerasllm.stack import ROPE_PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -146,22 +147,11 @@ def _check_longrope(parameters):
 FACTOR_LISTS = ("short_factor", "long_factor")
 FIRST_LENGTH, LENGTH = "original_max_position_embeddings", "max_position_embeddings"
 KINDS = {
-    "linear": Kind(linear, ("factor",)),
-    "dynamic": Kind(dynamic, ("factor", LENGTH), follows_beyond=LENGTH),
-    "llama3": Kind(llama3, ("factor", "low_freq_factor", "high_freq_factor", FIRST_LENGTH), check=_check_bands),
-    "yarn": Kind(
-        yarn,
-        (FIRST_LENGTH,),
-        ("factor", LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-        check=_check_yarn,
-    ),
-    "longrope": Kind(
-        longrope,
-        (*FACTOR_LISTS, FIRST_LENGTH),
-        ("factor", LENGTH, "attention_factor"),
-        follows_beyond=FIRST_LENGTH,
-        check=_check_longrope,
-    ),
+    "linear": Kind(linear, *ROPE_PARAMETERS["linear"]),
+    "dynamic": Kind(dynamic, *ROPE_PARAMETERS["dynamic"], follows_beyond=LENGTH),
+    "llama3": Kind(llama3, *ROPE_PARAMETERS["llama3"], check=_check_bands),
+    "yarn": Kind(yarn, *ROPE_PARAMETERS["yarn"], check=_check_yarn),
+    "longrope": Kind(longrope, *ROPE_PARAMETERS["longrope"], follows_beyond=FIRST_LENGTH, check=_check_longrope),
 }
 
 
