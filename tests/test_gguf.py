@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from kerasllm import GPT
-from kerasllm.checkpoints import files, gguf
+from kerasllm.checkpoints import files, gguf, llama
 from kerasllm.layers.rotary_scaling import read_rope_scaling
 from kerasllm.text import Tokenizer, sentencepiece_model
 
 library = pytest.importorskip("gguf")
 
 LLAMA = Path(__file__).parent / "data" / "llama"
-NAMES = {ours: theirs for theirs, ours in gguf.TENSORS.items()}
+NAMES = {ours: theirs for theirs, ours in llama.LLAMA.gguf.tensors.items()}
 TEXTS = ["the cat sat on the mat", "she said: 42 is not 7!", "naïve café 東京 🙂\n\ttabs"]
 
 
@@ -96,6 +96,26 @@ def test_config_and_tensors_are_those_of_hugging_face(tmp_path):
     theirs = files.read_json(LLAMA / "config.json")
     assert config.pop("rope_theta") == 10000.0 and config.pop("rms_norm_eps") == pytest.approx(1e-6)
     assert config == {name: theirs[name] for name in config}
+
+
+def test_names_and_layout_are_those_of_the_family(tmp_path, monkeypatch):
+    """Here of one that calls its feed-forward otherwise, and whose queries and keys lie in halves."""
+    names = llama.LLAMA.gguf
+    tensors = {theirs: ours for theirs, ours in names.tensors.items() if theirs != "ffn_up"} | {"wide": "mlp.up_proj"}
+    names = names._replace(architecture="other", tensors=tensors, in_pairs=())
+    family = llama.family("relative", "RelativeForCausalLM", gguf=names)
+    monkeypatch.setitem(gguf.BY_ARCHITECTURE, "other", family)
+    metadata = {name.replace("llama.", "other."): value for name, value in llama_metadata().items()}
+    metadata |= dict.fromkeys(name for name in llama_metadata() if name.startswith("llama."))
+    metadata |= {"general.architecture": "other"}
+    arrays = {name.replace("ffn_up", "wide"): array for name, array in llama_tensors().items()}
+    arrays |= dict.fromkeys(name for name in llama_tensors() if "ffn_up" in name)
+    config, found, _ = gguf.read(write(tmp_path / "model.gguf", metadata, arrays))
+    assert config["model_type"] == "relative" and config["hidden_size"] == 16
+    assert set(found) == set(files.read_tensors(LLAMA))
+    np.testing.assert_array_equal(found["model.layers.1.self_attn.q_proj.weight"], arrays["blk.1.attn_q.weight"])
+    with pytest.raises(ValueError, match="other.expert_count .4. must be 0"):
+        gguf.read(write(tmp_path / "model.gguf", metadata | {"other.expert_count": 4}, arrays))
 
 
 def test_the_model_is_that_of_the_folder(tmp_path):
@@ -227,7 +247,7 @@ def divisors(scaling, head_dim, base=10000.0):
 def test_the_tensor_of_rotary_frequencies_is_llama_3_1s_scaling(factor, low, high, old, base):
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     scaling = dict(zip(names, (factor, low, high, old), strict=True))
-    found = gguf._scaling_of(divisors(scaling, 64, base), {"head_dim": 64, "rope_theta": base})
+    found = gguf._scaling_of(divisors(scaling, 64, base), 64, base)
     frequencies = base ** (-np.arange(0, 64, 2) / 64)
     expected = stretched(frequencies, scaling | {"rope_type": "llama3"})
     np.testing.assert_allclose(stretched(frequencies, found), expected, rtol=1e-5)
@@ -257,7 +277,7 @@ def test_scalings_of_rotary_positions_reach_the_model(tmp_path):
 def test_quantised_weights_are_near_the_originals(tmp_path):
     kernel = np.random.default_rng(0).normal(size=(40, 32)).astype("float32")
     writer = library.GGUFWriter(tmp_path / "model.gguf", "llama")
-    for name in gguf.REQUIRED:
+    for name in llama.LLAMA.gguf.required:
         writer.add_uint32(f"llama.{name}", 2)
     quantised = library.quants.quantize(kernel, library.GGMLQuantizationType.Q8_0)
     writer.add_tensor("blk.0.ffn_up.weight", quantised, raw_dtype=library.GGMLQuantizationType.Q8_0)

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from kerasllm import GenerationConfig, Tokenizer, TransformerTranslator
-from kerasllm.checkpoints import bart, files, marian, t5
+from kerasllm.checkpoints import files
+from kerasllm.checkpoints.bart import BART
+from kerasllm.checkpoints.marian import MARIAN
+from kerasllm.checkpoints.t5 import T5
 
 DATA = Path(__file__).parent / "data"
 NAMES = ("marian", "marian_separate", "bart", "t5", "flan_t5")
-FAMILIES = {"marian": marian, "marian_separate": marian, "bart": bart, "t5": t5, "flan_t5": t5}
+FAMILIES = {"marian": MARIAN, "marian_separate": MARIAN, "bart": BART, "t5": T5, "flan_t5": T5}
 # GPUs may round the factors of a matrix product to TF32.
 TOLERANCE = 1e-5 if "cpu" in str(keras.ops.zeros(1).device).lower() else 5e-3
 
@@ -145,12 +148,12 @@ def test_the_fields_of_older_files_are_understood():
         "bad_words_ids": [[58100]],
         "num_beams": 6,
     }
-    arguments = marian.read_config(old, "TransformerTranslator", [])
+    arguments = MARIAN.read_config(old, "TransformerTranslator", [])
     assert arguments["target_vocabulary_size"] == 58101 and arguments["share_embeddings"]
     old = {"model_type": "t5", "n_positions": 512, "output_past": True, "task_specific_params": {}, "num_layers": 6}
-    arguments = t5.read_config(old, "TransformerTranslator", ["lm_head.weight"])
+    arguments = T5.read_config(old, "TransformerTranslator", ["lm_head.weight"])
     assert arguments["scale_head"] and arguments["tie_embeddings"] and arguments["num_decoder_layers"] == 6
-    arguments = t5.read_config(old | {"tie_word_embeddings": False}, "TransformerTranslator", ["lm_head.weight"])
+    arguments = T5.read_config(old | {"tie_word_embeddings": False}, "TransformerTranslator", ["lm_head.weight"])
     assert not arguments["scale_head"] and not arguments["tie_embeddings"]
 
 
@@ -169,11 +172,11 @@ def test_tensors_of_older_files_are_read():
     # A bare BartModel, its shared embeddings three times, and no output bias.
     bare = {key.removeprefix("model."): t for key, t in original.items() if key != "final_logits_bias"}
     bare |= {f"{side}.embed_tokens.weight": bare["shared.weight"] for side in ("encoder", "decoder")}
-    arrays = bart.read_weights("TransformerTranslator", model.arguments, bare, shapes_of("bart"))
+    arrays = BART.read_weights("TransformerTranslator", model.arguments, bare, shapes_of("bart"))
     assert not arrays["head/bias"].any() and arrays["head/bias"].shape == (97,)
     bare["decoder.embed_tokens.weight"] = bare["shared.weight"] + 1
     with pytest.raises(ValueError, match="differ .* model.decoder.embed_tokens.weight"):
-        bart.read_weights("TransformerTranslator", model.arguments, bare, shapes_of("bart"))
+        BART.read_weights("TransformerTranslator", model.arguments, bare, shapes_of("bart"))
 
 
 def test_a_marians_stored_positions_must_be_sinusoids():
@@ -183,9 +186,9 @@ def test_a_marians_stored_positions_must_be_sinusoids():
     name = "model.encoder.embed_positions.weight"
     tensors = files.read_tensors(DATA / "marian")
     arguments = ("TransformerTranslator", loaded("marian").arguments)
-    marian.read_weights(*arguments, tensors | {name: table}, shapes_of("marian"))
+    MARIAN.read_weights(*arguments, tensors | {name: table}, shapes_of("marian"))
     with pytest.raises(ValueError, match=f"{name} holds no sinusoids"):
-        marian.read_weights(*arguments, tensors | {name: table[::-1]}, shapes_of("marian"))
+        MARIAN.read_weights(*arguments, tensors | {name: table[::-1]}, shapes_of("marian"))
 
 
 def test_without_generation_config_the_config_decides(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import test_gguf
 
+from kerasllm import GPT
 from kerasllm.checkpoints import files, gguf, llama, weight_map
 from kerasllm.checkpoints.presets import read_preset
 
@@ -38,18 +39,9 @@ VALUES = [
 ]
 
 
-class GPT:
-    def __init__(
-        self, vocabulary_size, max_sequence_length, hidden_dim, intermediate_dim, num_layers, num_heads, dropout,
-        num_key_value_heads, head_dim, activation, norm, norm_epsilon, positions, gated, use_bias, use_qkv_bias,
-        query_key_norm, sliding_window, tie_embeddings, rope_base, rope_scaling, initializer_range,
-    ):  # fmt: skip
-        pass
-
-
 def shapes_of(folder):
     tensors, layout = files.read_tensors(folder), {True: (-1, weight_map.transposed), False: (1, weight_map.same)}
-    rows = weight_map.expand([*llama.TABLE, *llama.HEAD], 2)
+    rows = llama.LLAMA.expanded({"num_layers": 2, "tie_embeddings": False})
     return {row.paths[0]: tensors[row.name].shape[:: -1 if row.layout is layout[True][1] else 1] for row in rows}
 
 

@@ -1,15 +1,21 @@
 """Tables of reversible rows between the fields of a Hugging Face config.json and our constructors' arguments.
 
-A table is a list of rows `(field or fields, our argument, kind, default)`. The default is what transformers
-takes when the field is absent, a tuple where it differs from field to field. The same table reads and writes:
+A table is a list of rows `(field or fields, our argument or arguments, kind, default)`. The default is what
+transformers takes when the field is absent, a tuple where it differs from field to field. The same table reads and
+writes:
 
     ("n_layer", "num_layers", size, 12)
+
+Of two rows for an argument the later one goes before. A row whose default is `UNSAID` is read where its field is there,
+and never written.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kerasllm.arguments import LARGEST, MOST, is_number, is_whole, shown
+
+UNSAID = object()
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,8 @@ class Kind:
     Args:
         accepted: the values in words, for errors.
         accepts: foreign value -> whether it is understood.
-        to_ours: values of all fields of a row -> our value.
-        to_foreign: our value -> foreign value, one that is not accepted if there is none.
+        to_ours: values of all fields of a row -> our value, or a tuple of one for each argument of the row.
+        to_foreign: our value, or that tuple -> foreign value, one that is not accepted if there is none.
     """
 
     accepted: str
@@ -42,6 +48,10 @@ optional_size = Kind("null or a positive whole number", lambda value: value is N
 number = Kind("a number", _is_number)
 positive = Kind("a positive number", lambda value: _is_number(value) and value > 0)
 boolean = Kind("true or false", lambda value: isinstance(value, bool))
+# One vocabulary, where we have two sizes.
+shared_size = Kind(
+    size.accepted, _is_size, lambda values: (values[0], values[0]), lambda pair: pair[0] if pair[0] == pair[1] else None
+)
 # Others have several rates, we have one: the largest. It matters to further training only.
 rate = Kind("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1, to_ours=max)
 
@@ -116,15 +126,18 @@ def read(table, config, supported=None, irrelevant=()):
     """
     supported, arguments, problems = SUPPORTED | (supported or {}), {}, []
     known = IRRELEVANT | set(irrelevant) | set(supported)
-    for fields, argument, kind, default in table:
-        fields = _fields(fields)
+    for fields, ours, kind, default in table:
+        fields, ours = names_in(fields), names_in(ours)
         known |= set(fields)
+        if default is UNSAID and not set(fields) & set(config):
+            continue
         defaults = default if isinstance(default, tuple) else (default,) * len(fields)
         values = [config.get(field, value) for field, value in zip(fields, defaults, strict=True)]
         refused = [f for f, value in zip(fields, values, strict=True) if not kind.accepts(value)]
         problems += [f"{field} ({shown(config.get(field))}) must be {kind.accepted}" for field in refused]
         if not refused:
-            arguments[argument] = kind.to_ours(values)
+            value = kind.to_ours(values)
+            arguments |= zip(ours, value if len(ours) > 1 else [value], strict=True)
     for field, values in supported.items():
         if field in config and not is_one_of(config[field], values):
             problems.append(f"{field} ({shown(config[field])}) must be {' or '.join(map(repr, values))}")
@@ -144,30 +157,28 @@ def renamed(config, names):
     return config | {first: config[second] for second, first in names.items() if second in config}
 
 
-def write(table, arguments, fixed):
+def write(table, arguments):
     """The fields of a foreign config from our arguments: the inverse of `read`.
 
     Args:
         table: as for `read`.
-        arguments: dict argument -> value, all of the constructor's.
-        fixed: dict argument -> tuple of the values that the foreign family is built with.
+        arguments: dict argument -> value, all that the table names.
 
     Returns:
-        dict field -> value; None if an argument says something that the foreign config cannot.
+        dict field -> value; None if an argument says something that a field cannot.
     """
-    rows = {argument: (_fields(fields), kind) for fields, argument, kind, default in table}
     config = {}
-    for argument, value in arguments.items():
-        if argument in rows:
-            fields, kind = rows[argument]
-            foreign_value = kind.to_foreign(value)
-            if not kind.accepts(foreign_value):
-                return None
-            config |= dict.fromkeys(fields, foreign_value)
-        elif value not in fixed.get(argument, ()):
+    for fields, ours, kind, default in table:
+        if default is UNSAID:
+            continue
+        values = tuple(arguments[name] for name in names_in(ours))
+        foreign_value = kind.to_foreign(values if len(values) > 1 else values[0])
+        if not kind.accepts(foreign_value):
             return None
+        config |= dict.fromkeys(names_in(fields), foreign_value)
     return config
 
 
-def _fields(fields):
-    return (fields,) if isinstance(fields, str) else fields
+def names_in(names):
+    """One name, or several, as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)

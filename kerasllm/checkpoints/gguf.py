@@ -1,6 +1,6 @@
 """GGUF files, as llama.cpp reads them: what stands in one, as the folder that Hugging Face would have of the model.
 
-Source of the names and layouts: llama.cpp's convert_hf_to_gguf.py.
+What a family's metadata and tensors are called, its own file says (`GGUFNames`).
 """
 
 import json
@@ -11,34 +11,16 @@ import numpy as np
 
 from kerasllm.arguments import shown
 from kerasllm.checkpoints import gguf_reader
+from kerasllm.checkpoints.families import FAMILIES
 from kerasllm.checkpoints.weight_map import LazyArray
 from kerasllm.extras import required
 from kerasllm.text.sentencepiece_model import SentencePieceModel, to_tokenizer
 
-# The metadata of a Llama, without "llama.", and the fields of config.json.
-METADATA = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-}
-# llama.cpp has its own values for the others: as many heads of keys as of queries, a base of 10,000.
-REQUIRED = (
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
-)
+BY_ARCHITECTURE = {family.gguf.architecture: family for family in FAMILIES if getattr(family, "gguf", None)}
 # What is looked at apart; what tensors, tokens or the width of a head say too; what says nothing of the model.
 ELSEWHERE = {"rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "attention.sliding_window", "vocab_size"}
 WIDTHS = ("attention.value_length", "rope.dimension_count")
+ROPE_BASE = 10000.0
 IRRELEVANT = {"rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout"}
 # What other models have, and the values with which it does nothing.
 NEUTRAL = {
@@ -55,20 +37,6 @@ NEUTRAL = {
     "residual_scale": (0, 1),
     "rope.scaling.attn_factor": (1,),
     "use_parallel_residual": (False,),
-}
-TENSORS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
 }
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 # Llama 3's words: at most three digits stand together.
@@ -159,53 +127,71 @@ def _dequantize(rows, kind):
 
 
 def _folder(metadata, tensors):
-    for name, accepted in {"general.architecture": ("llama",), "general.type": (None, "model")}.items():
+    architectures = tuple(BY_ARCHITECTURE)
+    for name, accepted in {"general.architecture": architectures, "general.type": (None, "model")}.items():
         if metadata.get(name) not in accepted:
-            raise ValueError(f"{name} ({shown(metadata.get(name))}) must be {accepted[-1]!r}.")
+            known = " or ".join(repr(value) for value in accepted if value)
+            raise ValueError(f"{name} ({shown(metadata.get(name))}) must be {known}.")
     if metadata.get("split.count", 1) > 1:
         raise ValueError(
             f"split.count ({shown(metadata['split.count'])}) must be 1: it is one of several files; merge them."
         )
-    config = _config(metadata, set(tensors))
+    family = BY_ARCHITECTURE[metadata["general.architecture"]]
+    names = family.gguf
+    prefix = f"{names.architecture}."
+    sizes = {name.removeprefix(prefix): value for name, value in metadata.items() if name.startswith(prefix)}
+    config = {"model_type": family.MODEL_TYPE, **_config(sizes, names), **_rope_scaling(sizes, prefix)}
+    config["tie_word_embeddings"] = "output.weight" not in tensors
     tensors = dict(tensors)
     if "rope_freqs.weight" in tensors:
-        scaling = _scaling_of(np.asarray(tensors.pop("rope_freqs.weight")), config)
+        scaling = _scaling_of(
+            np.asarray(tensors.pop("rope_freqs.weight")), _head_dim(sizes), sizes.get("rope.freq_base", ROPE_BASE)
+        )
         if scaling and "rope_scaling" in config:
-            raise ValueError("rope_freqs.weight and metadata: llama.rope.scaling exclude each other.")
+            raise ValueError(f"rope_freqs.weight and metadata: {prefix}rope.scaling exclude each other.")
         config |= {"rope_scaling": scaling} if scaling else {}
-    tensors = {_name(name): _rotated_by_halves(name, tensor, config) for name, tensor in tensors.items()}
-    embeddings = tensors.get("model.embed_tokens.weight")
+    embeddings = tensors.get("token_embd.weight")
     config["vocab_size"] = 0 if embeddings is None else embeddings.shape[0]
-    size = metadata.get("llama.vocab_size", config["vocab_size"])
+    size = sizes.get("vocab_size", config["vocab_size"])
     if embeddings is not None and size != config["vocab_size"]:
-        raise ValueError(f"metadata: llama.vocab_size ({size}) must be that of token_embd, {config['vocab_size']}.")
+        raise ValueError(f"metadata: {prefix}vocab_size ({size}) must be that of token_embd, {config['vocab_size']}.")
+    tensors = {_name(name, names): _in_halves(name, tensor, sizes, names) for name, tensor in tensors.items()}
     return config, tensors, _tokenizer_files(metadata)
 
 
-def _config(metadata, tensor_names):
-    ours = {name.removeprefix("llama."): value for name, value in metadata.items() if name.startswith("llama.")}
-    _check_known("llama.", ours, {*METADATA, *WIDTHS} | ELSEWHERE | IRRELEVANT, NEUTRAL)
-    missing = [f"llama.{name}" for name in REQUIRED if name not in ours]
+def _config(sizes, names):
+    """The fields of config.json that a family's metadata say, and a `ValueError` for what we do not know of them."""
+    prefix = f"{names.architecture}."
+    _check_known(prefix, sizes, {*names.metadata, *WIDTHS} | ELSEWHERE | IRRELEVANT, NEUTRAL)
+    missing = [f"{prefix}{name}" for name in names.required if name not in sizes]
     if missing:
         raise ValueError(f"metadata: {', '.join(missing)} is missing.")
-    num_layers = ours["block_count"]
-    config = {field: _same_in_all(name, ours[name], num_layers) for name, field in METADATA.items() if name in ours}
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    for name in names.metadata:
+        if name in sizes:
+            sizes[name] = _same_in_all(f"{prefix}{name}", sizes[name], sizes["block_count"])
     for name in WIDTHS:
-        if ours.get(name, head_dim) != head_dim:
-            raise ValueError(f"metadata: llama.{name} ({ours[name]!r}) must be the width of a head, {head_dim}.")
-    window = ours.get("attention.sliding_window", 0)
-    if 0 < window < ours["context_length"]:
-        raise ValueError(f"metadata: llama.attention.sliding_window ({window}) must be as long as the context.")
-    kind, factor = (
-        ours.get("rope.scaling.type", "linear"),
-        ours.get("rope.scaling.factor", ours.get("rope.scale_linear")),
-    )
+        if sizes.get(name, _head_dim(sizes)) != _head_dim(sizes):
+            raise ValueError(
+                f"metadata: {prefix}{name} ({sizes[name]!r}) must be the width of a head, {_head_dim(sizes)}."
+            )
+    window = sizes.get("attention.sliding_window", 0)
+    if 0 < window < sizes["context_length"]:
+        raise ValueError(f"metadata: {prefix}attention.sliding_window ({window}) must be as long as the context.")
+    return {field: sizes[name] for name, field in names.metadata.items() if name in sizes}
+
+
+def _head_dim(sizes):
+    return sizes.get("attention.key_length") or sizes["embedding_length"] // sizes["attention.head_count"]
+
+
+def _rope_scaling(sizes, prefix):
+    factor = sizes.get("rope.scaling.factor", sizes.get("rope.scale_linear"))
+    kind = sizes.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
-        raise ValueError(f"metadata: llama.rope.scaling.type ({shown(kind)}) must be 'none' or 'linear'.")
-    if kind == "linear" and factor not in (None, 0, 1):
-        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-    return {"model_type": "llama", "tie_word_embeddings": "output.weight" not in tensor_names, **config}
+        raise ValueError(f"metadata: {prefix}rope.scaling.type ({shown(kind)}) must be 'none' or 'linear'.")
+    if kind == "none" or factor in (None, 0, 1):
+        return {}
+    return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
 
 
 def _check_known(prefix, values, known, neutral):
@@ -224,20 +210,19 @@ def _same_in_all(name, value, num_layers):
     if not isinstance(value, list):
         return value
     if len(value) != num_layers or len(set(value)) != 1:
-        raise ValueError(f"metadata: llama.{name} ({shown(value)}) must be the same in all {num_layers} layers.")
+        raise ValueError(f"metadata: {name} ({shown(value)}) must be the same in all {num_layers} layers.")
     return value[0]
 
 
-def _scaling_of(divisors, config):
+def _scaling_of(divisors, head_dim, base):
     """`rope_scaling` of Llama 3.1, from the numbers (H/2,) by which llama.cpp divides the rotary frequencies.
 
     Of a share s, which grows with the frequency from 0 to 1, they are 1 / ((1 - s) / factor + s).
     """
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     divisors, factor = divisors.astype("float64"), round(float(divisors.max()), 6)
     if (divisors == 1).all():
         return None
-    turns = config.get("rope_theta", 10000.0) ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
+    turns = base ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
     if divisors.shape == turns.shape and factor > 1:
         shares = (1 / divisors - 1 / factor) / (1 - 1 / factor)
         between = (shares > 1e-4) & (shares < 1 - 1e-4)
@@ -252,33 +237,34 @@ def _scaling_of(divisors, config):
                 return {"rope_type": "llama3", "factor": factor} | dict(zip(names, (low, high, length), strict=True))
     raise ValueError(
         "rope_freqs.weight must be Llama 3.1's scaling of rotary positions (rope_type 'llama3'); it is no such for "
-        f"heads of {head_dim} and llama.rope.freq_base {config.get('rope_theta', 10000.0)}."
+        f"heads of {head_dim} and rope.freq_base {base}."
     )
 
 
-def _name(name):
+def _name(name, names):
     """Hugging Face's name of a tensor, or its own if we do not know it."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in TENSORS:
+    if match is None or match[2] not in names.tensors:
         return name
-    layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{TENSORS[match[2]]}.{match[3]}"
+    block = "" if match[1] is None else names.block.replace("{i}", match[1])
+    return f"{block}{names.tensors[match[2]]}.{match[3]}"
 
 
-def _rotated_by_halves(name, tensor, config):
-    """Kernels of queries and keys, whose channels llama.cpp rotates in pairs of neighbours and we in two halves."""
-    if not name.endswith((".attn_q.weight", ".attn_k.weight")):
+def _in_halves(name, tensor, sizes, names):
+    """Kernels of queries and keys in halves of channels, as ours, where the file has pairs of neighbours."""
+    layer = next((layer for layer in names.in_pairs if name.endswith(f".{layer}.weight")), None)
+    if layer is None:
         return tensor
-    heads = config["num_attention_heads"]
-    heads = heads if name.endswith(".attn_q.weight") else config.get("num_key_value_heads", heads)
+    heads = sizes["attention.head_count"]
+    heads = heads if layer.endswith("_q") else sizes.get("attention.head_count_kv", heads)
     if len(tensor.shape) != 2 or tensor.shape[0] % (2 * heads):
         raise ValueError(f"{name} {tensor.shape} does not divide into {heads} heads.")
 
-    def by_halves():
+    def in_halves():
         array = np.asarray(tensor)
         return array.reshape(heads, -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
 
-    return LazyArray(tensor.shape, tensor.dtype, by_halves)
+    return LazyArray(tensor.shape, tensor.dtype, in_halves)
 
 
 def _tokenizer_files(metadata):

@@ -11,10 +11,11 @@ import ml_dtypes
 import numpy as np
 
 from kerasllm.arguments import shown
-from kerasllm.checkpoints import config_map, weight_map
 from kerasllm.checkpoints.config_map import boolean, optional_size, positive, rate, size
+from kerasllm.checkpoints.family import Family
 from kerasllm.checkpoints.weight_map import Layout, same
 from kerasllm.json_files import MOST_JSON_BYTES, read_settings
+from kerasllm.stack import OFF
 
 WEIGHTS = "model.weights.h5"
 DTYPES = ("float16", "float32", "float64")
@@ -26,7 +27,6 @@ SIZES = [
     ("dropout", "dropout", rate, 0.1),
 ]
 TABLE_SIZE = ("max_sequence_length", "max_sequence_length", size, 512)
-IRRELEVANT = ("name", "trainable")
 LOWERING = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}  # Hugging Face's names, and KerasHub's
 
 
@@ -128,43 +128,36 @@ def heads(count, axis):
     )
 
 
-class KerasHubFamily:
-    """A backbone of KerasHub; what families are, `kerasllm.checkpoints.presets` says. It is read and not written.
+def backbone(model_type, class_name, block, fields, rows, fixed, **more):
+    """The family of a backbone of KerasHub, to be read and not written.
 
     Args:
         model_type: its class.
         class_name: ours.
         block: the name of its blocks in the file.
-        fields, fixed: rows of its config, and arguments that all its models have.
-        rows: function of the arguments -> table.
-        supported: dict field -> the values understood.
+        fields, rows, fixed, **more: as for `Family`; `fixed` is beside the initializer's range, which no config says.
     """
-
-    def __init__(self, model_type, class_name, block, fields, fixed, rows, supported=None):
-        self.MODEL_TYPE, self.ARCHITECTURES = model_type, {class_name: model_type}
-        self.block, self.fields, self.fixed, self.rows = block, fields, fixed, rows
-        self.supported = supported or {}
-
-    def read_config(self, config, class_name, tensor_names):
-        """Our arguments from KerasHub's."""
-        dtype = config.get("dtype")
-        if isinstance(dtype, dict) and dtype.get("class_name") != "DTypePolicy":
-            raise ValueError(f"config.json: dtype ({shown(dtype)}) must be a plain DTypePolicy.")
-        arguments = config_map.read(self.fields, config, self.supported, IRRELEVANT) | self.fixed
-        if arguments.get("norm") == "rms":
-            arguments["tie_embeddings"] = "layers/reversible_embedding/vars/1" not in tensor_names
-        return arguments
-
-    def read_weights(self, class_name, arguments, tensors, shapes):
-        """Values of our variables: dict path -> array."""
+    own = {"num_segments": 0} if class_name == "BERT" else {"tie_embeddings": True, "logit_softcap": None}
+    return Family(
+        model_type,
+        {class_name: model_type},
+        OFF | own | {"initializer_range": 0.02},
+        fields,
+        rows,
+        fixed=fixed,
+        irrelevant=("name", "trainable"),
+        prepare=_prepare,
         # The first of several layers of a class bears no number.
-        tensors = weight_map.renamed(
-            tensors, lambda name: re.sub(rf"^layers/{self.block}/", f"{self._block(0)}/", name)
-        )
-        return weight_map.read(weight_map.expand(self.rows(arguments), arguments["num_layers"]), tensors, shapes)
+        rename=lambda name: re.sub(rf"^layers/{block}/", f"layers/{block}_0/", name),
+        **more,
+    )
 
-    def _block(self, i):
-        return f"layers/{self.block}_{i}"
+
+def _prepare(config):
+    dtype = config.get("dtype")
+    if isinstance(dtype, dict) and dtype.get("class_name") != "DTypePolicy":
+        raise ValueError(f"config.json: dtype ({shown(dtype)}) must be a plain DTypePolicy.")
+    return config
 
 
 def _norm(theirs, ours):
@@ -232,7 +225,11 @@ def _llama_rows(arguments):
     ]
 
 
-BERT = KerasHubFamily(
+def _told_by_tensors(arguments, tensor_names):
+    return {"tie_embeddings": "layers/reversible_embedding/vars/1" not in tensor_names}
+
+
+BERT = backbone(
     "BertBackbone",
     "BERT",
     "transformer_encoder",
@@ -242,18 +239,24 @@ BERT = KerasHubFamily(
         ("num_heads", "num_heads", size, None),
         ("num_segments", "num_segments", size, 2),
     ],
-    {"activation": "gelu_tanh", "norm_epsilon": 1e-12, "pooler": True},
     _bert_rows,
+    {
+        "residual": "post",
+        "norm_embeddings": True,
+        "activation": "gelu_tanh",
+        "norm_epsilon": 1e-12,
+        "pooler": True,
+    },
 )
-GPT2 = KerasHubFamily(
+GPT2 = backbone(
     "GPT2Backbone",
     "GPT",
     "transformer_decoder",
     [*SIZES, (*TABLE_SIZE[:3], 1024), ("num_heads", "num_heads", size, None)],
-    {"activation": "gelu_tanh", "norm_epsilon": 1e-5},
     _gpt2_rows,
+    {"activation": "gelu_tanh"},
 )
-LLAMA = KerasHubFamily(
+LLAMA = backbone(
     "LlamaBackbone",
     "GPT",
     "llama_transformer_decoder",
@@ -264,6 +267,7 @@ LLAMA = KerasHubFamily(
         ("layer_norm_epsilon", "norm_epsilon", positive, 1e-6),
         ("rope_max_wavelength", "rope_base", positive, 10000.0),
     ],
+    _llama_rows,
     {
         "norm": "rms",
         "activation": "silu",
@@ -273,8 +277,8 @@ LLAMA = KerasHubFamily(
         # KerasHub's has no limit; this is what a config of Hugging Face stands for that names none.
         "max_sequence_length": 2048,
     },
-    _llama_rows,
-    {
+    told_by_tensors=_told_by_tensors,
+    supported={
         "rope_position_scaling_factor": (1.0,),
         "tie_word_embeddings": (True, False),  # which the tensors say, too
         **dict.fromkeys(

@@ -1,6 +1,7 @@
 """Presets: folders of config.json, model.safetensors and tokenizer files, as the model's family has them.
 
-A family, a module or an object, has `MODEL_TYPE`, `ARCHITECTURES` (our class name -> its own), and pairs of functions:
+A family is a `Family`, of tables alone, or what has the same names: `MODEL_TYPE`, `ARCHITECTURES` (our class name ->
+its own), and pairs of functions:
 
     read_config(config, class_name, tensor_names) -> arguments
     write_config(class_name, arguments) -> config, or None for a model that the family cannot say
@@ -9,7 +10,7 @@ A family, a module or an object, has `MODEL_TYPE`, `ARCHITECTURES` (our class na
 
 One that several of our classes read has `made_for(tensor_names) -> class_name` as well, and `left_out(class_name,
 arguments, tensor_names)`, the tensors of other heads. Models that no foreign family can say have our own layout, the
-module `ours`.
+module `ours`. All of them stand in `families`.
 """
 
 import inspect
@@ -21,24 +22,10 @@ from pathlib import Path
 
 from kerasllm import writing
 from kerasllm.arguments import read_path, shown
-from kerasllm.checkpoints import (
-    bart,
-    bert,
-    files,
-    gguf,
-    gpt2,
-    hub,
-    keras_hub,
-    llama,
-    marian,
-    ours,
-    sentence_transformers,
-    t5,
-)
+from kerasllm.checkpoints import files, gguf, hub, keras_hub, ours, sentence_transformers
+from kerasllm.checkpoints.families import FAMILIES, READ_ONLY
 from kerasllm.json_files import read_settings
 
-FAMILIES = (*bert.FAMILIES, gpt2, *llama.FAMILIES, marian, bart, t5, ours)
-READ_ONLY = keras_hub.FAMILIES
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "decoder_start", "forced_bos", "forced_eos")
 TOKEN_IDS = {f"{role}_token_id" for role in ROLES}
 # Ends of the names of arguments that are sizes of tensors.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from kerasllm.arguments import shown
 from kerasllm.checkpoints import files
-from kerasllm.checkpoints.bert import dense_folder
 from kerasllm.checkpoints.config_map import boolean, is_one_of, number, size
+from kerasllm.checkpoints.encoder_family import dense_folder
 from kerasllm.checkpoints.weight_map import renamed
 from kerasllm.json_files import read_settings
 

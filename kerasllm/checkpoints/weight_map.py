@@ -77,6 +77,28 @@ def after(count):
     )
 
 
+def linear(theirs, ours, kernel=transposed, bias=same):
+    """The rows of a `torch.nn.Linear` and our dense layer.
+
+    Args:
+        theirs, ours: name and path of the layers; several paths where several of ours are one of theirs.
+        kernel, bias: their `Layout`s; None for no bias.
+    """
+    paths = [ours] if isinstance(ours, str) else ours
+    rows = [(f"{theirs}.weight", [f"{path}/kernel" for path in paths], kernel)]
+    return rows if bias is None else [*rows, (f"{theirs}.bias", [f"{path}/bias" for path in paths], bias)]
+
+
+def norm(theirs, ours):
+    """The rows of a layer norm."""
+    return [(f"{theirs}.weight", f"{ours}/gamma", same), (f"{theirs}.bias", f"{ours}/beta", same)]
+
+
+def rms_norm(theirs, ours):
+    """The row of an RMS norm."""
+    return [(f"{theirs}.weight", f"{ours}/scale", same)]
+
+
 class Row(NamedTuple):
     """A row of a table for one block."""
 

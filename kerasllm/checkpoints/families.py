@@ -1,0 +1,6 @@
+"""All families of checkpoints, in the order in which a model is offered to those that write."""
+
+from kerasllm.checkpoints import bart, bert, gpt2, keras_hub, llama, marian, ours, t5
+
+FAMILIES = (*bert.FAMILIES, gpt2.GPT2, *llama.FAMILIES, marian.MARIAN, bart.BART, t5.T5, ours)
+READ_ONLY = keras_hub.FAMILIES
