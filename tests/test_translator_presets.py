@@ -137,6 +137,13 @@ def test_a_field_that_is_not_understood_is_named(name, field, value):
         FAMILIES[name].read_config(config_of(name) | {field: value}, "TransformerTranslator", [])
 
 
+def test_a_decoder_of_more_blocks_than_tensors_is_refused_before_it_is_made(tmp_path):
+    shutil.copy(DATA / "bart" / "model.safetensors", tmp_path)
+    files.write_json(tmp_path / "config.json", config_of("bart") | {"decoder_layers": 10**6})
+    with pytest.raises(ValueError, match=r"num_decoder_layers \(1000000\) must be at most the number of tensors"):
+        TransformerTranslator.from_preset(tmp_path)
+
+
 def test_the_fields_of_older_files_are_understood():
     """opus-mt-en-de and t5-small as they are on the hub."""
     old = {"model_type": "marian", "add_bias_logits": False, "add_final_layer_norm": False, "classif_dropout": 0.0}

@@ -188,7 +188,7 @@ def read_arguments(family, config, class_name, tensors):
     # Before a loop goes over as many blocks as a config has made up, or a product of sizes is beyond all numbers.
     most = num_values(tensors)
     for name, value in arguments.items():
-        if isinstance(value, int) and name.endswith("num_layers") and value > len(tensors):
+        if isinstance(value, int) and name.endswith("_layers") and value > len(tensors):
             raise ValueError(f"config.json: {name} ({value}) must be at most the number of tensors, {len(tensors)}.")
         if isinstance(value, int) and name.endswith(SIZES) and value > most:
             raise ValueError(f"config.json: {name} ({value}) must be at most the number of values, {most}.")
