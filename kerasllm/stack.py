@@ -151,7 +151,7 @@ class StackArguments(TypedDict, total=False):
         dict | list[dict | None] | None,
         Argument(
             None,
-            _by_its_layer,
+            _by_block(_by_its_layer),
             "how rotary positions are stretched: `scaling` of `RotaryPositions`; or a list, as of `rope_base`.",
             only_with=ROTARY,
         ),

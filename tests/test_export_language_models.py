@@ -19,29 +19,42 @@ V, LENGTH = 23, 24
 # A model of random weights writes halves of characters, too.
 TOKENIZER = Tokenizer.train_bpe(["the cat sat on the mat", "Zürich und Köln"] * 2, 290)
 GPT2 = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": LENGTH}
-MISTRAL = {
+# Each mechanism of a stack once: in one model what Llama, Qwen3 and Gemma 2 have, in another what GPT-NeoX has.
+GEMMA = {
     **GPT2,
-    "norm": "rms",
+    "norm": "unit_offset_rms",
+    "residual": "both",
     "positions": "rotary",
     "gated": True,
     "activation": "silu",
     "num_key_value_heads": 1,
     "use_bias": False,
     "tie_embeddings": False,
-    "sliding_window": 6,
+    "sliding_window": [6, None],
     "query_key_norm": True,
+    "attention_softcap": 2.0,
+    "logit_softcap": 5.0,
+}
+NEOX = {
+    **GPT2,
+    "residual": "parallel",
+    "positions": "rotary",
+    "rotary_fraction": 0.5,
+    "rope_base": [100.0, None],
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    "scale_embeddings": True,
 }
 MODELS = {
     "gpt": lambda: GPT(V, **GPT2),
     "gpt with strings": lambda: GPT(TOKENIZER.vocabulary_size, **GPT2, tokenizer=TOKENIZER),
-    "mistral": lambda: GPT(V, **MISTRAL),
-    "alibi": lambda: GPT(V, **{**GPT2, "positions": "alibi", "num_layers": 1}),
+    "gemma": lambda: GPT(V, **GEMMA),
+    "neox": lambda: GPT(V, **NEOX),
     "lstm": lambda: RNNLanguageModel(V, 2, 16, tie_embeddings=True),
     "gru with attention": lambda: RNNLanguageModel(V, 1, 16, cell="gru", num_attention_heads=2),
 }
 # What a file has built in, beside what it is told.
 DEFAULTS = {
-    "mistral": {
+    "gemma": {
         "no_repeat_ngram_size": 2,
         "bad_words": [[3], [4, 5]],
         "min_length": 6,
@@ -59,11 +72,11 @@ CASES = {  # A process started for each takes seconds.
     "tensorflow": [
         ("gpt with strings", "tf_saved_model"),
         ("lstm", "tf_saved_model"),
-        ("mistral", "litert"),
+        ("gemma", "litert"),
         ("gru with attention", "litert"),
     ],
-    "jax": [("gru with attention", "tf_saved_model"), WITH_STRINGS],
-    "torch": [("mistral", "litert"), WITH_STRINGS],
+    "jax": [("gru with attention", "tf_saved_model"), ("neox", "litert"), WITH_STRINGS],
+    "torch": [("gemma", "litert"), WITH_STRINGS],
 }[BACKEND]
 TEXTS = ["the cat", "", "Köln"]
 PROMPTS = [[5, 6, 7, 8], [9, 10]]

@@ -64,6 +64,8 @@ def translated(cls, *sizes, **others):
 MODELS = {
     "GPT": lambda: GPT(**pieces("bpe"), **TRANSFORMER),
     "GPT, as Llama": lambda: GPT(**pieces("bpe"), **TRANSFORMER, **LLAMA),
+    "GPT, as GPT-NeoX": lambda: GPT.from_preset(DATA / "gpt_neox"),
+    "GPT, as Gemma 2": lambda: GPT.from_preset(DATA / "gemma2"),
     "RNNLanguageModel, LSTM": lambda: RNNLanguageModel(**pieces("bpe"), num_layers=2, hidden_dim=16),
     "RNNLanguageModel, GRU with attention": lambda: RNNLanguageModel(
         **pieces("bpe"), num_layers=1, hidden_dim=16, cell="gru", num_attention_heads=2

@@ -288,7 +288,7 @@ def test_a_gpt_that_is_a_gpt2_is_written_as_one(same):
     "other",
     [
         {"norm": "rms"},
-        {"positions": "rotary"},
+        {"positions": "sinusoidal"},
         {"gated": True},
         {"num_key_value_heads": 1},
         {"head_dim": 8},
@@ -320,25 +320,38 @@ def test_a_llama_that_we_would_compute_differently_is_refused(fields, words):
         llama.LLAMA.read_config(fields, "GPT", [])
 
 
+SLIDES = {"layer_types": ["full_attention", "sliding_attention"]}
+
+
 @pytest.mark.parametrize(
-    "fields, words",
+    "fields, windows",
     [
         ({"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 3}, None),
         ({"use_sliding_window": True, "sliding_window": None}, None),
         ({"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["full_attention"] * 2}, None),
         ({"use_sliding_window": False, "max_window_layers": 0, "layer_types": None}, None),
-        ({"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window .True., max_window_layers .1."),
+        ({"use_sliding_window": True, "max_window_layers": 1}, [None, 4096]),
+        ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 5}, 5),
+        (SLIDES | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 9}, [None, 3]),
         ({"use_sliding_window": True, "max_window_layers": "2"}, "max_window_layers .'2'."),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types .*sliding_attention"),
+        ({"use_sliding_window": 1}, "use_sliding_window .1."),
+        ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": [3]}, "sliding_window"),
+        (SLIDES, "layer_types .*sliding_attention.*need a sliding_window"),
+        ({"layer_types": ["full_attention"]}, "layer_types .*for each of num_hidden_layers .2"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types .*must be a list of"),
     ],
 )
-def test_a_qwen_may_say_of_windows_that_no_block_has_one(fields, words):
+def test_a_qwen_says_which_blocks_have_a_window(fields, windows):
     qwen2 = next(family for family in llama.FAMILIES if family.MODEL_TYPE == "qwen2")
-    if words is None:
-        assert qwen2.read_config({"num_hidden_layers": 2} | fields, "GPT", [])["sliding_window"] is None
+    fields = {"num_hidden_layers": 2} | fields
+    if isinstance(windows, str):
+        with pytest.raises(ValueError, match=windows):
+            qwen2.read_config(fields, "GPT", [])
         return
-    with pytest.raises(ValueError, match=words):
-        qwen2.read_config({"num_hidden_layers": 2} | fields, "GPT", [])
+    arguments = qwen2.read_config(fields, "GPT", [])
+    assert arguments["sliding_window"] == windows
+    written = qwen2.write_config("GPT", arguments)
+    assert qwen2.read_config(written, "GPT", [])["sliding_window"] == windows
 
 
 @pytest.mark.parametrize(
@@ -395,7 +408,7 @@ def test_our_layout_keeps_arguments_and_arrays(tmp_path):
         ({"model_type": "gpt2"}, "'gpt2' model.*GPT.*not 'LSTMTranslator'"),
         (
             {"model_type": "xlnet"},
-            "model_type.*'xlnet'.*'bert', 'roberta', .*'gpt2', 'llama', .*'marian', 'bart', 't5', 'kerasllm'",
+            "model_type.*'xlnet'.*'bert', 'roberta', .*'gpt2', .*'llama', .*'marian', 'bart', 't5', 'kerasllm'",
         ),
         ({"model_type": ["gpt2"]}, "model_type"),
     ],

@@ -114,7 +114,7 @@ def test_no_argument_that_is_varied_is_lost(model_type, class_name):
                 assert not difference(varied, read), (family.MODEL_TYPE, name, value)
             found[name, str(value)] = family.MODEL_TYPE
     assert FOREIGN[model_type].write_config(class_name, own)
-    other = RESIDUALS[own["residual"] == "pre"]
+    other = "pre" if own["residual"] == "post" else "post"
     assert found["residual", other] == found["activation", "mish"] == OURS.MODEL_TYPE
     told = {found[name, str(value)] for name in SILENT for value in VALUES[name] if SILENT[name] != own["positions"]}
     assert OURS.MODEL_TYPE not in told

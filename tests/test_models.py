@@ -29,8 +29,11 @@ from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import TokenCrossentropy
 
 V = 13
-LLAMA = {
-    "norm": "rms",
+GEMMA = {
+    "norm": "unit_offset_rms",
+    "residual": "both",
+    "attention_softcap": 5.0,
+    "logit_softcap": 9.0,
     "positions": "rotary",
     "gated": True,
     "activation": "silu",
@@ -41,7 +44,7 @@ LLAMA = {
 SMALL = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "initializer_range": 0.3}
 LANGUAGE_MODELS = {
     "gpt": lambda **k: GPT(V, **SMALL, max_sequence_length=32, dropout=0.0, **k),
-    "llama": lambda **k: GPT(V, **SMALL, max_sequence_length=32, dropout=0.0, **LLAMA, **k),
+    "gemma": lambda **k: GPT(V, **SMALL, max_sequence_length=32, dropout=0.0, **GEMMA, **k),
     "lstm": lambda **k: RNNLanguageModel(V, num_layers=2, hidden_dim=8, dropout=0.0, **k),
     "gru": lambda **k: RNNLanguageModel(V, hidden_dim=8, cell="gru", tie_embeddings=True, embedding_dim=4, **k),
     "rnn": lambda **k: RNNLanguageModel(V, hidden_dim=8, cell="simple", num_attention_heads=2, **k),
@@ -180,7 +183,7 @@ def test_language_models_are_causal(name):
     np.testing.assert_allclose(first[:, :3], second[:, :3], atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [LANGUAGE_MODELS["lstm"], TRANSLATORS["transformer"], LANGUAGE_MODELS["llama"]])
+@pytest.mark.parametrize("make", [LANGUAGE_MODELS["lstm"], TRANSLATORS["transformer"], LANGUAGE_MODELS["gemma"]])
 def test_a_preset_gives_the_model_back(make, tmp_path):
     model = make()
     model.save_to_preset(tmp_path / "preset")
@@ -193,7 +196,7 @@ def test_a_preset_gives_the_model_back(make, tmp_path):
 
 
 def test_a_quantised_preset_gives_the_model_back(tmp_path):
-    model, x = LANGUAGE_MODELS["llama"](), language_batch()[0]
+    model, x = LANGUAGE_MODELS["gemma"](), language_batch()[0]
     with pytest.warns(UserWarning, match="does not have a `quantize`"):
         model.quantize("int8", filters=["query", "token", "output"])
     for part, rank in ((model.decoder.blocks[0].attention.query, 2), (model.head, 1)):  # of int8 and of floats

@@ -19,6 +19,9 @@ CLASSES = {
     "mistral": "GPT",
     "qwen2": "GPT",
     "qwen3": "GPT",
+    "gpt_neox": "GPT",
+    "gpt_neox_sequential": "GPT",
+    "gemma2": "GPT",
     "bert": "BERT",
     "bert_masked_lm": "BERTMaskedLM",
     "bert_masked_lm_gelu_new": "BERTMaskedLM",
@@ -134,3 +137,19 @@ def test_an_encoder_is_read_from_a_masked_lm():
 def test_a_preset_of_another_model_is_refused(name, class_name):
     with pytest.raises(ValueError, match=f"{name}.*(not '{class_name}'|missing tensors: cls.predictions)"):
         getattr(kerasllm, class_name).from_preset(DATA / name)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma2"])
+def test_texts_equal_those_of_transformers(name):
+    """Greedy and with beams, from prompts of different lengths, beyond the window of Gemma's blocks."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    model = unchanged(name)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(DATA / name).eval()
+    prompts = [[5, 6, 7, 8, 9, 10], [11, 12], [13]]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    for num_beams in (1, 3):
+        options = {"max_new_tokens": 12, "num_beams": num_beams}
+        expected = theirs.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options)[:, width:]
+        assert model.generate(prompts, strip_prompt=True, **options) == expected.tolist()

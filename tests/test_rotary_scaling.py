@@ -108,7 +108,7 @@ def small(case, num_pairs):
 def decoder_with(case, fraction=1.0):
     decoder = TransformerDecoder(**SIZES, positions="rotary", initializer_range=0.3)
     scaling = None if case is None else small(case, int(16 * fraction) // 2)
-    decoder.rotary = RotaryPositions(scaling=scaling, fraction=fraction, name="rotary")
+    decoder.rotary = [RotaryPositions(scaling=scaling, fraction=fraction, name="rotary")]
     decoder(IDS)
     return decoder
 

@@ -47,6 +47,7 @@ size = Kind("a positive whole number", _is_size)
 optional_size = Kind("null or a positive whole number", lambda value: value is None or _is_size(value))
 number = Kind("a number", _is_number)
 positive = Kind("a positive number", lambda value: _is_number(value) and value > 0)
+optional_positive = Kind("null or a positive number", lambda value: value is None or positive.accepts(value))
 boolean = Kind("true or false", lambda value: isinstance(value, bool))
 # One vocabulary, where we have two sizes.
 shared_size = Kind(

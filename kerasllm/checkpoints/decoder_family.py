@@ -10,17 +10,22 @@ def decoder_family(model_type, architecture, fields, rows, embeddings, head, **m
 
     Args:
         model_type, architecture: its names in config.json.
-        fields, rows, **more: as for `Family`; `rows` is a list, and has neither token embeddings nor head.
+        fields, rows, **more: as for `Family`; `rows` have neither token embeddings nor head.
         embeddings, head: names of the token embeddings, and of the output layer where that is not tied to them.
     """
     tokens = (embeddings, "decoder/embeddings/token/embeddings", same)
     untied = (head, "head/kernel", transposed)
+
+    def all_rows(arguments):
+        own = rows(arguments) if callable(rows) else rows
+        return [tokens, *own] if arguments["tie_embeddings"] else [tokens, *own, untied]
+
     return Family(
         model_type,
         {"GPT": architecture},
         OFF | {"tie_embeddings": False, "logit_softcap": None},
         fields,
-        lambda arguments: [tokens, *rows] if arguments["tie_embeddings"] else [tokens, *rows, untied],
+        all_rows,
         tied=lambda arguments: {head: embeddings} if arguments["tie_embeddings"] else {},
         **more,
     )

@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023) and its relatives as Hugging Face lays them out: Mistral, Qwen2, Qwen3, SmolLM2."""
 
-from kerasllm.arguments import shown
-from kerasllm.checkpoints import rope_fields
+from kerasllm.arguments import is_whole, shown
+from kerasllm.checkpoints import rope_fields, window_fields
 from kerasllm.checkpoints.config_map import activation, boolean, optional_size, positive, rate, size
 from kerasllm.checkpoints.decoder_family import decoder_family
 from kerasllm.checkpoints.family import replaced, with_defaults, with_prefix
@@ -126,29 +126,23 @@ MISTRAL = family(
     fields=[("sliding_window", "sliding_window", optional_size, 4096)],
 )
 
-WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
-
-def _without_windows(config):
-    """The config of Qwens without what it says about windows, or a `ValueError` where a block has one."""
-    config, said = dict(config), {name: config[name] for name in WINDOWS if name in config}
-    for name in WINDOWS:
-        config.pop(name, None)
-    layers, after = config.get("num_hidden_layers", 32), said.get("max_window_layers", 28)
-    types, uses = said.get("layer_types"), said.get("use_sliding_window", False)
+def _with_windows(config):
+    usual = {"num_hidden_layers": 32, "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
+    config = usual | config
+    uses, first = config.pop("use_sliding_window"), config.pop("max_window_layers")
     if not boolean.accepts(uses):
         raise ValueError(f"config.json: use_sliding_window ({shown(uses)}) must be {boolean.accepted}.")
-    if types is not None:
-        slides = not isinstance(types, list) or any(kind != "full_attention" for kind in types)
-    else:
-        slides = said.get("sliding_window", 4096) is not None and not (
-            size.accepts(layers) and size.accepts(after) and after >= layers
-        )
-        slides = slides and uses
-    if slides or type(after) not in (int, type(None)):
-        fields = ", ".join(f"{name} ({shown(value)})" for name, value in said.items())
-        raise ValueError(f"config.json: {fields}: a block with a sliding window is not known in this family.")
-    return config
+    if first is not None and not is_whole(first):
+        raise ValueError(f"config.json: max_window_layers ({shown(first)}) must be null or a whole number.")
+    config["sliding_window"] = config["sliding_window"] if uses else None
+    return window_fields.read(config, lambda block: first is not None and block >= first)
+
+
+def _with_windows_said(config):
+    if config["sliding_window"] is None:
+        return {name: value for name, value in config.items() if name != "sliding_window"}
+    return window_fields.written(config) | {"use_sliding_window": True}
 
 
 QWEN_DEFAULTS = {
@@ -161,22 +155,26 @@ QWEN2 = family(
     "qwen2",
     "Qwen2ForCausalLM",
     QWEN_DEFAULTS,
+    fields=[window_fields.FIELD],
     rows=[
         (f"{BLOCK}.self_attn.{name[0]}_proj.bias", f"{OURS}/attention/{name}/bias", same)
         for name in ("query", "key", "value")
     ],
     fixed={"use_qkv_bias": True},
-    prepare=_without_windows,
+    prepare=_with_windows,
+    finish=_with_windows_said,
 )
 QWEN3 = family(
     "qwen3",
     "Qwen3ForCausalLM",
     QWEN_DEFAULTS | {"head_dim": 128},
+    fields=[window_fields.FIELD],
     rows=[
         *rms_norm(f"{BLOCK}.self_attn.q_norm", f"{OURS}/attention/query_norm"),
         *rms_norm(f"{BLOCK}.self_attn.k_norm", f"{OURS}/attention/key_norm"),
     ],
     fixed={"query_key_norm": True},
-    prepare=_without_windows,
+    prepare=_with_windows,
+    finish=_with_windows_said,
 )
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)

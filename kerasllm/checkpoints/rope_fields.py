@@ -45,7 +45,8 @@ scaling = Kind(
     # The length that a model reads now is said by its own field, which `plain` reads.
     to_foreign=lambda value: {k: x for k, x in value.items() if k != LENGTH} if isinstance(value, dict) else value,
 )
-FIELDS = [("rope_theta", "rope_base", positive, 10000.0), ("rope_scaling", "rope_scaling", scaling, None)]
+SCALING = ("rope_scaling", "rope_scaling", scaling, None)
+FIELDS = [("rope_theta", "rope_base", positive, 10000.0), SCALING]
 
 
 def plain(config, fields):

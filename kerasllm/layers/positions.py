@@ -170,14 +170,15 @@ class RotaryPositions(Layer):
         """
         if lengths is None and self.follows_beyond is not None:
             lengths = ops.max(positions, axis=-1, keepdims=True) + 1
-        rotary_dim = self._rotary_dim(head_dim)
+        rotary_dim = self.rotary_dim_of(head_dim)
         frequency, factor = self._frequencies(rotary_dim, lengths)
         angles = ops.multiply(ops.expand_dims(ops.cast(positions, "float32"), -1), frequency)
         angles = ops.reshape(angles, (-1, 1, ops.shape(positions)[-1], (rotary_dim + 1) // 2))
         cos, sin = ops.cos(angles), ops.sin(angles)
         return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
-    def _rotary_dim(self, head_dim):
+    def rotary_dim_of(self, head_dim):
+        """The number of channels that are rotated, R, in heads of H = `head_dim`."""
         rotary_dim = int(head_dim * self.fraction)
         if rotary_dim < 1:
             raise ValueError(f"fraction ({self.fraction}) must leave a channel of heads of {head_dim} to rotate.")

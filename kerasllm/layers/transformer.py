@@ -145,6 +145,8 @@ class TransformerStack(Layer):
             raise ValueError("rope_base (None) must be a number in one block at least; positions=None is without.")
         distinct = [kind for i, kind in enumerate(kinds) if kind and kind not in kinds[:i]]
         self.rotary = [RotaryPositions(*kind, fraction, name=f"rotary_{i}") for i, kind in enumerate(distinct)]
+        for rotary in self.rotary:
+            rotary.rotary_dim_of(self.head_dim)  # or the first call would be the one that refuses it
         self.rotary_of_block = [None if kind is None else distinct.index(kind) for kind in kinds]
 
     def build(self, token_ids_shape):

@@ -1,4 +1,4 @@
-"""GPT: a decoder-only Transformer language model, GPT-2 by default; Llama, Mistral or Qwen by its arguments."""
+"""GPT: a decoder-only Transformer language model, GPT-2 by default; Llama, Qwen or Gemma 2 by its arguments."""
 
 from typing import Unpack
 

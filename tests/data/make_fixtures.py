@@ -26,8 +26,12 @@ from transformers import (
     ElectraForMaskedLM,
     ElectraForPreTraining,
     ElectraForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MarianConfig,
@@ -69,6 +73,9 @@ LLAMA |= dict(intermediate_size=40, max_position_embeddings=24, bos_token_id=Non
 LLAMA3 = dict(rope_type="llama3", rope_theta=50.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 LLAMA3 |= dict(original_max_position_embeddings=40)
 
+GEMMA2 = LLAMA | dict(num_hidden_layers=3, num_key_value_heads=2, head_dim=6, sliding_window=4, query_pre_attn_scalar=9)
+GEMMA2 |= dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0, pad_token_id=None)  # low, to be seen
+
 SIDES = ("encoder", "decoder")
 BART = dict(vocab_size=VOCABULARY_SIZE, d_model=16, max_position_embeddings=24, encoder_layers=2, decoder_layers=1)
 BART |= {f"{side}_ffn_dim": width for side, width in zip(SIDES, (24, 20), strict=True)}
@@ -108,6 +115,10 @@ def main():
     save("mistral", MistralForCausalLM(MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=4)))
     save("qwen2", Qwen2ForCausalLM(Qwen2Config(**LLAMA, num_key_value_heads=2)))
     save("qwen3", Qwen3ForCausalLM(Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=6)))
+    save("gpt_neox", GPTNeoXForCausalLM(GPTNeoXConfig(**LLAMA, hidden_dropout=0.1, rotary_pct=0.5)))
+    unusual = dict(use_parallel_residual=False, tie_word_embeddings=True, hidden_act="gelu_new")
+    save("gpt_neox_sequential", GPTNeoXForCausalLM(GPTNeoXConfig(**LLAMA, **unusual, rotary_pct=1.0)))
+    save("gemma2", Gemma2ForCausalLM(Gemma2Config(**GEMMA2)))
     marian = dict(
         num_beams=3,
         no_repeat_ngram_size=2,
