@@ -255,7 +255,8 @@ def test_int8_layers_run_on_the_int8_kernel(config):
 
 
 @pytest.mark.skipif(not ON_TORCH, reason="only torch records")
-def test_a_recording_writes_into_what_is_given_away():
+@pytest.mark.parametrize("slot", [2, [2]])
+def test_a_recording_writes_into_what_is_given_away(slot):
     import torch
 
     from kerasllm.backend.recording import Recording
@@ -269,7 +270,7 @@ def test_a_recording_writes_into_what_is_given_away():
         )
 
     for reads in (False, True):
-        arguments = [torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 1, 2), torch.tensor(2)]
+        arguments = [torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 1, 2), torch.tensor(slot)]
         with torch.no_grad():
             recording = Recording(function, arguments, num_donated=1)
             recording.refresh()

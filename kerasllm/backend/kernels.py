@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasllm.backend.compilation import name
@@ -54,14 +55,40 @@ def attention(q, k, v, mask=None, bias=None, scale=None, grouped=False):
 
 
 def write_slots(cache, update, index):
-    """Write (B, N, T, H) into the slots `index` .. `index` + T - 1 of a cache (B, N, S, H): the new cache."""
+    """Write (B, N, T, H) into the slots `index` .. `index` + T - 1 of a cache (B, N, S, H): the new cache.
+
+    `index` is a scalar, or (B,), a slot for each row. A row whose slots do not all lie in the cache writes into the
+    nearest T that do; what becomes of such a scalar depends on the backend.
+    """
     update = ops.cast(update, cache.dtype)
+    if len(np.shape(index)):
+        return _write_rows(cache, update, index)
     if name() == "torch" and not isinstance(index, int):
         import torch
 
         # An operation that a recording can do in place.
         return cache.index_copy(2, torch.arange(update.shape[2], device=cache.device) + index, update)
     return ops.slice_update(cache, (0, 0, index, 0), update)
+
+
+def _write_rows(cache, update, index):
+    """`write_slots` for an `index` (B,)."""
+    length = ops.shape(update)[2]
+    index = ops.clip(ops.cast(index, "int32"), 0, ops.shape(cache)[2] - length)
+    if name() == "jax":
+        import jax
+
+        return jax.vmap(lambda row, x, i: jax.lax.dynamic_update_slice(row, x, (0, i, 0)))(cache, update, index)
+    slots = ops.expand_dims(index, 1) + ops.arange(length, dtype="int32")  # (B, T)
+    if name() == "torch":
+        # As `index_copy`, an operation that a recording can do in place.
+        return cache.scatter(2, slots.long()[:, None, :, None].expand(update.shape), update)
+    import tensorflow as tf
+
+    rows, heads, length = tf.unstack(tf.shape(update)[:3])
+    grid = tf.meshgrid(tf.range(rows), tf.range(heads), tf.range(length), indexing="ij")
+    places = tf.stack([*grid[:2], tf.broadcast_to(slots[:, None], (rows, heads, length))], axis=-1)  # (B, N, T, 3)
+    return tf.tensor_scatter_nd_update(cache, places, update)
 
 
 def argmax(x):

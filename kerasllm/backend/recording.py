@@ -22,6 +22,7 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 VIEWS = {aten.view.default, aten._unsafe_view.default}
 TRANSPOSES = {aten.t.default, aten.permute.default, aten.transpose.int}
+IN_PLACE = {aten.index_copy.default: aten.index_copy_.default, aten.scatter.src: aten.scatter_.src}
 # Activations of 12 bits are 16 times a number of 8 bits and one of 4.
 WIDE = 16
 # `torch.fx` records for one thread of the process at a time; what is made of weights is shared.
@@ -314,13 +315,12 @@ def _argument(node, target, index):
 
 
 def _write_in_place(graph, num_donated):
-    """Let `index_copy` write into arguments that are given away and not looked at again."""
+    """Let `index_copy` and `scatter` write into arguments that are given away and not looked at again."""
     donated = [node for node in graph.nodes if node.op == "placeholder"][:num_donated]
     for node in donated:
-        if [user.target for user in node.users] == [aten.index_copy.default]:
-            user = next(iter(node.users))
-            if user.args[0] is node:
-                user.target = aten.index_copy_.default
+        user = next(iter(node.users), None)
+        if len(node.users) == 1 and user.target in IN_PLACE and user.args[0] is node:
+            user.target = IN_PLACE[user.target]
 
 
 def _without_constants(graph):

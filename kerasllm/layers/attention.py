@@ -7,7 +7,7 @@ from kerasllm import backend
 from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, first_given, method_of_graph, new_initializer
-from kerasllm.layers.masks import causal_mask, check_attention_mask, implicit_attention_mask
+from kerasllm.layers.masks import causal_mask, check_attention_mask, check_index, implicit_attention_mask
 from kerasllm.layers.masks import padding_attention_mask as padding_attention_mask  # where users find it
 from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import rotate
@@ -42,7 +42,7 @@ class MultiHeadAttention(Layer):
         use_causal_mask: whether position t sees positions 0 .. t only.
         cache: pair (keys, values), each (B, key/value heads, S, H): keys and values of `query` are written into it
             from slot `index` on, and attention looks at the whole of it.
-        index: scalar, the slot of the first query.
+        index: the slot of the first query, a scalar, or (B,), a slot for each row; 0 to S - T.
         return_attention_scores: whether to return the attention weights (B, N, T, S) as well.
         mask, query_mask, context_mask: Keras's masks (B, T), (B, S) of padding, which Keras passes by itself. Keys that
             they call padding are not looked at, unless `attention_mask` says what is.
@@ -152,6 +152,7 @@ class MultiHeadAttention(Layer):
             attention_mask = implicit_attention_mask(padding_mask, cache, index)
         keys_values = self.project(query if context is None else context, rotary)
         if cache is not None:
+            check_index(index, query)
             keys_values = append(cache, keys_values, index)
         if attention_mask is not None:
             check_attention_mask(attention_mask, query, self.num_heads, keys_values[0])
@@ -298,5 +299,8 @@ def _ungrouped(x, num_heads, length):
 
 
 def append(cache, update, index):
-    """Write keys and values (B, N, T, H) into the slots index .. index + T - 1 of a cache (B, N, S, H)."""
+    """Write keys and values (B, N, T, H) into the slots index .. index + T - 1 of a cache (B, N, S, H).
+
+    `index` is a scalar, or (B,), a slot for each row, as for `backend.write_slots`.
+    """
     return tuple(backend.write_slots(c, u, index) for c, u in zip(cache, update, strict=True))

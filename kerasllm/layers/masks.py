@@ -6,11 +6,31 @@ from keras.backend import standardize_dtype
 
 
 def causal_mask(query_length, key_length, index=0, window=None):
-    """Query t sits in slot s = index + t and sees slots 0 .. s, or the last `window` of them: (1, 1, T, S) boolean."""
-    query_slots = ops.reshape(ops.arange(query_length, dtype="int32") + index, (1, 1, -1, 1))
+    """Query t sits in slot s = index + t and sees slots 0 .. s, or the last `window` of them.
+
+    Returns:
+        (1, 1, T, S) boolean for a scalar `index`, (B, 1, T, S) for (B,), a slot for each row.
+    """
+    query_slots = slots_from(index, ops.arange(query_length, dtype="int32"))
+    if len(query_slots.shape) == 2:
+        query_slots = ops.expand_dims(ops.expand_dims(query_slots, 1), -1)  # (B, 1, T, 1)
+    else:
+        query_slots = ops.reshape(query_slots, (1, 1, -1, 1))
     key_slots = ops.reshape(ops.arange(key_length, dtype="int32"), (1, 1, 1, -1))
     mask = ops.less_equal(key_slots, query_slots)
     return mask if window is None else ops.logical_and(mask, key_slots > query_slots - window)
+
+
+def slots_from(index, steps):
+    """The slots that lie `steps` (T,) after `index`: (T,) for a scalar, (B, T) for (B,), a slot for each row."""
+    return steps + (ops.expand_dims(ops.cast(index, "int32"), 1) if len(np.shape(index)) else index)
+
+
+def check_index(index, x):
+    """Raise `ValueError` unless `index` is a scalar or has a slot for each row of x (B, ...), as far as is known."""
+    shape, rows = tuple(np.shape(index)), x.shape[0]
+    if shape and (len(shape) > 1 or _differ(shape[0], rows)):
+        raise ValueError(f"index of shape {shape} must be a scalar or of shape (B,), here {(rows,)}.")
 
 
 def check_padding_mask(name, padding_mask, x):

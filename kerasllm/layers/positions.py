@@ -225,11 +225,11 @@ class RelativePositionBias(Layer):
         bidirectional: whether keys may stand after the query; then half the buckets are theirs.
 
     Call arguments:
-        query_positions: (T,) int.
+        query_positions: (T,) int, or (B, T), those of each row.
         key_positions: (S,) int.
 
     Returns:
-        (1, N, T, S), an `attention_bias`.
+        (1 or B, N, T, S), an `attention_bias`.
     """
 
     def __init__(self, num_heads, num_buckets=32, max_distance=128, bidirectional=True, **kwargs):
@@ -252,8 +252,13 @@ class RelativePositionBias(Layer):
 
     def call(self, query_positions, key_positions):
         """Look the biases up."""
-        distance = ops.reshape(key_positions, (1, -1)) - ops.reshape(query_positions, (-1, 1))  # (T, S)
-        bias = ops.take(ops.cast(self.embeddings, self.compute_dtype), self._bucket(distance), axis=0)  # (T, S, N)
+        is_by_row = len(np.shape(query_positions)) == 2
+        keys = ops.reshape(key_positions, (1, -1))
+        queries = ops.expand_dims(query_positions, -1) if is_by_row else ops.reshape(query_positions, (-1, 1))
+        distance = keys - queries  # (T, S) or (B, T, S)
+        bias = ops.take(ops.cast(self.embeddings, self.compute_dtype), self._bucket(distance), axis=0)
+        if is_by_row:
+            return ops.transpose(bias, (0, 3, 1, 2))
         return ops.expand_dims(ops.transpose(bias, (2, 0, 1)), 0)
 
     def _bucket(self, distance):
@@ -271,8 +276,8 @@ class RelativePositionBias(Layer):
         return offset + ops.where(distance < exact, ops.cast(distance, "int32"), far)
 
     def compute_output_shape(self, query_shape, key_shape):
-        """(1, N, T, S)."""
-        return (1, self.num_heads, query_shape[-1], key_shape[-1])
+        """(1 or B, N, T, S)."""
+        return (query_shape[0] if len(query_shape) == 2 else 1, self.num_heads, query_shape[-1], key_shape[-1])
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -288,11 +293,11 @@ class ALiBi(Layer):
         num_heads: number of heads N.
 
     Call arguments:
-        query_positions: (T,) int.
+        query_positions: (T,) int, or (B, T), those of each row.
         key_positions: (S,) int.
 
     Returns:
-        (1, N, T, S) float, an `attention_bias`.
+        (1 or B, N, T, S) float, an `attention_bias`.
     """
 
     def __init__(self, num_heads, **kwargs):
@@ -302,13 +307,17 @@ class ALiBi(Layer):
 
     def call(self, query_positions, key_positions):
         """Compute the penalties."""
-        distance = ops.abs(ops.reshape(key_positions, (1, 1, -1)) - ops.reshape(query_positions, (1, -1, 1)))
+        is_by_row = len(np.shape(query_positions)) == 2
+        keys = ops.reshape(key_positions, (1, 1, -1))
+        queries = ops.expand_dims(query_positions, (1, -1)) if is_by_row else ops.reshape(query_positions, (1, -1, 1))
+        distance = ops.abs(keys - queries)  # (1, T, S) or (B, 1, T, S)
         slopes = ops.reshape(ops.cast(_slopes(self.num_heads), self.compute_dtype), (-1, 1, 1))
-        return ops.expand_dims(-slopes * ops.cast(distance, self.compute_dtype), 0)
+        bias = -slopes * ops.cast(distance, self.compute_dtype)
+        return bias if is_by_row else ops.expand_dims(bias, 0)
 
     def compute_output_shape(self, query_shape, key_shape):
-        """(1, N, T, S)."""
-        return (1, self.num_heads, query_shape[-1], key_shape[-1])
+        """(1 or B, N, T, S)."""
+        return (query_shape[0] if len(query_shape) == 2 else 1, self.num_heads, query_shape[-1], key_shape[-1])
 
 
 def _slopes(num_heads):

@@ -14,7 +14,14 @@ from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph
 from kerasllm.layers.block import TransformerBlock
 from kerasllm.layers.embeddings import TransformerEmbeddings, kernel_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
-from kerasllm.layers.masks import causal_mask, check_padding_mask, num_seen_keys, padding_attention_mask
+from kerasllm.layers.masks import (
+    causal_mask,
+    check_index,
+    check_padding_mask,
+    num_seen_keys,
+    padding_attention_mask,
+    slots_from,
+)
 from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import ALiBi, RelativePositionBias, RotaryPositions
 from kerasllm.stack import SINUSOIDAL, SegmentedStackArguments, by_block
@@ -190,7 +197,7 @@ class TransformerStack(Layer):
         if self.position_bias:  # depends on distances only, so slots do as well as positions
             slots = ops.arange(length, dtype="int32")
             bias = self.position_bias(
-                slots + index, slots if caches is None else ops.arange(ops.shape(caches[0][0])[2])
+                slots_from(index, slots), slots if caches is None else ops.arange(ops.shape(caches[0][0])[2])
             )
         new_caches = []
         for i, block in enumerate(self.blocks):
@@ -424,26 +431,30 @@ class TransformerDecoder(TransformerStack):
     def step(self, token_ids, state, index, num_following=None):
         """Tokens (B, T) in the slots from `index` on -> their hidden states (B, T, D) and the new state.
 
+        `index` is a scalar, or (B,), a slot for each row; 0 to capacity - T, as for `backend.write_slots`.
+
         `num_following` says how many more tokens the prompt has that these belong to; it matters to rotary positions
         that follow the length. By default tokens read from slot 0 on, a Python int, are a whole prompt, and others each
         the last of its text so far.
         """
+        check_index(index, token_ids)
         length, capacity = ops.shape(token_ids)[1], ops.shape(state["caches"][0][0])[2]
         padding = ops.expand_dims(state["padding"], 1)  # (B, 1)
-        positions = ops.expand_dims(ops.arange(length, dtype="int32") + index, 0) - padding  # (B, T)
+        slots = slots_from(index, ops.arange(length, dtype="int32"))
+        positions = (slots if len(slots.shape) == 2 else ops.expand_dims(slots, 0)) - padding  # (B, T)
         # Padding stands before position 0; a finished row may walk on past the last one.
         last = capacity if self.max_sequence_length is None else self.max_sequence_length
         positions = ops.clip(positions, 0, last - 1)
         x = self.embeddings(token_ids, positions)
-        slots = ops.expand_dims(ops.arange(capacity, dtype="int32"), 0)
-        is_real = padding_attention_mask(slots >= padding)
+        key_slots = ops.expand_dims(ops.arange(capacity, dtype="int32"), 0)
+        is_real = padding_attention_mask(key_slots >= padding)
         attention_masks = self._masks(length, capacity, index, is_real)
         memory_mask = padding_attention_mask(state["memory_mask"]) if "memories" in state else None
         lengths = None
         if self._follows_lengths:
             if num_following is None and isinstance(index, int) and index == 0:
                 num_following = 0
-            lengths = positions + 1 if num_following is None else index + length + num_following - padding
+            lengths = positions + 1 if num_following is None else slots[..., -1:] + 1 + num_following - padding
         x, caches = self.walk(
             x,
             positions,

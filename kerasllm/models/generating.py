@@ -102,7 +102,15 @@ class GeneratingModel(Model):
         raise NotImplementedError
 
     def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T) into the slots from scalar `index` on: logits (B, T, V) and the new state."""
+        """Read tokens (B, T) into the slots from `index` on: logits (B, T, V) and the new state.
+
+        Args:
+            token_ids: (B, T) int32.
+            state: as `start_decoding` returns it.
+            index: a scalar; or (B,) int32, a slot for each row, so that texts of different lengths go on together. From
+                0 to S - T, for a state of S slots: a row beyond counts as one at the nearest end; what becomes of a
+                scalar beyond depends on the backend. To recurrent states it does not matter.
+        """
         raise NotImplementedError
 
     def grow(self, state, capacity):

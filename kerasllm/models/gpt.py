@@ -116,7 +116,7 @@ class GPT(LanguageModel):
         return self.decoder.start(prompt["token_ids"], prompt["padding_mask"], capacity)
 
     def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T) into the slots from `index` on: logits (B, T, V) and the new cache."""
+        """Read tokens (B, T) into the slots from `index`, scalar or (B,), on: logits (B, T, V) and the new cache."""
         hidden, state = self.decoder.step(token_ids, state, index)
         logits, softcap = self.head(hidden), self.arguments["logit_softcap"]
         return (logits if softcap is None else capped(logits, softcap)), state

@@ -102,7 +102,10 @@ class RNNLanguageModel(LanguageModel):
         return self.grow(state, capacity)
 
     def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T) into the slots from `index` on: logits (B, T, V) and the new state."""
+        """Read tokens (B, T) into the slots from `index`, scalar or (B,), on: logits (B, T, V) and the new state.
+
+        The slots are those of the attention's cache; without one `index` does not matter.
+        """
         hidden, state = self._step(token_ids, state, index)
         return self.head(hidden), state
 

@@ -26,7 +26,7 @@ class EncoderDecoder(Translator):
         return self.decoder.start(prompt["token_ids"], prompt["padding_mask"], capacity, memory, padding_mask)
 
     def decode_step(self, token_ids, state, index):
-        """Read tokens (B, T) into the slots from `index` on: logits (B, T, V) and the new cache."""
+        """Read tokens (B, T) into the slots from `index`, scalar or (B,), on: logits (B, T, V) and the new cache."""
         hidden, state = self.decoder.step(token_ids, state, index)
         return self.head(hidden), state
 
