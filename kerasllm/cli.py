@@ -14,13 +14,12 @@ import dataclasses
 import json
 import os
 import sys
-import typing
 import warnings
 from pathlib import Path
 
 import kerasllm
 from kerasllm.arguments import check_positive
-from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.config import OPTIONS, GenerationConfig
 from kerasllm.tasks.embedding import find_prompt
 from kerasllm.text import lines
 from kerasllm.writing import PREFIX
@@ -61,7 +60,7 @@ def main(argv=None):
     if arguments.backend:
         os.environ["KERAS_BACKEND"] = arguments.backend
     try:
-        for name in ("question", "context", "system", "stop", "bad_words"):
+        for name in ("question", "context", "system", *TEXTS):
             value = getattr(arguments, name, None) or ()
             for text in [value] if isinstance(value, str) else value:
                 lines.check_readable(name, text)
@@ -195,6 +194,17 @@ BREAKS = (
 )
 
 
+TEXTS = [field.name for field in dataclasses.fields(GenerationConfig) if field.type is tuple]
+# How the options of generation are written, by their types; those of other types, such as dicts, are left to Python.
+OPTION_TYPES = {
+    bool: {"action": "store_true"},
+    tuple: {"action": "append", "metavar": "TEXT"},
+    bool | str: {"type": lambda text: {"true": True, "false": False}.get(text, text), "metavar": "true|false|never"},
+    **{kind: {"type": int, "metavar": "N"} for kind in (int, int | None)},
+    **{kind: {"type": float, "metavar": "N"} for kind in (float, float | None)},
+}
+
+
 def _add_encoding(parser):
     parser.add_argument(
         "--encoding", type=_encoding, default="utf-8", metavar="NAME", help="of the input; default: utf-8"
@@ -220,27 +230,13 @@ def _json_object(text):
 def _add_generation_options(parser):
     group = parser.add_argument_group("generation", "Fields of kerasllm.GenerationConfig, whose docstring says more.")
     for field in dataclasses.fields(GenerationConfig):
-        option = {"dest": field.name, "default": argparse.SUPPRESS}
-        kinds = {field.type, *typing.get_args(field.type)}
-        if field.type is bool:
-            option["action"] = "store_true"
-        elif field.type is tuple:
-            option |= {"action": "append", "metavar": "TEXT"}
-        elif field.name == "early_stopping":
-            option |= {
-                "type": lambda text: {"true": True, "false": False}.get(text, text),
-                "metavar": "true|false|never",
-            }
-        elif numbers := kinds & {int, float}:
-            option |= {"type": numbers.pop(), "metavar": "N"}
-        else:
-            continue  # logit_bias
-        group.add_argument("--" + field.name.replace("_", "-"), **option)
+        if field.type in OPTION_TYPES:
+            flag, its = "--" + field.name.replace("_", "-"), OPTION_TYPES[field.type]
+            group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, **its)
 
 
 def _generation_options(arguments):
-    names = {field.name for field in dataclasses.fields(GenerationConfig)}
-    return {name: value for name, value in vars(arguments).items() if name in names}
+    return {name: value for name, value in vars(arguments).items() if name in OPTIONS}
 
 
 def _load(task, source, **arguments):

@@ -20,7 +20,7 @@ WITHOUT_KERAS = {"packages", "text", "tasks", "metrics", "datasets", "pretrained
 MIDDLE = {"layers", "training", "generation"}
 ARROWS = {
     **{part: set() for part in FOUNDATION | LOWEST},
-    "checkpoints": {"backend", "text"},  # torch reads its own files; GGUF files hold SentencePiece models
+    "checkpoints": {"backend", "text", "generation"},  # torch reads its own files; GGUF files hold SentencePiece models
     "tasks": {"text"},
     **{part: {"backend", "text"} for part in MIDDLE},
     "models": MIDDLE | {"backend", "text", "checkpoints", "tasks"},

@@ -10,7 +10,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.generation import processors
-from kerasllm.generation.config import SAMPLING, GenerationConfig
+from kerasllm.generation.config import OPTIONS, SAMPLING, GenerationConfig
 from kerasllm.generation.programs import tensors
 
 FIXTURE = dict(np.load(Path(__file__).parent / "data/processors.npz"))
@@ -236,6 +236,14 @@ def test_a_completion_does_not_begin_with_what_is_suppressed_there():
 def test_the_last_token_is_forced(limit):
     found = allowed(np.zeros((2, 4)), contexts=[[1, 1], [1]], num_new=1, forced_eos_token_id=2, **limit)
     assert found == [[2], [2] if "max_new_tokens" in limit else [0, 1, 2, 3]]
+
+
+def test_each_option_that_changes_logits_is_done():
+    # What says how long, how many, where to stop and what to search for is the loops'.
+    loops = {"max_length", "max_new_tokens", "num_return_sequences", "stop", "num_beams", "length_penalty"}
+    loops |= {"early_stopping", "renormalize_logits", "seed", "strip_prompt", "unsupported"}
+    assert set(processors.FILTERS) == set(SAMPLING)
+    assert set(processors.CONSTRAINTS) == set(OPTIONS) - set(SAMPLING) - loops
 
 
 def test_a_plain_config_constrains_nothing():

@@ -2,7 +2,7 @@
 
 A preset's text is that of transformers' `generate` on the same folder. Each field of transformers 5 is one of
 
-    FIELDS         an argument of `GenerationConfig`, by the same name or one that is RENAMED
+    FIELDS         an argument of `GenerationConfig`, which says what the file may hold and by which name
     UNSUPPORTED    what changes the text and is not done here: kept by `GenerationConfig.unsupported`
     IRRELEVANT     what changes no text: caches, outputs, speculation, the padding
 """
@@ -13,114 +13,24 @@ from pathlib import Path
 import numpy as np
 
 from kerasllm.arguments import shown
-from kerasllm.checkpoints.config_map import Kind, boolean, number, positive, size
+from kerasllm.generation import file_kinds
+from kerasllm.generation.config import BEAMS, LENGTHS, OPTIONS, SAMPLING
 from kerasllm.json_files import read_settings, write_json
 
 FILE = "generation_config.json"
 
 
-def _is_id(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_ids(value):
-    return isinstance(value, list) and all(map(_is_id, value))
-
-
-def _are_words(value):
-    return isinstance(value, list) and all(_are_ids(word) and word for word in value)
-
-
-def _are_biases(value):
-    return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and _are_words(pair[:1]) and number.accepts(pair[1]) for pair in value
-    )
-
-
-def _are_strings(value):
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(s, str) and s for s in value))
-
-
-def _is_decay(value):
-    return isinstance(value, list) and len(value) == 2 and count.accepts(value[0]) and positive.accepts(value[1])
-
-
-def up_to(least, most):
-    """The `Kind` of whole numbers in a range."""
-    return Kind(f"a whole number from {least} to {most}", lambda value: _is_id(value) and least <= value <= most)
-
-
-# What a file may ask of a call that leaves it open; more costs memory and time, and says so itself.
-length = up_to(1, 2**24)
-rows = up_to(1, 2**10)
-count = Kind("a whole number >= 0", lambda value: value == 0 and _is_id(value) or size.accepts(value))
-share = Kind("a number in [0, 1]", lambda value: number.accepts(value) and 0 <= value <= 1)
-one_id = Kind("a token id", _is_id)
-some_ids = Kind("a list of token ids", _are_ids)
-ids = Kind("a token id or a list of token ids", lambda value: _is_id(value) or _are_ids(value))
-# In effect when do_sample is true; else they must be numbers.
-FILTERS = {
-    "temperature": Kind("a number >= 0", lambda value: number.accepts(value) and value >= 0),
-    "top_k": count,
-    "top_p": Kind("a number in (0, 1]", lambda value: share.accepts(value) and value > 0),
-    "min_p": share,
-    "typical_p": positive,
-    "epsilon_cutoff": share,
-    "eta_cutoff": share,
-}
-BEAMS = {
-    "length_penalty": number,
-    "early_stopping": Kind("true, false or 'never'", lambda value: isinstance(value, bool) or value == "never"),
-}
-FIELDS = {
-    "max_length": length,
-    "max_new_tokens": length,
-    "min_length": count,
-    "min_new_tokens": count,
-    "num_return_sequences": rows,
-    **FILTERS,
-    "repetition_penalty": positive,
-    # Ours and others', unknown to transformers.
-    "presence_penalty": number,
-    "frequency_penalty": number,
-    "seed": count,
-    "strip_prompt": boolean,
-    "no_repeat_ngram_size": count,
-    "num_beams": rows,
-    **BEAMS,
-    "renormalize_logits": boolean,
-    "forced_bos_token_id": one_id,
-    "forced_eos_token_id": ids,
-    "suppress_tokens": some_ids,
-    "begin_suppress_tokens": some_ids,
-    "exponential_decay_length_penalty": Kind("a list of a whole number >= 0 and a number > 0", _is_decay),
-}
-RENAMED = {"bad_words": "bad_words_ids", "stop": "stop_strings", "logit_bias": "sequence_bias"}
+# What a field may hold, by its name in the file, and the argument of `GenerationConfig` that it is.
+FIELDS = {option.theirs or name: option.in_file for name, option in OPTIONS.items() if option.in_file}
+OURS = {option.theirs or name: name for name, option in OPTIONS.items()}
 OTHERS = {
-    "bad_words_ids": Kind("a list of non-empty lists of token ids", _are_words),
-    "stop_strings": Kind("a string or a list of non-empty strings", _are_strings),
-    "sequence_bias": Kind("a list of [[id, ...], number]", _are_biases),
-    "do_sample": boolean,
-    "bos_token_id": one_id,
-    "pad_token_id": one_id,
-    "eos_token_id": ids,
-    "decoder_start_token_id": ids,
+    "do_sample": file_kinds.TRUTH,
+    "bos_token_id": file_kinds.ID,
+    "pad_token_id": file_kinds.ID,
+    "eos_token_id": file_kinds.ID_OR_IDS,
+    "decoder_start_token_id": file_kinds.ID_OR_IDS,
 }
 TOP_K = 50  # what transformers takes where a file that samples is silent
-# Values with which transformers leaves something out.
-OFF = {
-    "top_k": (0,),
-    "top_p": (1,),
-    "min_p": (0,),
-    "epsilon_cutoff": (0, 1),
-    "eta_cutoff": (0, 1),
-    "repetition_penalty": (1,),
-    "no_repeat_ngram_size": (0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "renormalize_logits": (False,),
-    "strip_prompt": (False,),
-}
 # What we do not do, each with the value with which transformers does nothing.
 UNSUPPORTED = {
     "constraints": None,
@@ -147,7 +57,6 @@ IRRELEVANT = frozenset(
     transformers_version use_cache use_mtp
     """.split()
 )
-OURS = {theirs: ours for ours, theirs in RENAMED.items()}
 
 
 def read_generation_config(folder, vocabulary_size=None):
@@ -176,15 +85,14 @@ def read_generation_config(folder, vocabulary_size=None):
         warnings.warn(f"{path}: {', '.join(unknown)} is unknown and does nothing.", stacklevel=2)
     ends = config.get("eos_token_id")
     ends = None if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
-    values = {name: config[name] for name in FIELDS if config.get(name) is not None}
-    values |= {ours: config[theirs] for ours, theirs in RENAMED.items() if config.get(theirs)}
+    values = {OURS[name]: config[name] for name in FIELDS if config.get(name) is not None}
     unsupported = _take_unsupported(config, values)
     # transformers rules a word out unless it is an end token; suppress_tokens is for those.
     alone = set(ends or ())
     values["bad_words"] = [word for word in values.get("bad_words", ()) if len(word) > 1 or word[0] not in alone]
     values["logit_bias"] = {word[0]: bias for word, bias in values.get("logit_bias", ())}
     _settle_lengths(values)
-    values = {name: value for name, value in values.items() if not _is_off(name, value)}
+    values = {name: value for name, value in values.items() if not OPTIONS[name].is_off(value)}
     return values | ({"unsupported": unsupported} if unsupported else {}), ends
 
 
@@ -215,7 +123,7 @@ def write_generation_config(folder, values, end_ids, start_id=None, special_toke
     """
     others = dict(values.get("unsupported") or {})
     config = {name: _plain(values[name]) for name in FIELDS if values.get(name) is not None}
-    drawn = any(values.get(name) is not None for name in FILTERS)
+    drawn = any(values.get(name) is not None for name in SAMPLING)
     drawn = drawn or (values.get("num_return_sequences", 1) > 1 and values.get("num_beams", 1) == 1)
     config["do_sample"] = drawn and config.get("temperature") != 0
     if config["do_sample"]:
@@ -253,7 +161,7 @@ def _read(folder, vocabulary_size, silent=False):
         config = {name: value for name, value in config.items() if name in {*FIELDS, *OTHERS, *UNSUPPORTED}}
     kinds = FIELDS | OTHERS
     if not config.get("do_sample"):
-        kinds |= dict.fromkeys(FILTERS, number)
+        kinds |= dict.fromkeys(SAMPLING, file_kinds.NUMBER)
     for name, value in config.items():
         if value is not None and name in kinds and not kinds[name].accepts(value):
             raise ValueError(f"{path}: {name} ({shown(value)}) must be {kinds[name].accepted}, or null.")
@@ -267,9 +175,9 @@ def _within(path, config, vocabulary_size, silent):
         word = entry[0] if isinstance(entry, list) and entry and isinstance(entry[0], list) else entry
         return all(0 <= i < vocabulary_size for i in (word if isinstance(word, list) else [word]))
 
-    names = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
+    names = [option.theirs or name for name, option in OPTIONS.items() if option.holds_ids]
     kept, outside = dict(config), []
-    for name in (*names, *(name for name in config if name.endswith("_token_id") and name in FIELDS | OTHERS)):
+    for name in (*names, *(name for name in OTHERS if name.endswith("_token_id"))):
         value = config.get(name)
         entries = value if isinstance(value, list) else [] if value is None else [value]
         wrong = [entry for entry in entries if not is_known(entry)]
@@ -303,16 +211,16 @@ def _take_unsupported(config, values):
         leave("diversity_penalty")
     if sampling and not has_beams:
         values.setdefault("top_k", TOP_K)
-        if all(_is_off(name, values.get(name)) for name in FILTERS):
+        if all(OPTIONS[name].is_off(values.get(name)) for name in SAMPLING):
             values["temperature"] = 1.0
         leave_if_set("top_h")
     else:
-        for name in FILTERS:
+        for name in SAMPLING:
             values.pop(name, None)
     if not sampling and not has_beams and config.get("top_k") not in (0, 1):
         leave_if_set("penalty_alpha")
     if has_beams:
-        leave(*(["do_sample", *FILTERS] if sampling else []), "stop_strings")
+        leave(*(["do_sample", *SAMPLING] if sampling else []), "stop_strings")
     else:
         for name in BEAMS:
             values.pop(name, None)
@@ -334,19 +242,14 @@ def _take_unsupported(config, values):
 
 def _settle_lengths(values):
     """As in transformers, numbers of new tokens go first, and what has its length ends however short it should be."""
-    for new, whole in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+    for both, new in LENGTHS:
         if new in values:
-            values.pop(whole, None)
-    for least in ("min_new_tokens", "min_length"):
-        for most in ("max_new_tokens", "max_length"):
+            values.pop(both, None)
+    most_of, least_of = LENGTHS
+    for least in least_of:
+        for most in most_of:
             if least in values and most in values and (least, most) != ("min_length", "max_new_tokens"):
                 values[least] = min(values[least], values[most])
-
-
-def _is_off(name, value):
-    if value is None or value in ([], {}):
-        return True
-    return value >= 1 if name == "typical_p" else value in OFF.get(name, ())
 
 
 def _plain(value):

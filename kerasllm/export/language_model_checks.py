@@ -4,11 +4,12 @@ import numpy as np
 
 from kerasllm.export import verification
 from kerasllm.export.contents import Check
+from kerasllm.export.runtime import sampling_inputs
+from kerasllm.generation.config import GenerationConfig, named
 from kerasllm.generation.samplers import wrap_seed
 from kerasllm.text.batches import pad
 
 NUM_TOKENS, PROMPT = 8, 4
-NO_FILTERS = {"top_k": None, "top_p": None}
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.3}
 SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 2**32 - 5}
 TEXTS = ("Hello, world! What is 12 + 30?", "The cat sat", "")
@@ -154,7 +155,8 @@ class LanguageModelChecks:
 
     def _completions(self, prompts, count, options, num_rows):
         """What the model generates: for each prompt as many lists of ids."""
-        request = {**NO_FILTERS, **options, "num_return_sequences": num_rows, "max_new_tokens": count}
+        unsaid = dict.fromkeys(named("exported", "choice"))  # whatever the model's defaults say
+        request = {**unsaid, **options, "num_return_sequences": num_rows, "max_new_tokens": count}
         results = self.contents.model.generate(prompts, return_scores=True, **request)
         results = results if num_rows > 1 else [[result] for result in results]
         return [[result.completion.tolist() for result in row] for row in results]
@@ -173,8 +175,9 @@ class LanguageModelChecks:
 
 def _inputs(count, options):
     """The inputs of a file that say the same as `GenerationConfig`'s fields."""
-    values = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0, **options}
-    return {**values, "seed": wrap_seed(values["seed"]), "max_new_tokens": count, "stop_token_ids": [-1]}
+    config = GenerationConfig(**options)
+    ends = {"max_new_tokens": count, "stop_token_ids": [-1]}
+    return {**sampling_inputs(config), "seed": wrap_seed(config.seed or 0), **ends}
 
 
 def _padded(rows, length=None):

@@ -11,10 +11,9 @@ from kerasllm.export import states
 from kerasllm.export.contents import Contents, Signature
 from kerasllm.export.language_model_checks import LanguageModelChecks
 from kerasllm.export.runtime import sampling_inputs
-from kerasllm.generation.config import SAMPLING as FILTERS
-from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.config import GenerationConfig, named
 from kerasllm.generation.generator import advance, chooser
-from kerasllm.generation.processors import constrain, constraint_tensors
+from kerasllm.generation.processors import FILTERS, constrain, constraint_tensors
 from kerasllm.generation.programs import prefill
 from kerasllm.generation.samplers import uniform, wrap_seed
 from kerasllm.generation.scoring import token_log_probs
@@ -22,24 +21,15 @@ from kerasllm.tasks.completing import ends_and_writer
 from kerasllm.text.batches import pad
 
 SAMPLING = {
-    "temperature": ((), "float32"),
-    "top_k": ((), "int32"),
-    "top_p": ((), "float32"),
-    "repetition_penalty": ((), "float32"),
-    "seed": ((), "int32"),
+    name: ((), "float32" if GenerationConfig.__annotations__[name] == float | None else "int32")
+    for name in named("exported", "choice")
 }
 """What decides how a token is chosen; temperature 0, top_k 0, top_p 1 and repetition_penalty 1 switch it off."""
 LENGTHS = {"max_new_tokens": ((), "int32"), "stop_token_ids": ((None,), "int32")}
 """What decides where a text ends, beside the model's own end tokens; the id -1 is none."""
-# What the file's inputs decide, in place of `generation_defaults`.
+# What the file's inputs decide, in place of `generation_defaults`; those end a text too.
 RUN_TIME = {
-    "max_length": None,
-    "max_new_tokens": None,
-    "num_return_sequences": 1,
-    "temperature": None,
-    "top_k": None,
-    "top_p": None,
-    "repetition_penalty": None,
+    name: getattr(GenerationConfig, name) for name in named("exported", "any", "text", "choice") if name != "stop"
 }
 
 

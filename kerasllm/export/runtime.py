@@ -21,7 +21,7 @@ from kerasllm.export import description
 from kerasllm.export.messages import without_notes
 from kerasllm.export.steps import Steps
 from kerasllm.extras import required
-from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.config import GenerationConfig, named
 from kerasllm.generation.sequences import Row, completion_limits, drawn_seed
 from kerasllm.tasks.answering import Answering
 from kerasllm.tasks.classification import Classification
@@ -40,9 +40,7 @@ from kerasllm.tasks.mask_filling import MaskFilling
 from kerasllm.tasks.tagging import Tagging
 
 # What a call may say; the rest of a model's `generation_defaults` is a part of the file.
-OPTIONS = ("max_length", "max_new_tokens", "strip_prompt")
-SAMPLING = ("num_return_sequences", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed")
-BEAMS = ("num_beams", "length_penalty")
+OPTIONS, SAMPLING, BEAMS = named("exported", "any"), named("exported", "text", "choice"), named("exported", "target")
 
 
 class Runner:

@@ -7,28 +7,17 @@ Parameters are tensors, so that changing a value never recompiles; those of any 
 entries that do nothing. A token that may not be chosen gets minus infinity; at least one always may.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 from keras import ops
 
+from kerasllm.generation.config import OPTIONS
 from kerasllm.text.batches import bucket_length, filled
 
 # The least room, for entries and for the tokens before a bad word's last: so most calls share a program.
 LEAST_BIASES, LEAST_WORDS, LEAST_WORD_LENGTH = 16, 16, 4
-CONSTRAINTS = (
-    "logit_bias",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "no_repeat_ngram",
-    "bad_words",
-    "min_new_tokens",
-    "min_length",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-)
 
 
 def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
@@ -45,87 +34,26 @@ def constrain(logits, token_ids, slot, prompt_slots, end_ids, parameters):
     Returns:
         (R, V) float32.
     """
-    p, size = parameters, logits.shape[-1]
+    here = Place(token_ids, slot, prompt_slots, end_ids, parameters)
     logits = ops.cast(logits, "float32")
-    if "logit_bias" in p:
-        ids, values = p["logit_bias"]
-        biased = logits + sums_by_id(ids[None], values[None], size)
-        logits = ops.where(ops.max(biased, axis=-1, keepdims=True) > -float("inf"), biased, logits)
-    if "repetition_penalty" in p:
-        stands = sums_by_id(token_ids, ops.ones_like(token_ids, dtype="float32"), size) > 0
-        penalised = ops.where(logits < 0, logits * p["repetition_penalty"], logits / p["repetition_penalty"])
-        logits = ops.where(stands, penalised, logits)
-    if "presence_penalty" in p or "frequency_penalty" in p:
-        generated = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None] >= prompt_slots
-        weights = ops.broadcast_to(ops.cast(generated, "float32"), ops.shape(token_ids))
-        counts = sums_by_id(token_ids, weights, size)
-        logits = logits - counts * p.get("frequency_penalty", 0.0)
-        logits = logits - ops.cast(counts > 0, "float32") * p.get("presence_penalty", 0.0)
-    if "no_repeat_ngram" in p:
-        logits = _ban(logits, *_ngram_ends(token_ids, slot, *p["no_repeat_ngram"]))
-    if "bad_words" in p:
-        logits = _ban(logits, *_bad_word_ends(token_ids, slot, *p["bad_words"]))
-    if "min_new_tokens" in p:
-        too_early = slot + 1 - prompt_slots < p["min_new_tokens"]
-        logits = _ban(logits, end_ids[None], ops.logical_and(end_ids >= 0, too_early)[None])
-    if {"min_length", "forced_bos_token_id", "forced_eos_token_id"} & set(p):
-        length = ops.sum(ops.cast(token_ids >= 0, "int32"), axis=-1, keepdims=True)  # (R, 1)
-        if "min_length" in p:
-            too_early = ops.logical_and(end_ids >= 0, length < p["min_length"])  # (R, E)
-            logits = _ban(logits, ops.broadcast_to(end_ids[None], ops.shape(too_early)), too_early)
-        if "forced_bos_token_id" in p:
-            logits = _forced(logits, p["forced_bos_token_id"], length == 1)
-        if "forced_eos_token_id" in p:
-            token_id, max_length, max_new_tokens = p["forced_eos_token_id"]
-            is_last = ops.logical_or(length + 1 == max_length, slot + 2 - prompt_slots == max_new_tokens)
-            logits = _forced(logits, token_id, is_last)
-    count = slot + 1 - prompt_slots
-    if "exponential_decay_length_penalty" in p:
-        start, factor = p["exponential_decay_length_penalty"]
-        further = ops.cast(ops.maximum(count - start, 0), "float32")
-        is_end = ops.any(ops.arange(size, dtype="int32")[None] == end_ids[:, None], axis=0)[None]  # (1, V)
-        is_hastened = ops.logical_and(is_end, logits > -float("inf"))
-        logits = ops.where(is_hastened, logits + ops.abs(logits) * (factor**further - 1), logits)
-    if "suppress_tokens" in p:
-        logits = _ban(logits, p["suppress_tokens"][None], (p["suppress_tokens"] >= 0)[None])
-    if "begin_suppress_tokens" in p:
-        begins = count == 0
-        if "forced_bos_token_id" in p:  # after a prompt of one token the forced one stands first
-            begins = ops.where(length - count == 1, count == 1, begins)  # (R, 1)
-        ids = p["begin_suppress_tokens"][None]
-        is_banned = ops.logical_and(ids >= 0, begins)  # (R or 1, C)
-        logits = _ban(logits, ops.broadcast_to(ids, ops.shape(is_banned)), is_banned)
+    for name in sorted(parameters, key=list(CONSTRAINTS).index):
+        logits = CONSTRAINTS[name].apply(logits, parameters[name], here)
     return logits
 
 
-def warp(
-    logits, temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None, epsilon_cutoff=None, eta_cutoff=None
-):
-    """Apply temperature, then top-k, top-p, min-p, the typical, the epsilon and the eta filter.
+def warp(logits, **values):
+    """Apply temperature and the filters of sampling, those of FILTERS in this order.
 
     Args:
         logits: (R, V).
-        temperature, ...: scalar float32 tensors; None leaves one out.
+        **values: scalar float32 tensors; None leaves one out.
 
     Returns:
         (R, V) float32.
     """
     logits = ops.cast(logits, "float32")
-    if temperature is not None:
-        logits = apply_temperature(logits, temperature)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    if min_p is not None:
-        logits = keep_min_p(logits, min_p)
-    if typical_p is not None:
-        logits = keep_typical(logits, typical_p)
-    if epsilon_cutoff is not None:
-        logits = keep_probable(logits, epsilon_cutoff)
-    if eta_cutoff is not None:
-        entropy = _entropy(*_probabilities(logits))
-        logits = keep_probable(logits, ops.minimum(eta_cutoff, ops.sqrt(eta_cutoff) * ops.exp(-entropy)))
+    for name in sorted(values, key=list(FILTERS).index):
+        logits = logits if values[name] is None else FILTERS[name](logits, values[name])
     return logits
 
 
@@ -156,51 +84,17 @@ def run_processors(processors, token_ids, logits):
 
 def constraint_tensors(config):
     """The parameters of `constrain` that a `GenerationConfig` asks for, as arrays; its bad words are ids."""
-    names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-    values = {name: np.float32(getattr(config, name)) for name in names if getattr(config, name) is not None}
-    if config.logit_bias:
-        ids, biases = zip(*config.logit_bias.items(), strict=True)
-        size = bucket_length(max(len(ids), LEAST_BIASES))
-        values["logit_bias"] = (filled(np.array(ids, "int32"), size, -1), filled(np.array(biases, "float32"), size, 0))
-    if config.no_repeat_ngram_size:
-        size = config.no_repeat_ngram_size
-        window = np.empty((bucket_length(size), 0), "int32")  # few compilations for many sizes
-        values["no_repeat_ngram"] = (np.int32(min(size, 2**31 - 1)), window)
-    if config.bad_words:
-        size = bucket_length(max(len(config.bad_words), LEAST_WORDS))
-        longest = bucket_length(max(*map(len, config.bad_words), LEAST_WORD_LENGTH + 1) - 1)
-        prefixes = [[-1] * (longest + 1 - len(word)) + list(word[:-1]) for word in config.bad_words]
-        ends = [word[-1] for word in config.bad_words]
-        values["bad_words"] = (filled(np.array(prefixes, "int32"), size, -1), filled(np.array(ends, "int32"), size, -1))
-    if config.min_new_tokens:
-        values["min_new_tokens"] = np.int32(config.min_new_tokens)
-    for name in ("suppress_tokens", "begin_suppress_tokens"):
-        if getattr(config, name):
-            ids = getattr(config, name)
-            padding = (1 << (len(ids) - 1).bit_length()) - len(ids)  # few compilations for many numbers
-            values[name] = np.array([*ids, *[-1] * padding], "int32")
-    if config.exponential_decay_length_penalty:
-        start, factor = config.exponential_decay_length_penalty
-        values["exponential_decay_length_penalty"] = (np.int32(start), np.float32(factor))
-    if config.min_length:
-        values["min_length"] = np.int32(config.min_length)
-    if config.forced_bos_token_id is not None:
-        values["forced_bos_token_id"] = np.int32(config.forced_bos_token_id)
-    if config.forced_eos_token_id is not None:
+    asked = [name for name in CONSTRAINTS if not OPTIONS[name].is_off(getattr(config, name))]
+    values = {name: CONSTRAINTS[name].arrays(getattr(config, name)) for name in asked}
+    if "forced_eos_token_id" in values:
         lengths = (config.max_length or 0, config.max_new_tokens or 0)
-        values["forced_eos_token_id"] = tuple(map(np.int32, (config.forced_eos_token_id, *lengths)))
+        values["forced_eos_token_id"] = (values["forced_eos_token_id"], *map(np.int32, lengths))
     return values
 
 
 def needs_history(parameters):
     """Whether these parameters of `constrain` look at the tokens so far."""
-    return not set(parameters) <= {
-        "logit_bias",
-        "min_new_tokens",
-        "exponential_decay_length_penalty",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-    }
+    return any(CONSTRAINTS[name].looks_back for name in parameters)
 
 
 def apply_temperature(logits, temperature):
@@ -248,6 +142,15 @@ def keep_probable(logits, least):
     _, probabilities = _probabilities(logits)
     is_largest = logits >= ops.max(logits, axis=-1, keepdims=True)
     return ops.where(ops.logical_or(probabilities >= least, is_largest), logits, -float("inf"))
+
+
+def keep_by_entropy(logits, cutoff):
+    """Keep the tokens at least as probable as the smaller of the cutoff and sqrt(cutoff) * exp(-entropy).
+
+    Source as for `keep_probable`.
+    """
+    entropy = _entropy(*_probabilities(logits))
+    return keep_probable(logits, ops.minimum(cutoff, ops.sqrt(cutoff) * ops.exp(-entropy)))
 
 
 def _probabilities(logits):
@@ -350,3 +253,169 @@ def _ordered_integers(x):
     """int32 in the order of the float32 `x`: their bits, which grow with the size of the number."""
     bits = ops.view(x, dtype="int32")
     return ops.where(bits < 0, -(2**31) - bits, bits)
+
+
+class Place(NamedTuple):
+    """Where `constrain` is: its arguments."""
+
+    token_ids: object
+    slot: object
+    prompt_slots: object
+    end_ids: object
+    parameters: dict
+
+    @property
+    def count(self):
+        """How many tokens each completion has."""
+        return self.slot + 1 - self.prompt_slots
+
+    @property
+    def lengths(self):
+        """How many tokens each row has, (R, 1)."""
+        return ops.sum(ops.cast(self.token_ids >= 0, "int32"), axis=-1, keepdims=True)
+
+    def completed(self, size):
+        """How often each token stands in the completions, (R, V)."""
+        is_new = ops.arange(ops.shape(self.token_ids)[1], dtype="int32")[None] >= self.prompt_slots
+        weights = ops.broadcast_to(ops.cast(is_new, "float32"), ops.shape(self.token_ids))
+        return sums_by_id(self.token_ids, weights, size)
+
+
+# What the parameters of `constrain` are: arrays of an option's value.
+
+
+def _ids(value):
+    return filled(np.array(value, "int32"), bucket_length(len(value)), -1)
+
+
+def _biases(value):
+    size = bucket_length(max(len(value), LEAST_BIASES))
+    ids, biases = np.array(list(value), "int32"), np.array(list(value.values()), "float32")
+    return filled(ids, size, -1), filled(biases, size, 0)
+
+
+def _ngram(size):
+    window = np.empty((bucket_length(size), 0), "int32")  # few compilations for many sizes
+    return np.int32(min(size, 2**31 - 1)), window
+
+
+def _words(words):
+    size = bucket_length(max(len(words), LEAST_WORDS))
+    longest = bucket_length(max(*map(len, words), LEAST_WORD_LENGTH + 1) - 1)
+    prefixes = [[-1] * (longest + 1 - len(word)) + list(word[:-1]) for word in words]
+    ends = [word[-1] for word in words]
+    return filled(np.array(prefixes, "int32"), size, -1), filled(np.array(ends, "int32"), size, -1)
+
+
+def _decay(value):
+    return np.int32(value[0]), np.float32(value[1])
+
+
+# What `constrain` does with them: (logits, arrays, `Place`) -> logits.
+
+
+def _biased(logits, arrays, here):
+    ids, values = arrays
+    biased = logits + sums_by_id(ids[None], values[None], logits.shape[-1])
+    return ops.where(ops.max(biased, axis=-1, keepdims=True) > -float("inf"), biased, logits)
+
+
+def _less_repeated(logits, penalty, here):
+    stands = sums_by_id(here.token_ids, ops.ones_like(here.token_ids, dtype="float32"), logits.shape[-1]) > 0
+    penalised = ops.where(logits < 0, logits * penalty, logits / penalty)
+    return ops.where(stands, penalised, logits)
+
+
+def _less_frequent(logits, penalty, here):
+    return logits - here.completed(logits.shape[-1]) * penalty
+
+
+def _less_present(logits, penalty, here):
+    return logits - ops.cast(here.completed(logits.shape[-1]) > 0, "float32") * penalty
+
+
+def _without_ngrams(logits, arrays, here):
+    return _ban(logits, *_ngram_ends(here.token_ids, here.slot, *arrays))
+
+
+def _without_words(logits, arrays, here):
+    return _ban(logits, *_bad_word_ends(here.token_ids, here.slot, *arrays))
+
+
+def _not_ended(logits, is_early, here):
+    """Without end tokens where it is too early, a scalar or (R, 1)."""
+    is_banned = ops.logical_and(here.end_ids[None] >= 0, is_early)  # (R or 1, E)
+    return _ban(logits, ops.broadcast_to(here.end_ids[None], ops.shape(is_banned)), is_banned)
+
+
+def _begun(logits, token_id, here):
+    return _forced(logits, token_id, here.lengths == 1)
+
+
+def _ended(logits, arrays, here):
+    token_id, max_length, max_new_tokens = arrays
+    is_last = ops.logical_or(here.lengths + 1 == max_length, here.count + 1 == max_new_tokens)
+    return _forced(logits, token_id, is_last)
+
+
+def _hastened(logits, arrays, here):
+    start, factor = arrays
+    further = ops.cast(ops.maximum(here.count - start, 0), "float32")
+    token_ids = ops.arange(logits.shape[-1], dtype="int32")
+    is_end = ops.any(token_ids[None] == here.end_ids[:, None], axis=0)[None]  # (1, V)
+    is_hastened = ops.logical_and(is_end, logits > -float("inf"))
+    return ops.where(is_hastened, logits + ops.abs(logits) * (factor**further - 1), logits)
+
+
+def _suppressed(logits, ids, here):
+    return _ban(logits, ids[None], (ids >= 0)[None])
+
+
+def _suppressed_first(logits, ids, here):
+    begins = here.count == 0
+    if "forced_bos_token_id" in here.parameters:  # after a prompt of one token the forced one stands first
+        begins = ops.where(here.lengths - here.count == 1, here.count == 1, begins)  # (R, 1)
+    is_banned = ops.logical_and(ids[None] >= 0, begins)  # (R or 1, C)
+    return _ban(logits, ops.broadcast_to(ids[None], ops.shape(is_banned)), is_banned)
+
+
+class Constraint(NamedTuple):
+    """What `constrain` does for an option.
+
+    Args:
+        arrays: the option's value -> the parameter.
+        apply: logits, the parameter, a `Place` -> logits.
+        looks_back: whether it looks at the tokens so far, and not only at their number.
+    """
+
+    arrays: Callable
+    apply: Callable
+    looks_back: bool = False
+
+
+FILTERS = {
+    "temperature": apply_temperature,
+    "top_k": keep_top_k,
+    "top_p": keep_top_p,
+    "min_p": keep_min_p,
+    "typical_p": keep_typical,
+    "epsilon_cutoff": keep_probable,
+    "eta_cutoff": keep_by_entropy,
+}
+CONSTRAINTS = {
+    "logit_bias": Constraint(_biases, _biased),
+    "repetition_penalty": Constraint(np.float32, _less_repeated, looks_back=True),
+    "frequency_penalty": Constraint(np.float32, _less_frequent, looks_back=True),
+    "presence_penalty": Constraint(np.float32, _less_present, looks_back=True),
+    "no_repeat_ngram_size": Constraint(_ngram, _without_ngrams, looks_back=True),
+    "bad_words": Constraint(_words, _without_words, looks_back=True),
+    "min_new_tokens": Constraint(np.int32, lambda logits, least, here: _not_ended(logits, here.count < least, here)),
+    "min_length": Constraint(
+        np.int32, lambda logits, least, here: _not_ended(logits, here.lengths < least, here), looks_back=True
+    ),
+    "forced_bos_token_id": Constraint(np.int32, _begun, looks_back=True),
+    "forced_eos_token_id": Constraint(np.int32, _ended, looks_back=True),
+    "exponential_decay_length_penalty": Constraint(_decay, _hastened),
+    "suppress_tokens": Constraint(_ids, _suppressed),
+    "begin_suppress_tokens": Constraint(_ids, _suppressed_first),
+}

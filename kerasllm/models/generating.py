@@ -15,7 +15,7 @@ from kerasllm.arguments import (
     shown,
 )
 from kerasllm.generation import generator, scoring, speculative
-from kerasllm.generation.config import GenerationConfig
+from kerasllm.generation.config import GenerationConfig, named
 from kerasllm.generation.sharing import with_same_weights
 from kerasllm.generation.task import Task
 from kerasllm.models.base import Model, adopted
@@ -342,8 +342,7 @@ class GeneratingModel(Model):
             )
         if num_prompts > 1:
             raise ValueError(f"draft ({shown(draft)}) takes one prompt at a time, not {num_prompts}.")
-        plain = {"max_length", "max_new_tokens", "seed", "stop", "strip_prompt", "temperature"}
-        others = sorted(set(config.given()) - plain)
+        others = sorted(set(config.given()) - set(named("with_draft", True)))
         if config.sampling or others or has_callbacks:
             others = others or ["temperature" if config.sampling else "processors"]
             raise ValueError(f"draft ({shown(draft)}) is for plain greedy decoding: leave {', '.join(others)} out.")
