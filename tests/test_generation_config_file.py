@@ -322,6 +322,7 @@ def test_a_value_that_a_field_cannot_have_is_named(tmp_path, fields):
         {"max_new_tokens": 30},
         {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "num_return_sequences": 2},
         {"temperature": 1.0, "seed": 3, "strip_prompt": True},
+        {"temperature": 1.0, "seed": 2**32 - 1},
         {"repetition_penalty": 1.2, "presence_penalty": -0.5, "frequency_penalty": 0.25},
         {"no_repeat_ngram_size": 2, "bad_words": [[1], [2, 3]]},
         {"logit_bias": {1: -2.5, 0: 3.0}},

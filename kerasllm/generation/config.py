@@ -252,7 +252,7 @@ class GenerationConfig:
         kinds.whole(0, 2**32),
         "integer in [0, 2**32). The same seed gives the same tokens on every backend. `None` draws one from numpy's "
         "global generator, which `keras.utils.set_random_seed` sets.",
-        in_file=file_kinds.COUNT,
+        in_file=file_kinds.up_to(0, 2**32 - 1),
         with_draft=True,
         exported="choice",
     )
