@@ -1,0 +1,116 @@
+"""Keras's int8 products, which on a CPU are int32 products of widened numbers, by oneDNN's int8 kernel.
+
+    Keras's `Dense`:    q = int8(clamp(round(x * scale))),  y = (int32(q) @ int32(kernel)) / (kernel_scale * scale) + b
+    oneDNN:             u = uint8(x * scale + 128.5),       y = (u - 128) @ kernel / kernel_scale / scale + b
+
+Products of one x, as those to queries, keys and values, become one: a call costs as much as a small product.
+Activations of 12 bits (`kerasllm.models.base.Model.quantize`) are two rows of int8, 16 a + b: the kernel is read once
+for both.
+"""
+
+import torch
+
+from kerasllm.backend.graph_nodes import TRANSPOSES, aten, is_constant, shape_of, tensor_of, with_bias
+
+# Activations of 12 bits are 16 times a number of 8 bits and one of 4.
+WIDE = 16
+
+
+def fuse_int8(graph):
+    """Put oneDNN's products in the place of Keras's in a graph of a recording."""
+    products = {}
+    for node in graph.nodes:
+        if parts := _parts(node):
+            products.setdefault(parts[0], []).append((node, *parts[1:]))
+    for scaled, parallel in products.items():
+        with graph.inserting_before(scaled.next):
+            is_wide = parallel[0][-1]
+            rows = _two_rows(graph, scaled) if is_wide else scaled
+            moved = graph.call_function(aten.add.Tensor, (rows, 128.5))
+            unsigned = graph.call_function(aten._to_copy.default, (moved,), {"dtype": torch.uint8})
+            joined = _joined(graph, unsigned, parallel)
+        start = 0
+        for node, kernel, *_ in parallel:
+            last, _ = with_bias(node)
+            size, new = kernel.meta["val"].shape[1], joined
+            if len(parallel) > 1:
+                with graph.inserting_before(last):
+                    new = graph.call_function(aten.slice.Tensor, (joined, -1, start, start + size))
+            new.meta["val"], start = last.meta["val"], start + size
+            last.replace_all_uses_with(new)
+    graph.eliminate_dead_code()
+
+
+def _joined(graph, unsigned, parallel):
+    """The node of the products of x with several kernels side by side, their biases added."""
+    *_, scale, rows, is_wide = parallel[0]
+    weights, scales, biases = [], [], []
+    for node, kernel, kernel_scale, *_ in parallel:
+        size, width = kernel.meta["val"].shape[1], kernel.meta["val"].shape[0]
+        is_transposed = kernel.target in TRANSPOSES
+        weights.append(kernel.args[0] if is_transposed else graph.call_function(aten.t.default, (kernel,)))
+        scales.append(graph.call_function(aten.view.default, (kernel_scale, [size])))
+        bias = with_bias(node)[1]
+        biases.append(graph.call_function(aten.zeros.default, ([size],)) if bias is None else bias)
+    weight, scales, bias = (graph.call_function(aten.cat.default, (parts,)) for parts in (weights, scales, biases))
+    packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (weight, [rows * (1 + is_wide), width]))
+    factors = graph.call_function(aten.reciprocal.default, (scales,))
+    zeros = graph.call_function(aten.zeros_like.default, (scales,), {"dtype": torch.int32})
+    to_float = (1.0, 0, torch.float32, "none", [], "")
+    arguments = (unsigned, 1.0, 128, packed, factors, zeros, None, *to_float)
+    product = graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
+    if is_wide:
+        high, low = (graph.call_function(aten.select.int, (product, 0, i)) for i in (0, 1))
+        product = graph.call_function(aten.add.Tensor, (low, high), {"alpha": WIDE})
+    return graph.call_function(aten.addcdiv.default, (bias, product, scale))
+
+
+def _two_rows(graph, scaled):
+    """The node of whole numbers a, b of at most 127 with 16 a + b = round(scaled), stacked."""
+    whole = graph.call_function(aten.round.default, (scaled,))
+    high = graph.call_function(aten.round.default, (graph.call_function(aten.mul.Tensor, (whole, 1 / WIDE)),))
+    low = graph.call_function(aten.sub.Tensor, (whole, high), {"alpha": WIDE})
+    return graph.call_function(aten.stack.default, ([high, low],))
+
+
+def _parts(node):
+    """What an int8 product of Keras is made of, if the node is the division at its end; else None.
+
+    Returns:
+        x * scale (..., D) float32; the int8 kernel (D, F), a constant; its scale (F,); scale (..., 1); number of rows;
+        whether x * scale has 12 bits and not 8.
+    """
+    product = _argument(node, aten.div.Tensor, 0)
+    product = _argument(product, aten._to_copy.default, 0)
+    product = _argument(product, aten._unsafe_view.default, 0) or product
+    x, kernel = _argument(product, aten.mm.default, 0), _argument(product, aten.mm.default, 1)
+    x = _argument(x, aten.view.default, 0) or x
+    kernel = _argument(kernel, aten._to_copy.default, 0)
+    is_wide = _argument(_argument(x, aten._to_copy.default, 0), aten.clamp.Tensor, 2) is not None
+    x = x if is_wide else _argument(x, aten._to_copy.default, 0)
+    clamped = _argument(x, aten._to_copy.default, 0)
+    scaled = _argument(_argument(clamped, aten.clamp.Tensor, 0), aten.round.decimals, 0)
+    scales = [_argument(node.args[1], aten.mul.Tensor, i) for i in (0, 1)] if scaled and kernel else [None]
+    on_cpu = None not in scales and kernel.meta["val"].device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if not on_cpu or kernel.meta["val"].dtype != torch.int8 or not is_constant(kernel):
+        return None
+    if x.meta["val"].dtype != (torch.int32 if is_wide else torch.int8):
+        return None
+    if is_wide and _number(clamped.args[2]) != 127 * WIDE:
+        return None
+    kernel_scale, scale = scales if is_constant(scales[0]) else reversed(scales)
+    if scale not in scaled.args or not is_constant(kernel_scale) or shape_of(scaled)[:-1] != shape_of(node)[:-1]:
+        return None
+    return scaled, kernel, kernel_scale, scale, product.meta["val"].shape[0], is_wide
+
+
+def _number(node):
+    """The value of a constant of one number; None for other nodes."""
+    while node.op == "call_function" and node.target is aten.lift_fresh_copy.default:
+        node = node.args[0]
+    return tensor_of(node).item() if node.op == "get_attr" and tensor_of(node).numel() == 1 else None
+
+
+def _argument(node, target, index):
+    """An argument of a node, if it is a call of `target`; else None."""
+    return node.args[index] if getattr(node, "target", None) is target else None
