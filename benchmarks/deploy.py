@@ -204,7 +204,7 @@ def compiled(path, prompts, new):
     from ai_edge_litert.hardware_accelerator import HardwareAccelerator
     from ai_edge_litert.options import CpuOptions, Options
 
-    from kerasllm.export.steps import WEIGHT_CACHE
+    from kerasllm.export.file_decoder import WEIGHT_CACHE
 
     cpu = CpuOptions(num_threads=THREADS, xnnpack_weight_cache_path=WEIGHT_CACHE)
     options = Options(HardwareAccelerator.CPU, cpu_options=cpu)

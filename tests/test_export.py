@@ -56,7 +56,7 @@ FORMATS = ("tf_saved_model", "litert")  # which hold any model
 # Others have all their parts.
 ONLY_LITERT = {"llama", "simple rnn", "summarizer"}
 CASES = [(name, f) for name in MODELS for f in FORMATS if f == "litert" or name not in ONLY_LITERT]
-if IN_CHILD:  # A process started for each takes seconds: each family once, here or further below.
+if IN_CHILD:  # A process started for each takes seconds: each kind of model once, here or further below.
     CASES = [
         ("transformer translator", "tf_saved_model"),
         ("bert", "tf_saved_model"),

@@ -10,7 +10,7 @@ from flatbuffers.table import Table
 
 from kerasllm.export import head_contents, mediapipe
 from kerasllm.export.contents import Options
-from kerasllm.export.families import contents_of
+from kerasllm.export.contents_by_model import contents_of
 from kerasllm.models.bert import BERT
 from kerasllm.models.classifier import BERTClassifier
 from kerasllm.models.embedder import BERTEmbedder

@@ -1,6 +1,6 @@
-"""Every family in every format that holds it: all functions, run in a process without Keras, equal to the model.
+"""Every kind of model in every format that holds it: all functions, run in a process without Keras, equal to the model.
 
-`make test-all` prints the table of each backend; `make test` runs a diagonal of it, in the tests of the families.
+`make test-all` prints the table of each backend; `make test` runs a diagonal of it, in the tests of each.
 """
 
 import functools
@@ -27,7 +27,7 @@ from kerasllm import (
 )
 from kerasllm.export import core, verification
 from kerasllm.export.contents import Options
-from kerasllm.export.families import contents_of
+from kerasllm.export.contents_by_model import contents_of
 
 DATA = pathlib.Path(__file__).parent / "data"
 TEXTS = ["the cat sat on the mat", "Zürich und Köln", "a naïve café, isn't it?", "who saw the big city?"]

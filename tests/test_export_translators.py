@@ -12,7 +12,7 @@ from alone import run_alone
 from kerasllm import GenerationConfig, LSTMTranslator, Summarizer, Tokenizer, TransformerTranslator
 from kerasllm.export import core
 from kerasllm.export.contents import Options
-from kerasllm.export.families import contents_of
+from kerasllm.export.contents_by_model import contents_of
 from kerasllm.text import batches
 
 DATA = pathlib.Path(__file__).parent / "data"

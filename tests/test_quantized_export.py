@@ -137,7 +137,7 @@ def test_quantised_files_say_how_far_they_agree(quantize, model, data, tmp_path)
         lambda: RNNLanguageModel(V, 1, 32),
     ],
 )
-def test_models_of_other_families_too(make, tmp_path):
+def test_models_of_other_kinds_too(make, tmp_path):
     make().export(tmp_path / "model.tflite", "litert", verbose=False, signatures=["forward"], quantize="dynamic_int8")
     parity = json.loads((tmp_path / "model.tflite.assets" / "parity.json").read_text())
     assert parity["agreement"] >= 0.9

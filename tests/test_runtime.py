@@ -24,9 +24,9 @@ from kerasllm import (
 )
 from kerasllm.export import litert
 from kerasllm.export.contents import Options
-from kerasllm.export.families import contents_of
+from kerasllm.export.contents_by_model import contents_of
+from kerasllm.export.file_decoder import FileDecoder
 from kerasllm.export.runtime import Runner
-from kerasllm.export.steps import Steps
 from kerasllm.text.completions import REPLACEMENT
 
 TEXTS = ["the cat sees the dog", "a dog wants the book", "", "the king has a horse, naïve"]
@@ -159,30 +159,30 @@ def test_a_stream_without_a_seed_is_drawn_as_keras_draws_it(gpt, runner):
 
 def test_what_was_read_is_not_read_again(runner, monkeypatch):
     calls = []
-    run = Steps._run
+    run = FileDecoder._run
 
     def watched(self, function, token_ids, length):
         calls.append((function, len(token_ids)))
         run(self, function, token_ids, length)
 
-    monkeypatch.setattr(Steps, "_run", watched)
-    steps = Steps(runner.path, runner.signatures, 64, 1)
+    monkeypatch.setattr(FileDecoder, "_run", watched)
+    decoder = FileDecoder(runner.path, runner.signatures, 64, 1)
     ids = list(range(40))
-    first = steps.after(ids[:18])
+    first = decoder.after(ids[:18])
     # 17 before the last: 8 and 8 whole, then one.
     assert calls == [("prefill_8", 8), ("prefill_8", 8), ("prefill_4", 1), ("decode", 1)]
     calls.clear()
-    np.testing.assert_allclose(steps.after(ids[:18]), first, atol=1e-5)
+    np.testing.assert_allclose(decoder.after(ids[:18]), first, atol=1e-5)
     assert calls == [("decode", 1)]
     calls.clear()
-    other = steps.after([*ids[:10], 70, 71, 72, 73])
+    other = decoder.after([*ids[:10], 70, 71, 72, 73])
     assert calls == [("prefill_4", 3), ("decode", 1)]
     np.testing.assert_allclose(
-        other, Steps(runner.path, runner.signatures, 64, 1).after([*ids[:10], 70, 71, 72, 73]), atol=1e-5
+        other, FileDecoder(runner.path, runner.signatures, 64, 1).after([*ids[:10], 70, 71, 72, 73]), atol=1e-5
     )
-    steps.after(list(range(100, 161)))
+    decoder.after(list(range(100, 161)))
     calls.clear()
-    steps.after(list(range(100, 164)))  # of 64 slots: there is no room for a prefill that is filled up
+    decoder.after(list(range(100, 164)))  # of 64 slots: there is no room for a prefill that is filled up
     assert calls == [("decode", 1)] * 3
 
 
@@ -252,7 +252,7 @@ def texts_in_turns(runner):
     return texts
 
 
-def interrupted(call, place, name="steps.py"):
+def interrupted(call, place, name="file_decoder.py"):
     """Make a call that Ctrl-C ends at the `place`-th line that it runs of a file: whether it came so far."""
     left = place
 
@@ -279,13 +279,13 @@ def interrupted(call, place, name="steps.py"):
 
 def check_interruptions(runner):
     """What is interrupted at any line, and what is left, leaves the next call right."""
-    steps, one, other, place = runner._steps, list(range(5, 14)), [70, 71], 0
-    expected = steps.after(one)
+    decoder, one, other, place = runner._steps, list(range(5, 14)), [70, 71], 0
+    expected = decoder.after(one)
     for before, while_reading in ((other, one), (one, other)):
-        steps.after(before)
-        while interrupted(lambda ids=while_reading: steps.after(ids), place):
-            np.testing.assert_allclose(steps.after(one), expected, atol=1e-5, err_msg=f"{while_reading}, {place}")
-            steps.after(before)
+        decoder.after(before)
+        while interrupted(lambda ids=while_reading: decoder.after(ids), place):
+            np.testing.assert_allclose(decoder.after(one), expected, atol=1e-5, err_msg=f"{while_reading}, {place}")
+            decoder.after(before)
             place += 1
         assert place > 20
         place = 0
@@ -471,7 +471,7 @@ def test_bad_calls_are_refused(call, message, runner):
 def test_a_file_for_more_rows_cannot_write(runner):
     decode = {**runner.signatures["decode"]["inputs"], "tokens": {"shape": [2, 1], "dtype": "int32"}}
     with pytest.raises(ValueError, match=r"batch_size \(2\) of model.tflite must be 1"):
-        Steps(runner.path, {"decode": {**runner.signatures["decode"], "inputs": decode}}, 64, 1)
+        FileDecoder(runner.path, {"decode": {**runner.signatures["decode"], "inputs": decode}}, 64, 1)
 
 
 def test_the_example_for_devices_streams(runner, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from kerasllm.text import Tokenizer, families
+from kerasllm.text import Tokenizer, tokenizer_parts
 
 DATA = pathlib.Path(__file__).parent / "data" / "tokenizers"
 HARD = json.loads((DATA / "answers.json").read_text())["texts"]
@@ -100,7 +100,7 @@ def test_the_config_rules_where_transformers_obeys_it(kind, config, tmp_path):
     tokenizer, reference = Tokenizer.from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder)
     assert_same(tokenizer, reference)
     roles = {name.removesuffix("_token"): token for name, token in reference.special_tokens_map.items()}
-    assert tokenizer.roles == {role: token for role, token in roles.items() if role in families.ROLES}
+    assert tokenizer.roles == {role: token for role, token in roles.items() if role in tokenizer_parts.ROLES}
     tokenizer.save(tmp_path / "again")
     again = Tokenizer.from_folder(tmp_path / "again")
     assert again == tokenizer

@@ -33,11 +33,11 @@ def attention(q, k, v, mask=None, bias=None, scale=None, grouped=False):
 
     Args:
         q: (B, N, T, H).
-        k, v: (B, K, S, H), K a divisor of N: each key head serves N / K query heads.
+        k, v: (B, G, S, H), G a divisor of N: each key head serves N / G query heads.
         mask: boolean, broadcasts to (B, 1, T, S); True means "may look".
         bias: float, broadcasts to (B, N, T, S).
         scale: factor of the scores. Default: 1 / sqrt(H).
-        grouped: whether K is not N. A shape cannot tell: while torch traces a graph, its sizes are tensors.
+        grouped: whether G is not N. A shape cannot tell: while torch traces a graph, its sizes are tensors.
 
     Returns:
         (B, N, T, H), or None.

@@ -22,7 +22,7 @@ from kerasllm import processes
 from kerasllm.checkpoints import files
 from kerasllm.export import verification
 from kerasllm.export.contents import Options
-from kerasllm.export.families import contents_of
+from kerasllm.export.contents_by_model import contents_of
 from kerasllm.models.merged import merged_arrays, merged_config
 
 REQUEST, ASSETS, CALLS, OUTPUTS, REFUSAL = "request.json", "assets", "calls", "outputs", "refusal.json"

@@ -1,8 +1,8 @@
 """What a file of a model holds: functions with names, and the calls that prove them.
 
-A model's family says it in a subclass of `Contents` (see `families.py`). Its object is made twice: where the model
-lives, on any backend, to say which functions there are and what they must give; and in the process with the tensorflow
-backend, which traces them.
+A kind of model says it in a subclass of `Contents` (see `contents_by_model.py`). Its object is made twice: where the
+model lives, on any backend, to say which functions there are and what they must give; and in the process with the
+tensorflow backend, which traces them.
 """
 
 import dataclasses

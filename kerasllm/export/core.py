@@ -19,12 +19,12 @@ from kerasllm.checkpoints import files
 from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
 from kerasllm.export import description as description_
 from kerasllm.export.contents import Contents, Options
-from kerasllm.export.families import contents_of
+from kerasllm.export.contents_by_model import contents_of
 from kerasllm.generation.programs import Programs
 from kerasllm.models.merged import merged_arrays, merged_config, rounds_activations
 
 # A format is a module: PACKAGES, STATIC, QUANTIZATIONS, check_path(path), assets_folder(path), write(contents, path),
-# load(path); and contents_of(model, options), where it holds other functions than families.py says.
+# load(path); and contents_of(model, options), where it holds other functions than contents_by_model.py says.
 FORMATS = {"tf_saved_model": saved_model, "litert": litert, "litertlm": litertlm, "mediapipe": mediapipe}
 # Keras's own, with what they need on each of its backends, the options that they take and how names of files end.
 KERAS_FORMATS = {

@@ -18,8 +18,8 @@ from kerasllm import writing
 from kerasllm.arguments import check_choice, check_positive, read_path
 from kerasllm.checkpoints.generation_config import read_generation_config
 from kerasllm.export import description
+from kerasllm.export.file_decoder import FileDecoder
 from kerasllm.export.messages import without_notes
-from kerasllm.export.steps import Steps
 from kerasllm.extras import required
 from kerasllm.generation.config import GenerationConfig, named
 from kerasllm.generation.sequences import Row, completion_limits, drawn_seed
@@ -238,7 +238,7 @@ class Runner:
 
     @functools.cached_property
     def _steps(self):
-        return Steps(self.path, self.signatures, self.settings["max_length"], self.num_threads)
+        return FileDecoder(self.path, self.signatures, self.settings["max_length"], self.num_threads)
 
     def _check(self, method):
         if method not in self.methods:

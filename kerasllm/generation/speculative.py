@@ -30,7 +30,7 @@ def generate(task, draft, num_draft_tokens):
     Args:
         task: a `Task` with one prompt.
         draft: a model of the same vocabulary and inputs, or "prompt": guesses are copied from the text so far.
-        num_draft_tokens: the tokens of a guess, K.
+        num_draft_tokens: the tokens of a guess.
 
     Returns:
         A `Generation` with `num_steps`.

@@ -7,6 +7,7 @@ Shapes are written with these letters, here and everywhere in kerasllm:
     S  key length: the positions it looks at
     D  hidden width of the model
     N  heads
+    G  key heads, a divisor of N: each serves N / G query heads
     H  width of a head
     F  inner width of the feed-forward
     V  vocabulary

@@ -248,7 +248,7 @@ def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None
 
     Args:
         q: (B, N, T, H).
-        k: (B, K, S, H), K a divisor of N: each key head serves N / K query heads.
+        k: (B, G, S, H), G a divisor of N: each key head serves N / G query heads.
         attention_mask: boolean, broadcasts to (B, 1, T, S). A query that may look nowhere looks everywhere alike.
         attention_bias: float, broadcasts to (B, N, T, S).
         scale: factor of the scores. Default: 1 / sqrt(H).
@@ -280,13 +280,13 @@ def softmax(scores):
 
 
 def mix(weights, v):
-    """Weights (B, N, T, S) times values (B, K, S, H), K a divisor of N: (B, N, T, H)."""
+    """Weights (B, N, T, S) times values (B, G, S, H), G a divisor of N: (B, N, T, H)."""
     num_heads = weights.shape[1]
     return _ungrouped(ops.matmul(_grouped(weights, v.shape[1]), v), num_heads, ops.shape(weights)[2])
 
 
 def _grouped(x, num_groups):
-    """(B, N, T, X) -> (B, K, N/K * T, X): the query heads that share a key head become longer sequences."""
+    """(B, N, T, X) -> (B, G, N/G * T, X): the query heads that share a key head become longer sequences."""
     if x.shape[1] == num_groups:
         return x
     return ops.reshape(x, (-1, num_groups, x.shape[1] // num_groups * ops.shape(x)[2], ops.shape(x)[3]))

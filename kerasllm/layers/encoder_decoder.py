@@ -117,7 +117,7 @@ class RecurrentDecoder(Layer):
             on the right changes nothing at the real tokens, so that it may be left out unless the last states matter.
         memory: (B, S, M), with attention.
         memory_padding_mask: (B, S), True or 1 = real. Default: what Keras's mask of the memory says, or all real.
-        keys: (B, S, K), `attention.project(memory)`, which decoding computes once.
+        keys: (B, S, U), `attention.project(memory)`, which decoding computes once.
 
     Returns:
         Hidden states (B, T, D), and the last states of each layer.

@@ -8,7 +8,7 @@ from tokenizers import decoders, models, normalizers
 
 from kerasllm import json_files
 from kerasllm.arguments import check_text, shown
-from kerasllm.text import families, sentencepiece_model, tokenizer_classes, tokenizer_json, tokenizer_limits
+from kerasllm.text import sentencepiece_model, tokenizer_classes, tokenizer_json, tokenizer_limits, tokenizer_parts
 from kerasllm.text.panics import refused
 
 # Entries of tokenizer_config.json that tell how to read the other files, and are wrong about what `save` writes.
@@ -26,7 +26,7 @@ SWITCHES = (
 ).split()
 TYPES = {
     **dict.fromkeys(SWITCHES, bool),
-    **{f"{role}_token": str | dict for role in families.ROLES},
+    **{f"{role}_token": str | dict for role in tokenizer_parts.ROLES},
     **dict.fromkeys(("extra_special_tokens", "additional_special_tokens"), list | dict),
     **{"src_lang": str, "model_input_names": list, "added_tokens_decoder": dict, "chat_template": str | dict | list},
 }
@@ -65,7 +65,7 @@ def _read_files(paths, conventions, folder, start):
     names = " and ".join(map(str, paths))
     with refused(folder / f"{start}tokenizer_config.json"):
         config, tokens = _read_config(folder, start)
-        named = {role: config.pop(f"{role}_token") for role in families.ROLES if f"{role}_token" in config}
+        named = {role: config.pop(f"{role}_token") for role in tokenizer_parts.ROLES if f"{role}_token" in config}
         roles = {role: _content(token) for role, token in named.items()}
     model = read_json(folder / "config.json")
     with refused(names):
@@ -98,7 +98,7 @@ def _read_config(folder, start):
         config |= read_json(map_path)
         with refused(map_path):
             _check_config(config)
-        special = {_content(config.get(f"{role}_token")) for role in families.ROLES}
+        special = {_content(config.get(f"{role}_token")) for role in tokenizer_parts.ROLES}
         special |= {token.content for token in _extra_tokens(config)}
         ids = read_json(path)
         if any(isinstance(i, bool) or not isinstance(i, int) for i in ids.values()):
@@ -244,14 +244,14 @@ def _content(token):
 
 def _bert(paths, config, roles):
     vocabulary = read_with(models.WordPiece.read_file, *paths)
-    roles = {role: token for role, token in families.BERT_TOKENS.items() if token in vocabulary} | roles
-    backend = families.bert(
-        models.WordPiece(vocabulary, unk_token=roles.get("unk", families.BERT_TOKENS["unk"])),
+    roles = {role: token for role, token in tokenizer_parts.BERT_TOKENS.items() if token in vocabulary} | roles
+    backend = tokenizer_parts.bert(
+        models.WordPiece(vocabulary, unk_token=roles.get("unk", tokenizer_parts.BERT_TOKENS["unk"])),
         config.get("do_lower_case", True),
         config.get("strip_accents"),
         config.get("tokenize_chinese_chars", True),
     )
-    families.add_bert_template(backend, roles)
+    tokenizer_parts.add_bert_template(backend, roles)
     return backend, roles
 
 
@@ -266,7 +266,7 @@ def _mpnet(paths, config, roles):
     backend, _ = _bert(paths, config, roles)
     _check_roles(backend, roles)
     _add_mask(backend, roles)
-    families.add_roberta_ends(backend, roles, {})
+    tokenizer_parts.add_roberta_ends(backend, roles, {})
     config.setdefault("model_input_names", ["input_ids", "attention_mask"])  # It has no segments.
     return backend, roles
 
@@ -278,8 +278,8 @@ def _gpt2_or_roberta(paths, config, roles):
 
 def _gpt2(paths, config, roles):
     vocabulary, merges = _read_pairs(paths)
-    roles = {role: token for role, token in families.GPT2_TOKENS.items() if token in vocabulary} | roles
-    backend = families.byte_level(models.BPE(vocabulary, merges), config.get("add_prefix_space", False))
+    roles = {role: token for role, token in tokenizer_parts.GPT2_TOKENS.items() if token in vocabulary} | roles
+    backend = tokenizer_parts.byte_level(models.BPE(vocabulary, merges), config.get("add_prefix_space", False))
     _add_ends(backend, config, roles, bos=False)
     return backend, roles
 
@@ -291,7 +291,7 @@ def _named_gpt2(paths, config, roles):
 
 def _qwen2(paths, config, roles):
     vocabulary, merges = _read_pairs(paths)
-    backend = families.qwen2(models.BPE(vocabulary, merges), bool(config.get("add_prefix_space", False)))
+    backend = tokenizer_parts.qwen2(models.BPE(vocabulary, merges), bool(config.get("add_prefix_space", False)))
     roles = _roles("Qwen2Tokenizer", backend.get_vocab()) | roles
     _add_ends(backend, config, roles, bos=False)
     return backend, roles
@@ -306,11 +306,11 @@ def _gpt_neox(paths, config, roles):
 
 def _roberta(paths, config, roles):
     vocabulary, merges = _read_pairs(paths)
-    roles = families.ROBERTA_TOKENS | roles
+    roles = tokenizer_parts.ROBERTA_TOKENS | roles
     prefix = config.get("add_prefix_space", False)
-    backend = families.byte_level(models.BPE(vocabulary, merges), prefix)
+    backend = tokenizer_parts.byte_level(models.BPE(vocabulary, merges), prefix)
     _check_roles(backend, roles)
-    families.add_roberta_ends(backend, roles, config)
+    tokenizer_parts.add_roberta_ends(backend, roles, config)
     _add_mask(backend, roles)
     return backend, roles
 
@@ -322,11 +322,11 @@ def _add_mask(backend, roles):
 
 def _t5(paths, config, roles):
     backend = sentencepiece_model.to_tokenizer(_sentencepiece(*paths, config))
-    roles = families.T5_TOKENS | roles
+    roles = tokenizer_parts.T5_TOKENS | roles
     _check_roles(backend, roles)
     # The first sentinel is the last token.
     backend.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(config.get("extra_ids", 100)))])
-    families.add_template(backend, "$A {eos}", "$A {eos} $B {eos}", roles)
+    tokenizer_parts.add_template(backend, "$A {eos}", "$A {eos} $B {eos}", roles)
     return backend, roles
 
 
@@ -341,29 +341,29 @@ def _albert(paths, config, roles):
         if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
             model.scores[i] -= 100  # ALBERT cuts the comma from a number.
     backend = sentencepiece_model.to_tokenizer(model, normalizer=normalizers.Sequence(normalizer))
-    roles = families.ALBERT_TOKENS | roles
+    roles = tokenizer_parts.ALBERT_TOKENS | roles
     _check_roles(backend, roles)
-    families.add_bert_template(backend, roles)
+    tokenizer_parts.add_bert_template(backend, roles)
     return backend, roles
 
 
 def _xlm_roberta(paths, config, roles):
     model = sentencepiece_model.with_fairseq_ids(_sentencepiece(*paths, config))
-    roles = families.ROBERTA_TOKENS | roles
+    roles = tokenizer_parts.ROBERTA_TOKENS | roles
     backend = sentencepiece_model.to_tokenizer(model)
     backend.add_special_tokens([roles["mask"]])
     _check_roles(backend, roles)
-    families.add_template(backend, "{cls} $A {sep}", "{cls} $A {sep} {sep} $B {sep}", roles)
+    tokenizer_parts.add_template(backend, "{cls} $A {sep}", "{cls} $A {sep} {sep} $B {sep}", roles)
     return backend, roles
 
 
 def _camembert(paths, config, roles):
     model = sentencepiece_model.with_camembert_ids(_sentencepiece(*paths, config))
-    roles = families.ROBERTA_TOKENS | roles
+    roles = tokenizer_parts.ROBERTA_TOKENS | roles
     backend = sentencepiece_model.to_tokenizer(model)
     _check_roles(backend, roles)
     _add_mask(backend, roles)
-    families.add_template(backend, "{bos} $A {eos}", "{bos} $A {eos} {eos} $B {eos}", roles)
+    tokenizer_parts.add_template(backend, "{bos} $A {eos}", "{bos} $A {eos} {eos} $B {eos}", roles)
     return backend, roles
 
 
@@ -379,7 +379,7 @@ def _llama(paths, config, roles):
     model = _sentencepiece(*paths, config)
     # transformers up to 4 took None for True.
     backend = sentencepiece_model.to_tokenizer(model, prefix_after_special_tokens=config.get("legacy") is not False)
-    roles = {role: token for role, token in families.LLAMA_TOKENS.items() if token in model.pieces} | roles
+    roles = {role: token for role, token in tokenizer_parts.LLAMA_TOKENS.items() if token in model.pieces} | roles
     _add_ends(backend, config, roles, bos=True)
     return backend, roles
 
@@ -389,7 +389,7 @@ def _marian(paths, config, roles):
     vocabulary = json_files.read_json(path, most_bytes=MOST_VOCABULARY)
     with refused(path):
         tokenizer_limits.check_ids(list(vocabulary.values()))
-    roles = families.T5_TOKENS | roles
+    roles = tokenizer_parts.T5_TOKENS | roles
     special = [token for role, token in roles.items() if role != "unk"]
     languages = [token for token in vocabulary if token.startswith(">>") and token.endswith("<<")]
     model = _sentencepiece(spm, config)
@@ -399,7 +399,7 @@ def _marian(paths, config, roles):
     backend.add_tokens([tokenizers.AddedToken(language, normalized=False) for language in languages])
     # decoders.Strip panics on a text of spaces.
     backend.decoder = decoders.Sequence([backend.decoder, decoders.Replace(tokenizers.Regex("^ +| +$"), "")])
-    families.add_template(backend, "$A {eos}", "$A $B {eos}", roles)
+    tokenizer_parts.add_template(backend, "$A {eos}", "$A $B {eos}", roles)
     return backend, roles
 
 
@@ -420,7 +420,7 @@ def _add_ends(backend, config, roles, bos):
     eos = bool(config.get("add_eos_token", False)) and "eos" in roles
     if bos or eos:
         single = "{bos} " * bos + "$A" + " {eos}" * eos
-        families.add_template(backend, single, f"{single}{' {bos}:1' * bos} $B:1{' {eos}:1' * eos}", roles)
+        tokenizer_parts.add_template(backend, single, f"{single}{' {bos}:1' * bos} $B:1{' {eos}:1' * eos}", roles)
 
 
 def _roles(name, vocabulary):

@@ -5,7 +5,7 @@ import json
 import tokenizers
 from tokenizers import models
 
-from kerasllm.text import families, tokenizer_limits
+from kerasllm.text import tokenizer_limits, tokenizer_parts
 
 # A kind of model, as `RULES` names it.
 MODELS = {"WordPiece": models.WordPiece, "BPE": models.BPE, "Unigram": models.Unigram}
@@ -39,11 +39,11 @@ def obey(backend, name, config, roles):
             single, pair = TEMPLATES["MBartTokenizer"]
     if name == "AlbertTokenizer" and backend.post_processor is not None:  # It lets the file have its way.
         return
-    if single and all(role in roles for role in families.ROLES if f"{{{role}}}" in single):
+    if single and all(role in roles for role in tokenizer_parts.ROLES if f"{{{role}}}" in single):
         if TEMPLATES[name] is _ROBERTA_ENDS:
-            families.add_roberta_ends(backend, roles, config)
+            tokenizer_parts.add_roberta_ends(backend, roles, config)
         else:
-            families.add_template(backend, single, pair, roles)
+            tokenizer_parts.add_template(backend, single, pair, roles)
 
 
 def evident_roles(backend, model):
@@ -54,7 +54,7 @@ def evident_roles(backend, model):
         model: the entries of config.json.
     """
     added = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
-    ids = {role: model.get(f"{role}_token_id") for role in families.ROLES}
+    ids = {role: model.get(f"{role}_token_id") for role in tokenizer_parts.ROLES}
     roles = {role: added[i] for role, i in ids.items() if isinstance(i, int) and i in added}
     unk = getattr(backend.model, "unk_token", None)
     if unk in added.values():

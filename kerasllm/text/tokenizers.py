@@ -19,7 +19,7 @@ from kerasllm.arguments import (
     read_path,
     shown,
 )
-from kerasllm.text import chat, families, tokenizer_files, tokenizer_json
+from kerasllm.text import chat, tokenizer_files, tokenizer_json, tokenizer_parts
 from kerasllm.text.panics import refused
 
 # In transformers, for tokenizers of whole words.
@@ -50,7 +50,7 @@ class Tokenizer:
     def __init__(self, backend, pad=None, unk=None, bos=None, eos=None, cls=None, sep=None, mask=None, config=None):
         if not isinstance(backend, tokenizers.Tokenizer):
             raise ValueError(f"backend ({type(backend).__name__}) must be a tokenizers.Tokenizer.")
-        tokens = dict(zip(families.ROLES, (pad, unk, bos, eos, cls, sep, mask), strict=True))
+        tokens = dict(zip(tokenizer_parts.ROLES, (pad, unk, bos, eos, cls, sep, mask), strict=True))
         self.backend = backend
         self.backend.no_padding()
         self.backend.no_truncation()
@@ -427,8 +427,8 @@ class Tokenizer:
         check_positive("max_alphabet", max_alphabet)
         check_boolean("lowercase", lowercase)
         check_from_zero("min_frequency", min_frequency)
-        roles = _roles(families.BERT_TOKENS, special_tokens, required="unk")
-        backend = families.bert(models.WordPiece(unk_token=roles["unk"]), lowercase)
+        roles = _roles(tokenizer_parts.BERT_TOKENS, special_tokens, required="unk")
+        backend = tokenizer_parts.bert(models.WordPiece(unk_token=roles["unk"]), lowercase)
         texts = list(_strings(texts, "texts"))
         counts = collections.Counter()
         for text in texts:
@@ -448,8 +448,8 @@ class Tokenizer:
         )
         _train(backend, texts, trainer)
         model = models.WordPiece(backend.get_vocab(), unk_token=roles["unk"])
-        backend = families.bert(model, lowercase)
-        families.add_bert_template(backend, roles)
+        backend = tokenizer_parts.bert(model, lowercase)
+        tokenizer_parts.add_bert_template(backend, roles)
         return cls._trained(backend, roles, vocabulary_size)
 
     @classmethod
@@ -465,8 +465,8 @@ class Tokenizer:
         """
         check_positive("vocabulary_size", vocabulary_size)
         check_from_zero("min_frequency", min_frequency)
-        roles = _roles(families.GPT2_TOKENS, special_tokens)
-        backend = families.byte_level(models.BPE())
+        roles = _roles(tokenizer_parts.GPT2_TOKENS, special_tokens)
+        backend = tokenizer_parts.byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             min_frequency=min_frequency,
@@ -487,7 +487,7 @@ class Tokenizer:
             **special_tokens: roles that replace or extend pad="<pad>", unk="<unk>", bos="<s>", eos="</s>".
         """
         check_positive("vocabulary_size", vocabulary_size)
-        roles = _roles(families.TRANSLATOR_TOKENS, special_tokens, required="unk")
+        roles = _roles(tokenizer_parts.TRANSLATOR_TOKENS, special_tokens, required="unk")
         backend = tokenizers.Tokenizer(models.Unigram())
         backend.pre_tokenizer = pre_tokenizers.Metaspace()
         backend.decoder = decoders.Metaspace()
@@ -513,7 +513,7 @@ class Tokenizer:
             **special_tokens: roles that replace or extend pad="<pad>", unk="<unk>", bos="<s>", eos="</s>".
         """
         check_positive("vocabulary_size", vocabulary_size)
-        roles = _roles(families.TRANSLATOR_TOKENS, special_tokens, required="unk")
+        roles = _roles(tokenizer_parts.TRANSLATOR_TOKENS, special_tokens, required="unk")
         check_boolean("lowercase", lowercase)
         check_from_zero("min_frequency", min_frequency)
         backend = tokenizers.Tokenizer(models.WordLevel(unk_token=roles["unk"]))
@@ -570,9 +570,11 @@ def _roles(defaults, given, required=None):
     for role, token in given.items():
         if isinstance(token, str):
             check_text(role, token)
-        if role not in families.ROLES:
-            raise ValueError(f"{role!r} is not the role of a special token; roles are {', '.join(families.ROLES)}.")
-    roles = {role: (defaults | given).get(role) for role in families.ROLES}
+        if role not in tokenizer_parts.ROLES:
+            raise ValueError(
+                f"{role!r} is not the role of a special token; roles are {', '.join(tokenizer_parts.ROLES)}."
+            )
+    roles = {role: (defaults | given).get(role) for role in tokenizer_parts.ROLES}
     roles = {role: token for role, token in roles.items() if token is not None}
     if required and required not in roles:
         raise ValueError(f"{required} (None) must be a token: this kind of tokenizer needs one.")

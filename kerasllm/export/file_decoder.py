@@ -14,7 +14,7 @@ from kerasllm.extras import required
 WEIGHT_CACHE = ":memory" if hasattr(os, "memfd_create") else ""
 
 
-class Steps:
+class FileDecoder:
     """The functions `prefill_N` and `decode` of a language model's file, for one thread at a time.
 
     The state is written into one set of LiteRT's buffers and read from another, which then change places: it is never

@@ -1,4 +1,4 @@
-"""Which contents a model's file has."""
+"""Which contents the file of which model has."""
 
 from kerasllm.export import heads
 from kerasllm.export.contents import Contents
@@ -13,7 +13,7 @@ from kerasllm.models.token_classifier import BERTTokenClassifier
 from kerasllm.models.translator import Translator
 
 # The first class that a model is an instance of decides; a model of none has its forward pass alone.
-FAMILIES = [
+CONTENTS = [
     (LanguageModel, LanguageModelContents),
     (Translator, TranslatorContents),
     (BERTMaskedLM, heads.MaskedLMContents),
@@ -28,4 +28,4 @@ def contents_of(writer, model, options):
     """The `Contents` of a model's file in a format, which may have its own."""
     if hasattr(writer, "contents_of"):
         return writer.contents_of(model, options)
-    return next((contents for cls, contents in FAMILIES if isinstance(model, cls)), Contents)(model, options)
+    return next((contents for cls, contents in CONTENTS if isinstance(model, cls)), Contents)(model, options)

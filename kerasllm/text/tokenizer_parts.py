@@ -1,4 +1,4 @@
-"""What each family of tokenizers has around its vocabulary: normaliser, words, special tokens at the ends, decoder."""
+"""What each kind of tokenizer has around its vocabulary: normaliser, words, special tokens at the ends, decoder."""
 
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
