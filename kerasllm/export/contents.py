@@ -78,12 +78,16 @@ class Signature:
         defaults: the options among the inputs, which have one value for all rows: dict name -> the value that stands
             where a caller of a SavedModel gives none; None is an integer drawn at random.
         limit: the most tokens of a row, None where any number will do.
+        proof: () -> the calls that prove it, a list of `Check`; none where those of another function prove it too.
+        is_exact: whether it is proved only in files that give what the model gives, not in quantised ones.
     """
 
     inputs: dict
     function: Callable
     defaults: dict = dataclasses.field(default_factory=dict)
     limit: int | None = None
+    proof: Callable = list
+    is_exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Contents:
         arguments = self.model.arguments
         is_table = arguments.get("positions", "learned") == "learned"
         limit = arguments.get("max_sequence_length") if is_table else None
-        return {"forward": Signature(self.forward_inputs(), self.forward, limit=limit)}
+        return {"forward": Signature(self.forward_inputs(), self.forward, limit=limit, proof=self.prove_forward)}
 
     @property
     def default_signature(self):
@@ -159,8 +163,11 @@ class Contents:
 
     def checks(self):
         """The calls that prove the wanted functions: a list of `Check`."""
-        if "forward" not in self.signatures:
-            return []
+        proved = [s for s in self.signatures.values() if self.options.exact or not s.is_exact]
+        return [check for signature in proved for check in signature.proof()]
+
+    def prove_forward(self):
+        """The model's outputs for examples, and for the caller's data."""
         examples, data = self.examples(), self.calibration_inputs()
         labels = [None] * len(examples) if data else [self.labels(x) for x in examples]
         labels += [self.labels(x) for x in data]

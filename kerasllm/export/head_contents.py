@@ -39,12 +39,14 @@ class HeadContents(Contents):
         """`forward`, the task, and the task from strings."""
         defaults = {} if self.options.static else self.defaults
         limit = self.model.arguments["max_sequence_length"]
-        task = Signature({**self.forward_inputs(), **self.inputs}, self.call, defaults, limit)
+        inputs = {**self.forward_inputs(), **self.inputs}
+        task = Signature(inputs, self.call, defaults, limit, self.prove_task)
         return {**super().available(), self.task: task, **(self.from_strings() if self.options.strings else {})}
 
     def from_strings(self):
         """The functions that take strings, by their names."""
-        return {f"{self.task}_text": Signature({"texts": ((None,), "string")}, self.call_text)}
+        inputs = {"texts": ((None,), "string")}
+        return {f"{self.task}_text": Signature(inputs, self.call_text, proof=self.prove_text)}
 
     @property
     def text_signature(self):
@@ -69,7 +71,7 @@ class HeadContents(Contents):
         raise NotImplementedError
 
     def expected_text(self, texts):
-        """What the functions of strings must give: a list of `Check`."""
+        """What the function of strings must give: a list of `Check`."""
         raise NotImplementedError
 
     def settings(self):
@@ -118,23 +120,32 @@ class HeadContents(Contents):
         with tf.control_dependencies([tf.debugging.assert_less_equal(length, limit, message)]):
             return {name: tf.identity(encoded[name]) for name in (*self.model.input, "places") if name in encoded}
 
-    def checks(self):
-        """Random inputs for the functions of ids, sentences for those of strings."""
+    @functools.cached_property
+    def _answered(self):
+        """Random inputs with the model's outputs."""
+        examples = self.examples()
+        return list(zip(examples, verification.model_outputs(self.model, examples), strict=True))
+
+    def prove_forward(self):
+        """The model's outputs for random inputs."""
+        return [Check([("forward", inputs)], outputs) for inputs, outputs in self._answered]
+
+    def prove_task(self):
+        """What the model's method makes of these outputs."""
         checks = []
-        if set(self.signatures) & {"forward", self.task}:
-            examples = verification.example_inputs(self.model, self.forward_inputs())
-            for inputs, outputs in zip(examples, verification.model_outputs(self.model, examples), strict=True):
-                if "forward" in self.signatures:
-                    checks.append(Check([("forward", inputs)], outputs))
-                if self.task in self.signatures:
-                    given, expected = self.expected(inputs, outputs)
-                    checks.append(Check([(self.task, {**inputs, **given})], expected))
-        if self.text_signatures():
-            limit = self.model.arguments["max_sequence_length"]
-            texts = [text for text in TEXTS if len(self.model.tokenizer.encode(text, text)) < limit]
-            texts += [" ".join(TEXTS * limit)] if self.options.truncate else []
-            checks += [check for check in self.expected_text(texts) if check.calls[0][0] in self.signatures]
+        for inputs, outputs in self._answered:
+            given, expected = self.expected(inputs, outputs)
+            checks.append(Check([(self.task, {**inputs, **given})], expected))
         return checks
+
+    def prove_text(self):
+        """What the model's method says of sentences."""
+        return self.expected_text(self._texts())
+
+    def _texts(self):
+        limit = self.model.arguments["max_sequence_length"]
+        texts = [text for text in TEXTS if len(self.model.tokenizer.encode(text, text)) < limit]
+        return texts + ([" ".join(TEXTS * limit)] if self.options.truncate else [])
 
 
 def strings(nest):

@@ -62,7 +62,8 @@ class ClassifierContents(HeadContents):
     def from_strings(self):
         """Also for pairs of texts."""
         inputs = {name: ((None,), "string") for name in ("texts", "pairs")}
-        return {**super().from_strings(), "classify_pair_text": Signature(inputs, self.call_text)}
+        pairs = Signature(inputs, self.call_text, proof=lambda: self.expected_text(**pairs_of(self._texts())))
+        return {**super().from_strings(), "classify_pair_text": pairs}
 
     def results(self, outputs, **inputs):
         """Probabilities, or numbers where the model predicts these."""
@@ -84,17 +85,15 @@ class ClassifierContents(HeadContents):
         convert = {"single_label": softmax, "multi_label": sigmoid, "regression": np.float64}
         return {}, {"scores": convert[self.model.problem_type](outputs["logits"])}
 
-    def expected_text(self, texts):
+    def expected_text(self, texts, pairs=None):
         """What `classify` says."""
-        checks = []
-        for name, inputs in (("classify_text", {"texts": texts}), ("classify_pair_text", pairs_of(texts))):
-            answers = self.model.classify(*inputs.values(), top_k=None, truncate=self.options.truncate, verbose=False)
-            labels = strings([[entry["label"] for entry in answer] for answer in answers])
-            scores = np.array([[entry["score"] for entry in answer] for answer in answers])
-            inputs = {key: strings(value) for key, value in inputs.items()}
-            expected = {"scores": scores} | ({"labels": labels} if is_clear(scores, np.abs(scores).max()) else {})
-            checks.append(Check([(name, inputs)], expected))
-        return checks
+        answers = self.model.classify(texts, pairs, top_k=None, truncate=self.options.truncate, verbose=False)
+        labels = strings([[entry["label"] for entry in answer] for answer in answers])
+        scores = np.array([[entry["score"] for entry in answer] for answer in answers])
+        expected = {"scores": scores} | ({"labels": labels} if is_clear(scores, np.abs(scores).max()) else {})
+        if pairs is None:
+            return [Check([("classify_text", {"texts": strings(texts)})], expected)]
+        return [Check([("classify_pair_text", {"texts": strings(texts), "pairs": strings(pairs)})], expected)]
 
 
 class MaskedLMContents(HeadContents):
@@ -109,7 +108,7 @@ class MaskedLMContents(HeadContents):
         if self.model.tokenizer.mask_id is None:
             raise ValueError("strings (True): the tokenizer must have a mask token.")
         inputs = {"texts": ((None,), "string"), **self.inputs}
-        return {"fill_mask_text": Signature(inputs, self.call_text, self.defaults)}
+        return {"fill_mask_text": Signature(inputs, self.call_text, self.defaults, proof=self.prove_text)}
 
     def results(self, outputs, top_k, **inputs):
         """The best tokens (B, P, K) and their probabilities."""
@@ -239,7 +238,7 @@ class QuestionAnswererContents(HeadContents):
         """Questions with the contexts that answer them."""
         inputs = {name: ((None,), "string") for name in ("questions", "contexts")}
         inputs |= {name: ((), "int32") for name in ("max_answer_length", "top_k")}
-        return {"answer_text": Signature(inputs, self.call_text, self.defaults)}
+        return {"answer_text": Signature(inputs, self.call_text, self.defaults, proof=self.prove_text)}
 
     def call_text(self, questions, contexts, max_answer_length, top_k):
         """The parts of contexts that answer questions, best first."""

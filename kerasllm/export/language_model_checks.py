@@ -16,28 +16,15 @@ TEXTS = ("Hello, world! What is 12 + 30?", "The cat sat", "")
 
 
 class LanguageModelChecks:
-    """The checks of a `LanguageModelContents`, from random prompts and `TEXTS`."""
+    """The proofs of a `LanguageModelContents`, by its functions' names, from random prompts and `TEXTS`.
+
+    Of a quantised file only logits and what is generated greedily: who draws among others draws others.
+    """
 
     def __init__(self, contents):
         self.contents = contents
 
-    def checks(self):
-        """A list of `Check` for the functions that are wanted.
-
-        Of a quantised file only logits and what is generated greedily: who draws among others draws others.
-        """
-        proofs = {"decode": self._step_checks, "generate": self._generate_checks}
-        if self.contents.options.exact:
-            proofs |= {
-                "sample": self._sample_checks,
-                "score": self._score_checks,
-                "generate_text": self._text_checks,
-                "tokenize": self._tokenize_checks,
-                "detokenize": self._detokenize_checks,
-            }
-        return [check for name, proof in proofs.items() if name in self.contents.signatures for check in proof()]
-
-    def _step_checks(self):
+    def decode(self):
         """Calls that read random tokens by each `prefill_N` that is wanted, and by `decode`."""
         chains = [[]]
         for length in self.contents.prefill_lengths:
@@ -71,7 +58,8 @@ class LanguageModelChecks:
         calls[0] = (calls[0][0], {**first, **calls[0][1]})
         return Check(calls, {"logits": self._logits(token_ids)[:, -1:]})
 
-    def _generate_checks(self):
+    def generate(self):
+        """Prompts of one token and of several, greedily, and drawn where the file is exact."""
         checks = []
         sampled = [(PROMPT, 2, SAMPLED)] if self.contents.options.exact else [(PROMPT, 1, GREEDY)]
         for length, num_rows, options in [(1, 1, GREEDY), *sampled]:
@@ -94,7 +82,8 @@ class LanguageModelChecks:
                 checks.append(self._call("generate", inputs, _padded(completions)))
         return checks
 
-    def _sample_checks(self):
+    def sample(self):
+        """The last tokens of what was drawn."""
         count = min(NUM_TOKENS, self._room - PROMPT)
         if count < 1:
             return []
@@ -110,7 +99,8 @@ class LanguageModelChecks:
         inputs["logits"] = self._logits(texts[:, :-1])[:, -1]
         return [self._call("sample", inputs, {"token_ids": texts[:, -1]})]
 
-    def _score_checks(self):
+    def score(self):
+        """Random rows of two lengths."""
         rows = self._examples([2, min(5, self._room)]) if self._room > 1 else []
         if not rows:
             return []
@@ -120,7 +110,8 @@ class LanguageModelChecks:
             row[: len(score.log_probs)] = score.log_probs
         return [self._call("score", {"token_ids": token_ids, "padding_mask": padding_mask}, {"log_probs": log_probs})]
 
-    def _text_checks(self):
+    def generate_text(self):
+        """Two samples for each of TEXTS that there is room for."""
         tokenizer = self.contents.model.tokenizer
         lengths = {text: len(tokenizer.encode(text) or [0] * (tokenizer.bos_id is not None)) for text in TEXTS}
         texts = [text for text, length in lengths.items() if 0 < length < self._room]
@@ -132,11 +123,13 @@ class LanguageModelChecks:
         inputs = {"texts": _strings(texts), **_inputs(count, SAMPLED), "num_return_sequences": 2}
         return [self._call("generate_text", inputs, {"texts": _strings(text for row in rows for text in row)})]
 
-    def _tokenize_checks(self):
+    def tokenize(self):
+        """The ids of the first of TEXTS."""
         token_ids, mask = self._tokenized()
         return [self._call("tokenize", {"texts": _strings(TEXTS[:1])}, {"token_ids": token_ids, "padding_mask": mask})]
 
-    def _detokenize_checks(self):
+    def detokenize(self):
+        """The text of these ids."""
         token_ids, mask = self._tokenized()
         texts = _strings(self.contents.model.tokenizer.decode(row) for row in token_ids)
         return [self._call("detokenize", {"token_ids": token_ids, "padding_mask": mask}, {"texts": texts})]

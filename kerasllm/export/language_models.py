@@ -88,23 +88,24 @@ class LanguageModelContents(Contents):
 
     def available(self):
         """The functions of this format."""
-        functions = super().available()
+        functions, proofs = super().available(), LanguageModelChecks(self)
         tokens, scalar = ((self.options.batch, None), "int32"), ((), "int32")
         if self.options.static:
-            functions["generate"] = Signature(
-                {"token_ids": tokens, **SAMPLING, **LENGTHS, "row": scalar}, self.generate_rows
-            )
-            return {**functions, **self._steps()}
+            inputs = {"token_ids": tokens, **SAMPLING, **LENGTHS, "row": scalar}
+            functions["generate"] = Signature(inputs, self.generate_rows, proof=proofs.generate)
+            return {**functions, **self._steps(proofs)}
         inputs = {"token_ids": tokens, "padding_mask": (tokens[0], "bool")}
         options = {**SAMPLING, **LENGTHS, "num_return_sequences": scalar}
         defaults = self._option_defaults()
-        functions["generate"] = Signature({**inputs, **options}, self.generate, defaults)
-        functions["score"] = Signature(inputs, self.score, limit=self.max_length)
+        functions["generate"] = Signature({**inputs, **options}, self.generate, defaults, proof=proofs.generate)
+        functions["score"] = Signature(inputs, self.score, limit=self.max_length, proof=proofs.score, is_exact=True)
         if self.options.strings:
             texts = {"texts": ((None,), "string")}
-            functions["generate_text"] = Signature({**texts, **options}, self.generate_text, defaults)
-            functions["tokenize"] = Signature(texts, self.tokenize)
-            functions["detokenize"] = Signature(inputs, self.detokenize)
+            functions["generate_text"] = Signature(
+                {**texts, **options}, self.generate_text, defaults, proof=proofs.generate_text, is_exact=True
+            )
+            functions["tokenize"] = Signature(texts, self.tokenize, proof=proofs.tokenize, is_exact=True)
+            functions["detokenize"] = Signature(inputs, self.detokenize, proof=proofs.detokenize, is_exact=True)
         return functions
 
     def _option_defaults(self):
@@ -382,23 +383,24 @@ class LanguageModelContents(Contents):
 
     # Steps
 
-    def _steps(self):
+    def _steps(self, proofs):
         batch_size, scalar = self.options.batch_size, ((), "int32")
         state = states.inputs(self._first_state())
 
-        def signature(length, function):
+        def signature(length, function, **more):
             inputs = {"tokens": ((batch_size, length), "int32"), "input_pos": ((length,), "int32")}
-            return Signature({**inputs, **state}, function)
+            return Signature({**inputs, **state}, function, **more)
 
         functions = {f"prefill_{length}": signature(length, self.prefill) for length in self.prefill_lengths}
-        functions["decode"] = signature(1, self.decode)
+        functions["decode"] = signature(1, self.decode, proof=proofs.decode)
         inputs = {
             "logits": ((batch_size, self.model.output_vocabulary_size), "float32"),
             "token_ids": ((batch_size, self.max_length), "int32"),
             "count": scalar,
             "row": scalar,
         }
-        return {**functions, "sample": Signature({**inputs, **SAMPLING}, self.sample)}
+        functions["sample"] = Signature({**inputs, **SAMPLING}, self.sample, proof=proofs.sample, is_exact=True)
+        return functions
 
     def decode(self, tokens, input_pos, **state):
         """Read tokens (b, T) at the positions `input_pos` (T,): logits (b, T, V), and the new state."""
@@ -419,10 +421,6 @@ class LanguageModelContents(Contents):
         shape = (self.options.batch_size, 1)
         prompt = {"token_ids": ops.zeros(shape, "int32"), "padding_mask": ops.ones(shape, "bool")}
         return self.model.start_decoding({}, prompt, self.max_length)
-
-    def checks(self):
-        """The calls that prove the wanted functions."""
-        return super().checks() + LanguageModelChecks(self).checks()
 
 
 def _sampling_checks(max_new_tokens, num_return_sequences, temperature, top_k, top_p, repetition_penalty):

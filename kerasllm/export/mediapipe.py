@@ -62,7 +62,7 @@ class TextClassifierContents(heads.ClassifierContents):
     def available(self):
         """`classify`."""
         inputs = dict.fromkeys(("ids", "mask", "segment_ids"), ((1, self.max_length), "int32"))
-        return {"classify": Signature(inputs, self.call)}
+        return {"classify": Signature(inputs, self.call, proof=self.prove_task)}
 
     def forward_inputs(self):
         """The model's own inputs, of one text."""
@@ -73,9 +73,9 @@ class TextClassifierContents(heads.ClassifierContents):
         inputs = {"token_ids": ids, "padding_mask": mask > 0, "segment_ids": segment_ids}
         return super().call(**{name: inputs[name] for name in self.model.input})
 
-    def checks(self):
+    def prove_task(self):
         """Random ids."""
-        checks = super().checks()
+        checks = super().prove_task()
         for check in checks:
             [(_, inputs)] = check.calls
             segment_ids = inputs.get("segment_ids", 0 * inputs["token_ids"])

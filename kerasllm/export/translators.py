@@ -80,17 +80,17 @@ class TranslatorContents(Contents):
             return functions
         length, penalty = {"max_new_tokens": ((), "int32")}, {"length_penalty": ((), "float32")}
         defaults = {} if self.options.static else self._option_defaults()
-        beams = dict(defaults)
-        defaults.pop("length_penalty", None)
-        inputs, limit = self._source() | length, self.model.max_sequence_length
-        functions["translate"] = Signature(inputs, self.translate, defaults, limit)
-        functions["translate_beams"] = Signature(inputs | penalty, self.translate_beams, beams, limit)
-        if self.options.strings:
-            texts = {"texts": ((None,), "string")}
-            for name, inputs in (("translate_text", length), ("translate_beams_text", length | penalty)):
-                of_ids = functions[name.removesuffix("_text")]
-                function = functools.partial(self.translate_text, of_ids.function)
-                functions[name] = Signature(texts | inputs, function, of_ids.defaults)
+        source, limit = self._source(), self.model.max_sequence_length
+        searches = {"translate": (self.translate, length), "translate_beams": (self.translate_beams, length | penalty)}
+        for name, (function, inputs) in searches.items():
+            options = {key: value for key, value in defaults.items() if key in inputs}
+            proof = functools.partial(self._prove_ids, name)
+            functions[name] = Signature(source | inputs, function, options, limit, proof)
+        for name, (function, inputs) in searches.items() if self.options.strings else ():
+            texts, options = {"texts": ((None,), "string")}, functions[name].defaults
+            of_texts = functools.partial(self.translate_text, function)
+            proof = functools.partial(self._prove_texts, f"{name}_text")
+            functions[f"{name}_text"] = Signature(texts | inputs, of_texts, options, proof=proof)
         return functions
 
     def _option_defaults(self):
@@ -259,7 +259,7 @@ class TranslatorContents(Contents):
     def _decode_signature(self):
         batch_size = self.options.batch_size
         inputs = {"tokens": ((batch_size, 1), "int32"), "input_pos": ((1,), "int32")}
-        return Signature({**inputs, **states.inputs(self._example)}, self.decode)
+        return Signature({**inputs, **states.inputs(self._example)}, self.decode, proof=self._prove_steps)
 
     @property
     def _any_prompt(self):
@@ -285,19 +285,10 @@ class TranslatorContents(Contents):
             leaves.append(tf.reshape(x, [tf.shape(x)[i] if n is None else n for i, n in enumerate(sizes)]))
         return keras.tree.pack_sequence_as(state, leaves)
 
-    # Proof.
+    # Proofs: what the functions give is what the model generates, translates and scores.
 
-    def checks(self):
-        """The calls that prove the functions: what they give is what the model generates, translates and scores."""
-        checks, rng = super().checks(), np.random.default_rng(0)
-        for name in self.signatures:
-            if name.endswith("_text"):
-                checks += self._text_checks(name, rng)
-            elif name.startswith("translate"):
-                checks += self._id_checks(name, rng)
-        return checks + (self._step_checks(rng) if {"encode", "decode"} <= set(self.signatures) else [])
-
-    def _random_sources(self, count, rng):
+    def _random_sources(self, count):
+        rng = np.random.default_rng(0)
         longest = self.model.max_sequence_length or max(SOURCE_LENGTHS)
         lengths = itertools.islice(itertools.cycle(SOURCE_LENGTHS), count)
         return [rng.integers(0, self.model.source_vocabulary_size, min(n, longest)).tolist() for n in lengths]
@@ -313,9 +304,9 @@ class TranslatorContents(Contents):
             inputs |= {key: np.array(value, "float32") for key, value in penalty.items()}
             yield inputs, {**self._overrides(name), **length, **penalty}
 
-    def _id_checks(self, name, rng):
+    def _prove_ids(self, name):
         batch_size, checks = self.options.batch or len(SOURCE_LENGTHS), []
-        sources = self._random_sources(max(2, batch_size) // batch_size * batch_size, rng)
+        sources = self._random_sources(max(2, batch_size) // batch_size * batch_size)
         for inputs, arguments in self._variants(name):
             # Without beams scores are left out, as for texts: they would be another compilation.
             has_scores = "beams" in name
@@ -332,8 +323,8 @@ class TranslatorContents(Contents):
                 checks.append(Check([(name, call)], expected))
         return checks
 
-    def _text_checks(self, name, rng):
-        texts = map(self.model.source_tokenizer.decode, self._random_sources(2 * len(SOURCE_LENGTHS), rng))
+    def _prove_texts(self, name):
+        texts = map(self.model.source_tokenizer.decode, self._random_sources(2 * len(SOURCE_LENGTHS)))
         texts = [text for text in texts if text.strip()][: len(SOURCE_LENGTHS)]
         if not texts:
             return []
@@ -344,10 +335,12 @@ class TranslatorContents(Contents):
             checks.append(Check([(name, call)], {"texts": np.array(expected, object)}))
         return checks
 
-    def _step_checks(self, rng):
+    def _prove_steps(self):
         """Encode, then decode some tokens: the last logits are those of `forward`."""
-        batch_size = self.options.batch_size
-        token_ids, padding_mask = batches.pad(self._random_sources(batch_size, rng))
+        if "encode" not in self.signatures:
+            return []
+        batch_size, rng = self.options.batch_size, np.random.default_rng(1)
+        token_ids, padding_mask = batches.pad(self._random_sources(batch_size))
         source = {"source_token_ids": token_ids, "source_padding_mask": padding_mask}
         shape = (batch_size, min(3, self.max_length))
         target = rng.integers(0, self.model.output_vocabulary_size, shape, dtype="int32")
