@@ -113,15 +113,24 @@ def reading(init, keep=None):
     return read
 
 
+def with_first_names(parameters, arguments):
+    """Arguments by name, dict, with the names of now in place of those of before, where the constructor has them.
+
+    Raises:
+        ValueError: an argument has two names.
+    """
+    for second, (name, _) in SECOND_NAMES.items():
+        if second in arguments and name in parameters:
+            check_boolean(second, arguments[second])
+            if name in arguments:
+                raise ValueError(f"{second} ({arguments[second]}) is the older name of {name}, which is given too.")
+            arguments = {name if key == second else key: value for key, value in arguments.items()}
+    return arguments
+
+
 def _bind(init, instance, args, kwargs):
     signature = inspect.signature(init)
-    for second, (name, _) in SECOND_NAMES.items():
-        if second in kwargs and name in signature.parameters:
-            check_boolean(second, kwargs[second])
-            if name in kwargs:
-                raise ValueError(f"{second} ({kwargs[second]}) is the older name of {name}, which is given too.")
-            kwargs = {name if key == second else key: value for key, value in kwargs.items()}
-    call = signature.bind(instance, *args, **kwargs)
+    call = signature.bind(instance, *args, **with_first_names(signature.parameters, kwargs))
     call.apply_defaults()
     for name, value in list(call.arguments.items())[1:]:
         call.arguments[name] = _plain(value, signature.parameters[name])

@@ -24,6 +24,7 @@ from kerasllm import writing
 from kerasllm.arguments import read_path, shown
 from kerasllm.checkpoints import files, gguf, hub, keras_hub, ours, sentence_transformers
 from kerasllm.checkpoints.families import FAMILIES, READ_ONLY
+from kerasllm.constructors import with_first_names
 from kerasllm.json_files import read_settings
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "decoder_start", "forced_bos", "forced_eos")
@@ -240,7 +241,7 @@ def _check_signature(model_class, arguments):
     signature = inspect.signature(model_class.__init__)
     named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     try:
-        signature.replace(parameters=named).bind(None, **arguments)
+        signature.replace(parameters=named).bind(None, **with_first_names(signature.parameters, arguments))
     except TypeError as error:
         raise ValueError(f"config.json: {model_class.__name__} {error}.") from None
 

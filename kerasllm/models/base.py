@@ -139,7 +139,7 @@ class Model(TrainedModel):
         config = dict(config)
         ids, changes = config.pop("named_token_ids", None), config.pop("parts", None)
         try:
-            inspect.signature(cls).bind(**config)
+            constructors.bound(cls.__init__, None, (), config)
         except TypeError as error:
             raise ValueError(f"config: {cls.__name__} {error}.") from None
         ids = None if ids is None else checkpoints.named_token_ids(ids, config)
