@@ -41,6 +41,16 @@ LLAMA = {
     "use_bias": False,
     "tie_embeddings": False,
 }
+NEOX = {"residual": "parallel", "positions": "rotary", "rotary_fraction": 0.25, "tie_embeddings": False}
+GEMMA = LLAMA | {
+    "norm": "unit_offset_rms",
+    "residual": "both",
+    "scale_embeddings": True,
+    "sliding_window": [6, None],
+    "attention_softcap": 5.0,
+    "logit_softcap": 6.0,
+    "tie_embeddings": True,
+}
 
 
 @functools.cache
@@ -64,8 +74,8 @@ def translated(cls, *sizes, **others):
 MODELS = {
     "GPT": lambda: GPT(**pieces("bpe"), **TRANSFORMER),
     "GPT, as Llama": lambda: GPT(**pieces("bpe"), **TRANSFORMER, **LLAMA),
-    "GPT, as GPT-NeoX": lambda: GPT.from_preset(DATA / "gpt_neox"),
-    "GPT, as Gemma 2": lambda: GPT.from_preset(DATA / "gemma2"),
+    "GPT, as GPT-NeoX": lambda: GPT(**pieces("bpe"), **TRANSFORMER, **NEOX),
+    "GPT, as Gemma 2": lambda: GPT(**pieces("bpe"), **TRANSFORMER | {"num_layers": 2}, **GEMMA),
     "RNNLanguageModel, LSTM": lambda: RNNLanguageModel(**pieces("bpe"), num_layers=2, hidden_dim=16),
     "RNNLanguageModel, GRU with attention": lambda: RNNLanguageModel(
         **pieces("bpe"), num_layers=1, hidden_dim=16, cell="gru", num_attention_heads=2
