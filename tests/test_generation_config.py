@@ -23,6 +23,7 @@ from kerasllm.generation.config import GenerationConfig
         {"num_return_sequences": None},
         {"temperature": -0.1},
         {"temperature": math.nan},
+        {"temperature": 3.1e38},
         {"temperature": math.inf},
         {"temperature": "hot"},
         {"temperature": True},
@@ -111,6 +112,7 @@ def test_a_bad_value_is_named_with_what_is_accepted(options):
     [
         {"min_new_tokens": 0},
         {"temperature": 0},
+        {"temperature": 3e38, "presence_penalty": -3e38},
         {"top_p": 1},
         {"min_p": 1},
         {"repetition_penalty": 0.5},
