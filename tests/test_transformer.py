@@ -204,3 +204,8 @@ def test_a_stack_runs_in_mixed_precision():
     hidden = decoder(IDS)
     assert keras.backend.standardize_dtype(hidden.dtype) == "bfloat16"
     assert {v.dtype for v in decoder.weights} == {"float32"}
+
+
+def test_a_number_may_be_whole_and_large():
+    decoder = TransformerDecoder(**SIZES, norm_epsilon=2**63)
+    assert np.isfinite(to_numpy(decoder(IDS))).all()

@@ -57,6 +57,6 @@ def make_norm(kind, epsilon, dtype, name):
     """The norm of a kind, one of `kerasllm.stack.NORMS`, over the last axis."""
     check_choice("norm", kind, NORMS)
     check_positive_number("norm_epsilon", epsilon)
-    norm = LAYERS[kind](epsilon=epsilon, dtype=dtype, name=name)
+    norm = LAYERS[kind](epsilon=float(epsilon), dtype=dtype, name=name)  # jax takes no whole numbers above int64
     norm.supports_masking = True  # which Keras forgets of RMSNormalization
     return norm
