@@ -14,6 +14,7 @@ from kerasllm.arguments import (
     check_positive,
     check_positive_number,
     check_rate,
+    is_number,
     shown,
 )
 from kerasllm.constructors import Argument, arguments_of
@@ -44,6 +45,11 @@ ROPE_PARAMETERS = {
 
 def _by_its_layer(name, value):
     """The layer that it belongs to checks it."""
+
+
+def _check_fraction(name, value):
+    if not is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{name} ({shown(value)}) must be a number in (0, 1].")
 
 
 def _among(choices):
@@ -160,7 +166,7 @@ class StackArguments(TypedDict, total=False):
         float,
         Argument(
             1.0,
-            _by_its_layer,
+            _check_fraction,
             "part of a head's channels that is rotated: `fraction` of `RotaryPositions`.",
             only_with=ROTARY,
         ),

@@ -44,6 +44,8 @@ FOLDERS = {
     "llama3_tied": "GPT",
     "mistral": "GPT",
     "qwen2": "GPT",
+    "gemma2": "GPT",
+    "gpt_neox": "GPT",
     "marian": "TransformerTranslator",
     "bart": "TransformerTranslator",
     "t5": "TransformerTranslator",
@@ -84,8 +86,9 @@ TEXTS = [
 # Fields that change nothing here, or that another file says again; and files that are not read.
 IGNORED = re.compile(
     f"^/(config/)?({'|'.join(config_map.IRRELEVANT)}|summary_\\w+|(classif|classifier|qa|seq_classif)_dropout|label2id"
-    "|[a-z]+_layerdrop|pretraining_tp|sinusoidal_pos_embds|metadata|name|trainable|dtype|n_ctx|pooler_\\w+"
-    "|directionality|module|registered_name|class_name|split|parts/.*/quantization|arguments/(prompts|similarity))[ /]"
+    "|[a-z]+_layerdrop|pretraining_tp|initializer_factor|sinusoidal_pos_embds|metadata|name|trainable|dtype|n_ctx"
+    "|pooler_\\w+|directionality|module|registered_name|class_name|split|parts/.*/quantization"
+    "|arguments/(prompts|similarity))[ /]"
 )
 UNREAD = {"keras_hub_bert/metadata.json", "keras_hub_gpt2/metadata.json", "keras_hub_llama/metadata.json"} | {
     "keras_hub_gpt2/tokenizer.json"
@@ -415,6 +418,7 @@ def difference(old, new):
 
 SWITCHES, POSITIVE = ("false", 1, [], None), ("x", -1, 0, True, [], float("nan"), 1e39)
 COUNTS, RATES = ("x", -1, 0, 1.5, True, [], {}), ("x", -0.1, 1, True, [], None, float("nan"))
+FRACTIONS = ("x", -0.1, 0, 1.1, True, [], None, float("nan"))
 WRONG = {
     "GPT": {
         **dict.fromkeys(("vocabulary_size", "num_layers", "num_heads", "hidden_dim"), (*COUNTS, None)),
@@ -428,6 +432,9 @@ WRONG = {
         "activation": ("x", 5, [], {"class_name": "Dense", "module": "keras.layers", "config": {"units": 2}}),
         "norm": ("x", None, [], True),
         "positions": ("x", [], True),
+        "residual": ("x", None, [], 1),
+        "rotary_fraction": FRACTIONS,
+        **dict.fromkeys(("attention_softcap", "logit_softcap"), POSITIVE),
         "rope_scaling": ("x", [], {}, {"rope_type": "linear", "factor": -2}, {"rope_type": "linear", "factor": "x"}),
         "dtype": ("x", 5, "int32", "bool", []),
     },
@@ -491,6 +498,12 @@ def test_a_constructor_refuses_what_a_config_may_not_say():
                 except Exception as error:
                     accepted.append(f"{class_name}: {name} ({value!r}): {error!r}")
     assert not accepted, "\n".join(accepted)
+
+
+@pytest.mark.parametrize("value", FRACTIONS)
+def test_the_fraction_that_rotates_is_checked_where_nothing_does_too(value):
+    with pytest.raises(ValueError, match=r"rotary_fraction .* must be a number in \(0, 1\]"):
+        kerasllm.BERT(**SIZES, num_heads=2, rotary_fraction=value)
 
 
 def check(counts, examples):
