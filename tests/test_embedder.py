@@ -237,6 +237,15 @@ def test_what_an_embedder_of_ours_has_not_is_refused(file, content, words, tmp_p
         read_modules(tmp_path, {"hidden_dim": 8})
 
 
+@pytest.mark.parametrize("name", ["hidden_dim", "max_sequence_length"])
+def test_a_size_that_is_none_is_refused_by_name(name, tmp_path):
+    BERTEmbedder(**SIZE, activation="tanh", truncate_at=5).save_to_preset(tmp_path)  # in our own layout
+    config = files.read_json(tmp_path / "config.json")
+    files.write_json(tmp_path / "config.json", config | {"arguments": config["arguments"] | {name: {}}})
+    with pytest.raises(ValueError, match=f"{name} .{{}}. must be"):
+        BERTEmbedder.from_preset(tmp_path)
+
+
 @pytest.mark.parametrize("value", [0, False, "", [], "l2"])
 def test_a_similarity_that_is_none_is_refused_and_no_similarity_is_cosine(value, model, tmp_path):
     model.save_to_preset(tmp_path)

@@ -1,6 +1,7 @@
 """Presets of KerasHub: our models answer as its own, and files that lie are refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def test_a_config_that_says_something_else_is_refused(change, words, tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=words):
         GPT.from_preset(tmp_path / "llama")
+
+
+@pytest.mark.parametrize("change", [{"oov_token": "[OOV]"}, {"suffix_indicator": "@@"}, {"split": False}, {"split": 1}])
+def test_a_tokenizer_that_cuts_otherwise_is_refused(change, tmp_path):
+    shutil.copytree(DATA / "bert", tmp_path / "bert")
+    path = tmp_path / "bert" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["config"] |= change
+    path.write_text(json.dumps(tokenizer))
+    [(name, value)] = change.items()
+    with pytest.raises(ValueError, match=re.escape(f"{name} ({value!r}) must be")):
+        BERT.from_preset(tmp_path / "bert")
 
 
 def test_another_backbone_is_named(tmp_path):

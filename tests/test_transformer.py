@@ -206,6 +206,20 @@ def test_a_stack_runs_in_mixed_precision():
     assert {v.dtype for v in decoder.weights} == {"float32"}
 
 
-def test_a_number_may_be_whole_and_large():
-    decoder = TransformerDecoder(**SIZES, norm_epsilon=2**63)
-    assert np.isfinite(to_numpy(decoder(IDS))).all()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm_epsilon": 2**63},
+        {"attention_scale": 2**40},
+        {"attention_softcap": 10**30},
+        {"initializer_range": 2**33},
+        {"positions": "rotary", "rope_base": 2**63},
+    ],
+    ids=lambda options: list(options)[-1],
+)
+def test_a_number_may_be_whole_and_large(options):
+    """jax takes Python's whole numbers for int32."""
+    decoder = TransformerDecoder(**SIZES | options)
+    hidden = to_numpy(decoder(IDS))
+    values = decoder.get_weights() if "initializer_range" in options else [hidden]  # of such weights no products are
+    assert all(np.isfinite(x).all() for x in values)

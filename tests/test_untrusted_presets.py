@@ -88,7 +88,7 @@ IGNORED = re.compile(
     f"^/(config/)?({'|'.join(config_map.IRRELEVANT)}|summary_\\w+|(classif|classifier|qa|seq_classif)_dropout|label2id"
     "|[a-z]+_layerdrop|pretraining_tp|initializer_factor|sinusoidal_pos_embds|metadata|name|trainable|dtype|n_ctx"
     "|pooler_\\w+|directionality|module|registered_name|class_name|split|parts/.*/quantization"
-    "|arguments/(prompts|similarity))[ /]"
+    "|arguments/(prompts|similarity|pooling|include_prompt|dense|normalize|truncate_at|default_prompt_name))[ /]"
 )
 UNREAD = {"keras_hub_bert/metadata.json", "keras_hub_gpt2/metadata.json", "keras_hub_llama/metadata.json"} | {
     "keras_hub_gpt2/tokenizer.json"

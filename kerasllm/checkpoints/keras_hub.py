@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from kerasllm.arguments import shown
-from kerasllm.checkpoints.config_map import boolean, optional_size, positive, rate, size
+from kerasllm.checkpoints.config_map import boolean, is_one_of, optional_size, positive, rate, size
 from kerasllm.checkpoints.family import Family
 from kerasllm.checkpoints.weight_map import Layout, same
 from kerasllm.json_files import MOST_JSON_BYTES, read_settings
@@ -27,6 +27,7 @@ SIZES = [
     ("dropout", "dropout", rate, 0.1),
 ]
 TABLE_SIZE = ("max_sequence_length", "max_sequence_length", size, 512)
+FIXED = {"oov_token": "[UNK]", "suffix_indicator": "##", "split": True}  # of its tokenizer: what ours does
 LOWERING = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}  # Hugging Face's names, and KerasHub's
 
 
@@ -67,6 +68,9 @@ def _tokenizer_files(folder):
         options = read_settings(config).get("config", {})
         if not isinstance(options, dict):
             raise ValueError(f"{config}: config ({shown(options)}) must be an object.")
+        for name, value in FIXED.items():
+            if not is_one_of(options.get(name), (None, value)):
+                raise ValueError(f"{config}: {name} ({shown(options[name])}) must be {value!r}.")
         said = {new: options.get(name, False) for new, name in LOWERING.items()}
         for new, name in LOWERING.items():
             if not boolean.accepts(said[new]):

@@ -88,7 +88,9 @@ def read_modules(folder, arguments=None):
     config = _read(folder / CONFIG, ("prompts", "default_prompt_name", "similarity_fn_name"), CONFIG, optional=True)
     similarity = config.get("similarity_fn_name")
     pooling = _pooling(modules[1][1] / files.CONFIG)
-    width = (arguments or {}).get("hidden_dim", 0) * (
+    # What a config says of both is not checked yet.
+    width, limit = ((arguments or {}).get(name) for name in ("hidden_dim", "max_sequence_length"))
+    width = (width if size.accepts(width) else 0) * (
         1 if isinstance(pooling["pooling"], str) else len(pooling["pooling"])
     )
     layers = []
@@ -99,7 +101,7 @@ def read_modules(folder, arguments=None):
         **pooling,
         "dense": layers,
         "normalize": bool(normalize),
-        "truncate_at": longest and min(longest, (arguments or {}).get("max_sequence_length", longest)),
+        "truncate_at": min(longest, limit) if longest and size.accepts(limit) else longest,
         "prompts": _prompts(folder / CONFIG, config),
         "default_prompt_name": config.get("default_prompt_name"),
         "similarity": "cosine" if similarity is None else similarity,

@@ -92,7 +92,9 @@ class MultiHeadAttention(Layer):
         if use_qkv_bias is not None:
             check_boolean("use_qkv_bias", use_qkv_bias)
         self.num_heads, self.head_dim = num_heads, head_dim
-        self.num_key_value_heads, self.scale, self.softcap = num_key_value_heads, scale, softcap
+        # jax takes whole numbers for int32, which may not hold them.
+        self.scale, self.softcap = (None if value is None else float(value) for value in (scale, softcap))
+        self.num_key_value_heads = num_key_value_heads
         self.use_bias = use_bias
         self.use_qkv_bias = use_bias if use_qkv_bias is None else use_qkv_bias
         self.query_norm = self.key_norm = None
@@ -271,7 +273,7 @@ def attention_weights(q, k, attention_mask=None, attention_bias=None, scale=None
 
 def capped(x, softcap):
     """Softcap tanh(x / softcap): nearly x where that is small, never beyond softcap (Gemma 2)."""
-    return ops.tanh(x / softcap) * softcap
+    return ops.tanh(x / float(softcap)) * float(softcap)
 
 
 def softmax(scores):

@@ -168,7 +168,7 @@ class TiedHead(Layer):
         super().__init__(**kwargs)
         check_boolean("use_bias", use_bias)
         check_positive_number("scale", scale)
-        self.embedding, self.use_bias, self.scale = embedding, use_bias, scale
+        self.embedding, self.use_bias, self.scale = embedding, use_bias, float(scale)
         self.supports_masking = True
 
     def build(self, hidden_shape):
@@ -196,5 +196,5 @@ def kernel_initializer(initializer_range):
 def normal_initializer(stddev):
     """The config of a normal initializer: a plain dict, so that layers write it into their own config."""
     # As `keras.initializers.serialize` writes it, which imports TensorFlow wherever it is installed.
-    config = {"mean": 0.0, "stddev": stddev, "seed": None}
+    config = {"mean": 0.0, "stddev": float(stddev), "seed": None}
     return {"module": "keras.initializers", "class_name": "RandomNormal", "config": config, "registered_name": None}

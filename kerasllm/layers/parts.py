@@ -131,6 +131,7 @@ def _restore(part, change):
     for name in set(ATTRIBUTES) & set(change):
         value = change[name]
         value = keras.activations.get(value) if name == "activation" else value
+        value = float(value) if name in ("epsilon", "scale") and not isinstance(value, bool | None) else value
         setattr(part, name, keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value)
     if "quantization" in change and not part.quantization_mode:
         config = keras.saving.deserialize_keras_object(change["quantization"])
