@@ -1,7 +1,5 @@
 """Checks of arguments, whose errors name the argument, its value and what is accepted."""
 
-import functools
-import inspect
 import math
 import os
 from collections.abc import Hashable, KeysView, Mapping, Set
@@ -28,17 +26,6 @@ def shown(value, length=80):
 def plain(value):
     """A number, a string or a truth value of numpy's as Python's own, which JSON can hold; others as they are."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def takes_numpy(init):
-    """A constructor that gets numpy's numbers as Python's, which Keras's layers ask for and configs hold."""
-
-    @functools.wraps(init)
-    def plain_init(self, *args, **kwargs):
-        init(self, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
-
-    plain_init.__signature__ = inspect.signature(init)  # Keras asks for it and does not look behind wrappers.
-    return plain_init
 
 
 def is_whole(value):
@@ -93,6 +80,12 @@ def check_rate(name, value):
     """Raise `ValueError` unless `value` is a number in [0, 1)."""
     if not is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{name} ({shown(value)}) must be a number in [0, 1).")
+
+
+def check_fraction(name, value):
+    """Raise `ValueError` unless `value` is a number in (0, 1]."""
+    if not is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{name} ({shown(value)}) must be a number in (0, 1].")
 
 
 def check_part(name, value):

@@ -79,12 +79,7 @@ def bound(init, instance, args, kwargs):
         TypeError: the call does not fit the signature.
         ValueError: an argument has two names.
     """
-    call = _bind(init, instance, args, kwargs)
-    given = {}
-    for name, value in list(call.arguments.items())[1:]:
-        is_rest = call.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        given |= value if is_rest else {name: value}
-    return given
+    return _by_name(_bind(init, instance, args, kwargs))
 
 
 def reading(init, keep=None):
@@ -98,15 +93,15 @@ def reading(init, keep=None):
 
     @functools.wraps(init)
     def read(self, *args, **kwargs):
-        given = bound(init, self, args, kwargs)
+        call = _bind(init, self, args, kwargs)
+        given = _by_name(call)
         for name, argument in described.items():
             argument.check(name, given[name])
         if keep:
             keep(self, given)
-        if described:
+        if described:  # the constructor itself has them in `**arguments`
             init(self, **given)
         else:
-            call = _bind(init, self, args, kwargs)
             init(*call.args, **call.kwargs)
 
     read.__signature__ = inspect.signature(init)  # Keras asks for it and does not look behind wrappers.
@@ -140,6 +135,14 @@ def _bind(init, instance, args, kwargs):
     return call
 
 
+def _by_name(call):
+    given = {}
+    for name, value in list(call.arguments.items())[1:]:
+        is_rest = call.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        given |= value if is_rest else {name: value}
+    return given
+
+
 def _plain(value, parameter):
     if parameter.kind is parameter.VAR_KEYWORD:
         return {name: plain(x) for name, x in value.items()}
@@ -153,12 +156,11 @@ def document(cls):
     places = [i for i, line in enumerate(lines) if line.lstrip().startswith("**arguments: ")]
     if not described or not places:
         return
-    indent = len(lines[places[0]]) - len(lines[places[0]].lstrip())
-    said = [
-        line
-        for name, argument in described.items()
-        for line in textwrap.wrap(
-            f"{name}: {argument.text}", 120, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4)
-        )
-    ]
-    cls.__doc__ = "\n".join([*lines[: places[0]], *said, *lines[places[0] + 1 :]])
+    texts = entries({name: argument.text for name, argument in described.items()})
+    cls.__doc__ = "\n".join([*lines[: places[0]], texts, *lines[places[0] + 1 :]])
+
+
+def entries(texts):
+    """The lines of a docstring's Args: dict name -> text."""
+    space = {"width": 120, "initial_indent": " " * 8, "subsequent_indent": " " * 12}
+    return "\n".join(textwrap.fill(f"{name}: {text}", **space) for name, text in texts.items())

@@ -10,11 +10,11 @@ from typing import Annotated, TypedDict
 from kerasllm.arguments import (
     check_boolean,
     check_choice,
+    check_fraction,
     check_from_zero,
     check_positive,
     check_positive_number,
     check_rate,
-    is_number,
     shown,
 )
 from kerasllm.constructors import Argument, arguments_of
@@ -45,11 +45,6 @@ ROPE_PARAMETERS = {
 
 def _by_its_layer(name, value):
     """The layer that it belongs to checks it."""
-
-
-def _check_fraction(name, value):
-    if not is_number(value) or not 0 < value <= 1:
-        raise ValueError(f"{name} ({shown(value)}) must be a number in (0, 1].")
 
 
 def _among(choices):
@@ -166,7 +161,7 @@ class StackArguments(TypedDict, total=False):
         float,
         Argument(
             1.0,
-            _check_fraction,
+            check_fraction,
             "part of a head's channels that is rotated: `fraction` of `RotaryPositions`.",
             only_with=ROTARY,
         ),

@@ -7,9 +7,9 @@ generation_config.json may say, and what may be chosen beside a draft and in an 
 """
 
 import dataclasses
-import textwrap
 from collections.abc import Callable
 
+from kerasllm.constructors import entries
 from kerasllm.generation.kinds import Kind
 
 
@@ -58,8 +58,7 @@ def option(default, kind, text, **more):
 
 def documented(cls):
     """A dataclass of options, with their texts in its docstring, before what it raises."""
-    space = {"width": 120, "initial_indent": " " * 8, "subsequent_indent": " " * 12}
-    texts = [textwrap.fill(f"{x.name}: {x.metadata['option'].text}", **space) for x in dataclasses.fields(cls)]
+    texts = entries({x.name: x.metadata["option"].text for x in dataclasses.fields(cls)})
     before, raises, after = (cls.__doc__ or "").partition("    Raises:")  # python -OO leaves none
-    cls.__doc__ = "\n".join([f"{before}    Args:", *texts, f"\n{raises}{after}"])
+    cls.__doc__ = "\n".join([f"{before}    Args:", texts, f"\n{raises}{after}"])
     return cls

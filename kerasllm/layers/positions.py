@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_boolean, check_positive, check_positive_number, is_number, shown
+from kerasllm.arguments import check_boolean, check_fraction, check_positive, check_positive_number
 from kerasllm.layers.base import Layer
 from kerasllm.layers.rotary_scaling import read_rope_scaling
 
@@ -146,8 +146,7 @@ class RotaryPositions(Layer):
     def __init__(self, base=10000.0, scaling=None, fraction=1.0, **kwargs):
         super().__init__(**kwargs)
         check_positive_number("base", base)
-        if not is_number(fraction) or not 0 < fraction <= 1:
-            raise ValueError(f"fraction ({shown(fraction)}) must be a number in (0, 1].")
+        check_fraction("fraction", fraction)
         kind, parameters = (None, {}) if scaling is None else read_rope_scaling(scaling)
         object.__setattr__(self, "_kind", (kind, parameters))  # hidden from Keras's tracking
         self.base, self.scaling, self.fraction = base, scaling, fraction

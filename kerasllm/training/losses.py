@@ -5,7 +5,8 @@ import numpy as np
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_rate, check_whole, takes_numpy
+from kerasllm.arguments import check_rate, check_whole
+from kerasllm.constructors import reading
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
 
@@ -36,7 +37,7 @@ class TokenCrossentropy(keras.losses.Loss):
         sample_weight: (B,), (B, 1) or (B, T), if given.
     """
 
-    @takes_numpy
+    @reading
     def __init__(
         self,
         ignore_class=-1,

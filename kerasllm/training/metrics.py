@@ -4,7 +4,8 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_whole, takes_numpy
+from kerasllm.arguments import check_whole
+from kerasllm.constructors import reading
 from kerasllm.training.losses import counted_tokens, label_tensor, token_weights
 
 
@@ -15,7 +16,7 @@ class TokenMean(keras.metrics.Metric):
     `weighted_metrics`) as for `TokenCrossentropy`.
     """
 
-    @takes_numpy
+    @reading
     def __init__(self, ignore_class=-1, name=None, dtype=None):
         # Sums of bfloat16 stop growing at 256, so `dtype` ("float32" from get_config) changes nothing.
         super().__init__(name=name, dtype="float32")
@@ -57,7 +58,7 @@ class Perplexity(TokenMean):
         name: name of the metric.
     """
 
-    @takes_numpy
+    @reading
     def __init__(self, ignore_class=-1, name="perplexity", dtype=None):
         super().__init__(ignore_class, name, dtype)
         self._direction = "down"  # for callbacks with mode="auto"
@@ -78,7 +79,7 @@ class TokenAccuracy(TokenMean):
         name: name of the metric.
     """
 
-    @takes_numpy
+    @reading
     def __init__(self, ignore_class=-1, name="accuracy", dtype=None):
         super().__init__(ignore_class, name, dtype)
         self._direction = "up"

@@ -5,7 +5,8 @@ import re
 import keras
 
 from kerasllm import backend
-from kerasllm.arguments import read_strings, shown, takes_numpy
+from kerasllm.arguments import read_strings, shown
+from kerasllm.constructors import reading
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -29,7 +30,7 @@ class AdamW(backend.adamw_class()):
         >>> model.compile(AdamW(WarmupCosine(3e-4, 200, 5000), weight_decay=0.1, global_clipnorm=1.0), loss)
     """
 
-    @takes_numpy
+    @reading
     def __init__(self, learning_rate=1e-3, no_decay=(), **kwargs):
         super().__init__(learning_rate, **kwargs)
         self.no_decay = tuple(read_strings("no_decay", [no_decay] if isinstance(no_decay, str) else no_decay, 0))

@@ -21,14 +21,14 @@ from kerasllm.arguments import (
     check_positive_number,
     is_number,
     shown,
-    takes_numpy,
 )
+from kerasllm.constructors import reading
 
 
 class Warmup(keras.optimizers.schedules.LearningRateSchedule):
     """Base class: `peak_learning_rate * step / warmup_steps`, then `peak_learning_rate * decay(step)`."""
 
-    @takes_numpy
+    @reading
     def __init__(self, peak_learning_rate, warmup_steps):
         check_positive_number("peak_learning_rate", peak_learning_rate)
         check_from_zero("warmup_steps", warmup_steps)
@@ -60,7 +60,7 @@ class WarmupLinear(Warmup):
         total_steps: step from which on the learning rate is zero.
     """
 
-    @takes_numpy
+    @reading
     def __init__(self, peak_learning_rate, warmup_steps, total_steps):
         super().__init__(peak_learning_rate, warmup_steps)
         _check_total_steps(total_steps, warmup_steps)
@@ -85,7 +85,7 @@ class WarmupCosine(Warmup):
         final_learning_rate: lowest learning rate after the peak.
     """
 
-    @takes_numpy
+    @reading
     def __init__(self, peak_learning_rate, warmup_steps, total_steps, final_learning_rate=0.0):
         super().__init__(peak_learning_rate, warmup_steps)
         _check_total_steps(total_steps, warmup_steps)
@@ -115,7 +115,7 @@ class InverseSquareRoot(Warmup):
         warmup_steps: number of steps on the way up, at least 1.
     """
 
-    @takes_numpy
+    @reading
     def __init__(self, peak_learning_rate, warmup_steps):
         check_positive("warmup_steps", warmup_steps)
         super().__init__(peak_learning_rate, warmup_steps)
