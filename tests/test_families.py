@@ -337,6 +337,7 @@ SLIDES = {"layer_types": ["full_attention", "sliding_attention"]}
         ({"use_sliding_window": 1}, "use_sliding_window .1."),
         ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": [3]}, "sliding_window"),
         (SLIDES, "layer_types .*sliding_attention.*need a sliding_window"),
+        ({"num_hidden_layers": 2**30}, "num_hidden_layers .1073741824. must be at most 1024"),
         ({"layer_types": ["full_attention"]}, "layer_types .*for each of num_hidden_layers .2"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types .*must be a list of"),
     ],

@@ -8,6 +8,7 @@ from kerasllm.checkpoints.config_map import Kind, size
 from kerasllm.stack import by_block
 
 KINDS = {"sliding_attention": True, "full_attention": False}
+MOST_BLOCKS = 2**10  # of which each is asked
 
 
 def _are_windows(value):
@@ -26,7 +27,8 @@ def read(config, slides):
         slides: function (number of a block) -> whether it has a window where there are no `layer_types`.
 
     Raises:
-        ValueError: `layer_types` do not say of each block whether it slides, or one slides without a window.
+        ValueError: `layer_types` do not say of each block whether it slides, or one slides without a window; or there
+            are more than `MOST_BLOCKS`.
     """
     config = dict(config)
     types, count, window = config.pop("layer_types", None), config["num_hidden_layers"], config["sliding_window"]
@@ -39,10 +41,12 @@ def read(config, slides):
         )
     if isinstance(window, list) or not size.accepts(count):
         return config | {"sliding_window": "a list" if isinstance(window, list) else window}  # the table refuses it
+    if count > MOST_BLOCKS:
+        raise ValueError(f"config.json: num_hidden_layers ({shown(count)}) must be at most {MOST_BLOCKS} here.")
     if window is None and types is not None and any(KINDS[t] for t in types):
         raise ValueError(f"config.json: layer_types ({shown(types)}) need a sliding_window, which is null.")
-    slide = [slides(i) for i in range(count)] if types is None else [KINDS[t] for t in types]
-    return config | {"sliding_window": _shortest([window if slides else None for slides in slide])}
+    sliding = [slides(i) for i in range(count)] if types is None else [KINDS[t] for t in types]
+    return config | {"sliding_window": _shortest([window if slide else None for slide in sliding])}
 
 
 def written(config):
