@@ -12,12 +12,14 @@ from kerasllm.backend.kernels import (
     token_crossentropy,
     write_slots,
 )
+from kerasllm.backend.linear_crossentropy import Product, linear_crossentropy
 from kerasllm.backend.optimizers import adamw_class
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, simple_rnn
 
 extras.check_backend(name())
 
 __all__ = [
+    "Product",
     "adamw_class",
     "argmax",
     "attention",
@@ -27,6 +29,7 @@ __all__ = [
     "gru",
     "is_argmax",
     "is_class",
+    "linear_crossentropy",
     "lstm",
     "masked_score",
     "name",

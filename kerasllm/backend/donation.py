@@ -13,6 +13,7 @@ import jax
 import keras
 
 from kerasllm.backend.interruption import whole
+from kerasllm.backend.steps import marked
 
 # Keras's order in the state of a step of training; those of `evaluate` and `predict` leave some out.
 GROUPS = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
@@ -39,11 +40,11 @@ class Keeping:
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:
-            self.train_function = self._make_function(self._kept(self.train_step, donates=True))
+            self.train_function = self._make_function(self._kept(marked(self, self.train_step), donates=True))
 
     def make_test_function(self, force=False):
         if self.test_function is None or force:
-            self.test_function = self._make_function(self._kept(self.test_step))
+            self.test_function = self._make_function(self._kept(marked(self, self.test_step)))
 
     def make_predict_function(self, force=False):
         def predict_step(state, data):

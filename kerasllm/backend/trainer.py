@@ -8,6 +8,7 @@ from keras import ops
 
 from kerasllm.backend.compilation import name
 from kerasllm.backend.interruption import whole
+from kerasllm.backend.steps import marked
 
 
 def trainer_class():
@@ -25,9 +26,17 @@ class Trainer:
     def make_train_function(self, force=False):
         made = self.train_function
         super().make_train_function(force)
+        if self.train_function is not made and name() == "torch":
+            self.train_function = marked(self, self.train_function)
         # TensorFlow takes a compiled step wholly by itself, and waits for data in the same call.
         if self.train_function is not made and (name() == "torch" or self.run_eagerly):
             self.train_function = functools.partial(whole, self.train_function)
+
+    def make_test_function(self, force=False):
+        made = self.test_function
+        super().make_test_function(force)
+        if self.test_function is not made and name() == "torch":
+            self.test_function = marked(self, self.test_function)
 
     def fit(self, *args, **kwargs):
         with self._mended():
@@ -87,7 +96,7 @@ class OrderedTrainer(Trainer):
             with tf.control_dependencies(tensors):
                 return step_function(data)
 
-        return super()._make_function(ordered)
+        return super()._make_function(marked(self, ordered))
 
     def mend(self, is_built, functions):
         # A function that makes variables, such as those of metrics, may do so when it is traced first, and not again.

@@ -4,10 +4,13 @@ Keras writes LoRA's product as part of the weights, and zeros for both factors, 
 cannot go on.
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras import ops
 
+from kerasllm import backend
 from kerasllm.arguments import shown
 
 FACTORS = "lora_a", "lora_b"
@@ -35,6 +38,15 @@ class Adaptable:
                 "blocks, which know neither masks nor positions."
             )
         super().quantize(mode, type_check=False, config=config)
+
+    def product(self):
+        """What the layer computes as an output layer, a `kerasllm.backend.Product`, with LoRA in its matrix."""
+        if self.quantization_mode is not None:
+            raise ValueError(
+                f"chunk_size: the output layer {self.name!r} is quantized ({self.quantization_mode}), which the loss "
+                "does not multiply: `quantize` with filters leaves it as it is, or train without chunk_size."
+            )
+        return backend.Product(getattr(self, self.adapted), dtype=self.compute_dtype)
 
     def save_own_variables(self, store):
         """Write the weights as they are without LoRA, then the factors and the number their product is times."""
@@ -85,6 +97,10 @@ class Adaptable:
 class Dense(Adaptable, keras.layers.Dense):
     """`keras.layers.Dense`."""
 
+    def product(self):
+        """As `Adaptable.product`."""
+        return dataclasses.replace(super().product(), bias=self.bias)
+
 
 @keras.saving.register_keras_serializable("kerasllm")
 class Embedding(Adaptable, keras.layers.Embedding):
@@ -98,6 +114,11 @@ class ReversibleEmbedding(Adaptable, keras.layers.ReversibleEmbedding):
     """`keras.layers.ReversibleEmbedding`."""
 
     adapted = "embeddings"
+
+    def product(self):
+        """As `Adaptable.product`, of the reverse direction."""
+        dtype = self.reverse_dtype or self.compute_dtype
+        return dataclasses.replace(super().product(), is_transposed=True, dtype=dtype)
 
     def quantized_call(self, inputs, reverse=False):
         """As Keras's, whose reverse direction forgets LoRA."""

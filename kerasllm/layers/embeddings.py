@@ -1,5 +1,7 @@
 """The embeddings at the foot of a Transformer."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -182,6 +184,10 @@ class TiedHead(Layer):
         """Score all symbols."""
         logits = self.embedding(hidden if self.scale == 1 else hidden * self.scale, reverse=True)
         return logits if self.bias is None else logits + self.bias
+
+    def product(self):
+        """What the layer computes, a `kerasllm.backend.Product`."""
+        return dataclasses.replace(self.embedding.product(), bias=self.bias, scale=self.scale)
 
     def compute_output_shape(self, hidden_shape):
         """(B, T, V)."""

@@ -239,6 +239,10 @@ class TransformerStack(Layer):
             return self(hidden, reverse=True)  # a node of this layer, so that the graph knows of one table only
         return self.embeddings.token(hidden, reverse=True)
 
+    def product(self):
+        """What `logits` computes, a `kerasllm.backend.Product`."""
+        return self.embeddings.token.product()
+
     def compute_mask(self, token_ids, previous_mask=None):
         """Keras's mask of the token ids, or of the hidden states."""
         is_reverse = len(token_ids.shape) == 3

@@ -83,7 +83,8 @@ class Model(TrainedModel):
         self.dtype_policy = arguments["dtype"]
         self.arguments = arguments
         parts.remember([self])
-        # Hidden from Keras's tracking, which would wrap the dict.
+        # Hidden from Keras's tracking, which would save the one and wrap the other.
+        object.__setattr__(self, "mean_loss", keras.metrics.Mean("loss"))
         object.__setattr__(self, "tokenizers", {})
         object.__setattr__(self, "named_token_ids", None)
 

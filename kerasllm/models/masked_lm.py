@@ -1,5 +1,6 @@
 """BERT's masked language model."""
 
+import dataclasses
 from typing import Unpack
 
 import keras
@@ -105,8 +106,16 @@ class MaskedLMHead(Layer):
 
     def call(self, sequence, masked_positions):
         """Score all symbols at the masked positions."""
-        x = ops.take_along_axis(sequence, ops.expand_dims(masked_positions, -1), axis=1)  # (B, P, D)
-        return self.token_embedding(self.norm(self.dense(x)), reverse=True) + self.bias
+        return self.token_embedding(self.transform(sequence, masked_positions), reverse=True) + self.bias
+
+    def transform(self, sequence, masked_positions):
+        """What is multiplied with the embeddings: (B, P, D)."""
+        x = ops.take_along_axis(sequence, ops.expand_dims(masked_positions, -1), axis=1)
+        return self.norm(self.dense(x))
+
+    def product(self):
+        """What is done with it, a `kerasllm.backend.Product`."""
+        return dataclasses.replace(self.token_embedding.product(), bias=self.bias)
 
     def compute_mask(self, sequence, previous_mask=None):
         """None: a mask of the sequence says nothing of some of its positions."""

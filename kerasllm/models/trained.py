@@ -11,15 +11,15 @@ import keras
 from keras import ops
 
 from kerasllm.arguments import shown
-from kerasllm.backend.trainer import trainer_class
 from kerasllm.generation.sharing import changes_weights, measures, with_same_weights
+from kerasllm.models.measured import MeasuredModel
 from kerasllm.training.limits import Limits
 
 DATA = ("x", "y", "sample_weight")  # arguments of Keras's methods
 NAMES = ("__module__", "__name__", "__qualname__")  # what `functools.wraps` takes over: no docstring
 
 
-class TrainedModel(trainer_class(), keras.Model):
+class TrainedModel(MeasuredModel):
     """A Keras model whose methods check the data that they are given; it has `arguments`, which say what may be in it.
 
     That is done on the host, as `fit` says. A call, `model(inputs)`, and the layers look at shapes and at no value: of

@@ -6,7 +6,7 @@ from keras import ops
 from kerasllm import backend
 from kerasllm.arguments import check_whole
 from kerasllm.constructors import reading
-from kerasllm.training.losses import counted_tokens, label_tensor, token_weights
+from kerasllm.training.losses import counted_tokens, label_tensor, output_layer, token_weights
 
 
 class TokenMean(keras.metrics.Metric):
@@ -15,6 +15,9 @@ class TokenMean(keras.metrics.Metric):
     A base class: `values` says what is averaged. Labels are (B, T) int, logits (B, T, V), weights (given to
     `weighted_metrics`) as for `TokenCrossentropy`.
     """
+
+    without_logits = None
+    """What it averages where no logits are made, an attribute of `kerasllm.training.losses.OutputLayer`, if it can."""
 
     @reading
     def __init__(self, ignore_class=-1, name=None, dtype=None):
@@ -35,8 +38,11 @@ class TokenMean(keras.metrics.Metric):
         weight = counted_tokens(y_true, self.ignore_class)
         if sample_weight is not None:
             weight = weight * token_weights(sample_weight, y_true)
-        # Flat like the loss's, so that XLA computes the cross-entropy of both once.
-        values = self.values(ops.reshape(y_true, (-1,)), ops.reshape(y_pred, (-1, y_pred.shape[-1])))
+        if output_layer() is not None:
+            values = getattr(output_layer(), self.without_logits)
+        else:
+            # Flat like the loss's, so that XLA computes the cross-entropy of both once.
+            values = self.values(ops.reshape(y_true, (-1,)), ops.reshape(y_pred, (-1, y_pred.shape[-1])))
         self.total.assign_add(ops.sum(values * ops.reshape(weight, (-1,))))
         self.count.assign_add(ops.sum(weight))
 
@@ -51,12 +57,15 @@ class TokenMean(keras.metrics.Metric):
 class Perplexity(TokenMean):
     """exp(mean cross-entropy) of the tokens that count: among how many equally likely ones the model wavers.
 
-    Label smoothing plays no part. It costs the forward pass of the loss a second time, which XLA saves.
+    Label smoothing plays no part. It costs the forward pass of the loss a second time, which XLA saves, and so does
+    `TokenCrossentropy(chunk_size=...)`.
 
     Args:
         ignore_class: label of the positions that do not count; `None` if all count.
         name: name of the metric.
     """
+
+    without_logits = "crossentropy"
 
     @reading
     def __init__(self, ignore_class=-1, name="perplexity", dtype=None):
@@ -78,6 +87,8 @@ class TokenAccuracy(TokenMean):
         ignore_class: label of the positions that do not count; `None` if all count.
         name: name of the metric.
     """
+
+    without_logits = "is_largest"
 
     @reading
     def __init__(self, ignore_class=-1, name="accuracy", dtype=None):

@@ -1,0 +1,132 @@
+"""The loss of tokens in training: computed without logits where it is asked to be, and shown as a mean over tokens."""
+
+import dataclasses
+import functools
+
+import keras
+
+from kerasllm.backend.steps import is_in_step
+from kerasllm.backend.trainer import trainer_class
+from kerasllm.layers.attention import SoftCap
+from kerasllm.training.losses import MEANS, OutputLayer, TokenCrossentropy
+
+
+class MeasuredModel(trainer_class(), keras.Model):
+    """A Keras model whose `TokenCrossentropy`, if it has one, is a mean over all tokens, and may be fed in chunks.
+
+    Both concern the steps of training and evaluation; a call, `model(inputs)`, gives logits, also with
+    `training=True`.
+    """
+
+    def call(self, inputs, training=None, mask=None, **kwargs):
+        if is_in_step(self) and self._is_chunked:
+            return self._trunk.read(inputs, training, mask)
+        return super().call(inputs, training=training, mask=mask, **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The loss of a batch, as `keras.Model.compute_loss`; it tells the mean over tokens what the batch counts."""
+        if not is_in_step(self) or self._token_loss is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        if self._is_chunked:
+            loss = self._chunked_loss(x, y, y_pred, sample_weight, training)
+        else:
+            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if self._is_mean:
+            labels, weight = (next(iter(v.values())) if isinstance(v, dict) else v for v in (y, sample_weight))
+            self.mean_loss.update_state(keras.ops.stop_gradient(loss), self._token_loss.num_tokens(labels, weight))
+        return loss
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """The metrics, as `keras.Model.compute_metrics`; in a step without logits the loss has updated them."""
+        if is_in_step(self) and self._is_chunked:
+            return self.get_metrics_result()
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    @property
+    def metrics(self):
+        """The metrics, as Keras lists them: the mean of the loss first, those of `compile`, those of layers."""
+        metrics = super().metrics
+        if metrics and metrics[0].name == "loss" and self._is_mean:
+            return [self.mean_loss, *metrics[1:]]
+        return metrics
+
+    @property
+    def _token_loss(self):
+        """The `TokenCrossentropy` of the model's one output, or None."""
+        loss = self.loss if self.compiled else None
+        if isinstance(loss, dict | list | tuple) and len(loss) == 1:
+            loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
+        return loss if isinstance(loss, TokenCrossentropy) and len(self.outputs) == 1 else None
+
+    @property
+    def _is_mean(self):
+        return self._token_loss is not None and self._token_loss.reduction in MEANS
+
+    @property
+    def _is_chunked(self):
+        return self._token_loss is not None and self._token_loss.chunk_size is not None
+
+    @functools.cached_property
+    def _trunk(self):
+        return Trunk(self)
+
+    def _chunked_loss(self, x, y, hidden, sample_weight, training):
+        """The loss of hidden states, by which metrics are updated as well: JAX hands on what the loss updates."""
+        if self._compile_metrics is not None and not self._compile_metrics.built:
+            self._compile_metrics.build(y, self.output)
+        metrics = self._metrics_of_logits()
+        asks_for_largest = any(metric.without_logits == "is_largest" for metric in metrics)
+        with OutputLayer(self._trunk.product(), training, asks_for_largest).left_out():
+            loss = super().compute_loss(x, y, hidden, sample_weight, training)
+            super().compute_metrics(x, y, hidden, sample_weight)
+        return loss
+
+    def _metrics_of_logits(self):
+        """The metrics of `compile`, all of which can do without logits, or a `ValueError`."""
+        if self._compile_metrics is None:
+            return []
+        metrics = self._compile_metrics.metrics
+        for metric in metrics:
+            if getattr(metric, "without_logits", None) is None:
+                raise ValueError(
+                    f"metrics: {metric.name!r} needs logits, which a loss with chunk_size "
+                    f"({self._token_loss.chunk_size}) does not make; Perplexity and TokenAccuracy do without."
+                )
+            if metric.ignore_class != self._token_loss.ignore_class:
+                raise ValueError(
+                    f"metrics: {metric.name!r} has ignore_class ({metric.ignore_class}), the loss another "
+                    f"({self._token_loss.ignore_class}); with chunk_size they must agree."
+                )
+        return metrics
+
+
+class Trunk:
+    """A functional model as far as its output layer, of which it knows what that multiplies."""
+
+    def __init__(self, model):
+        self.softcap, node = None, _node_of(model.output)
+        if isinstance(node.operation, SoftCap):
+            self.softcap, node = node.operation.limit, _node_of(node.input_tensors[0])
+        self.output_layer = node.operation
+        if not hasattr(self.output_layer, "product"):
+            raise ValueError(
+                f"chunk_size: the model's last layer ({self.output_layer.name}) is no output layer of tokens."
+            )
+        self.inner = keras.Model(model.input, node.input_tensors)
+
+    def read(self, inputs, training, mask):
+        """What the output layer multiplies with its matrix: (B, T, D)."""
+        tensors = keras.tree.flatten(self.inner(inputs, training=training, mask=mask))
+        transform = getattr(self.output_layer, "transform", None)
+        return transform(*tensors) if transform else tensors[0]
+
+    def product(self):
+        """The output layer's `Product`, with its weights of now."""
+        product = self.output_layer.product()
+        return product if self.softcap is None else dataclasses.replace(product, softcap=self.softcap)
+
+
+def _node_of(tensor):
+    """The call of a layer that gave a symbolic tensor."""
+    operation, node_index, _ = tensor._keras_history
+    return operation._inbound_nodes[node_index]
