@@ -8,6 +8,7 @@ from keras import ops
 import kerasllm
 from kerasllm.backend.steps import marked
 from kerasllm.training import Perplexity, TokenAccuracy, TokenCrossentropy
+from kerasllm.training.datasets import BucketedDataset
 
 SYMBOLS, WIDTH, ROWS, LENGTH, CHUNK = 40, 8, 6, 7, 4
 RNG = np.random.default_rng(0)
@@ -42,7 +43,7 @@ def batch(model):
 def compiled(model, chunk_size=CHUNK, optimizer="sgd", metrics=True, jit=None, eager=False, **options):
     """The model, for its loss with or without chunks."""
     loss = TokenCrossentropy(chunk_size=chunk_size, **options)
-    metrics = [Perplexity(), TokenAccuracy()] if metrics is True else metrics
+    metrics = [Perplexity(loss.ignore_class), TokenAccuracy(loss.ignore_class)] if metrics is True else metrics
     extra = {} if jit is None else {"jit_compile": jit}
     model.compile(optimizer, loss, metrics=metrics, run_eagerly=eager, **extra)
     return model
@@ -82,7 +83,7 @@ def test_chunks_change_neither_what_is_shown_nor_what_is_learnt(name):
         {"reduction": "sum"},
         {"reduction": "mean_with_sample_weight", "fit": {"sample_weight": RNG.random((ROWS, LENGTH))}},
         {"class_weight": {3: 0.0, 5: 4.0}, "fit": {"sample_weight": RNG.random(ROWS)}},
-        {"ignore_class": None, "metrics": [Perplexity(None), TokenAccuracy(None)], "labels": "all"},
+        {"ignore_class": None, "labels": "all"},
         {"eager": True},
         {"jit": False},
     ],
@@ -242,3 +243,74 @@ def test_metrics_list_one_loss():
     model = compiled(MODELS["gpt"]())
     assert len(model.evaluate(*batch(model), verbose=0)) == 3
     assert [metric.name for metric in model.metrics].count("loss") == 1
+
+
+class Rows(BucketedDataset):
+    """The rows of `LABELS`, which count one to seven tokens, two in a batch."""
+
+    def __init__(self, shuffle=False, batch_size=2, **kwargs):
+        super().__init__(np.full(ROWS, LENGTH), batch_size, 1, LENGTH, 0, shuffle, **kwargs)
+
+    def make_batch(self, indices, widths, generator):
+        inputs = {"token_ids": IDS[indices], "padding_mask": IS_REAL[indices]}
+        return inputs, LABELS[indices]
+
+
+def updated(dataset, epochs, steps=None, loss=None):
+    """The weights and losses of `fit`, with N batches to an update."""
+    keras.utils.set_random_seed(0)
+    model = MODELS["gpt"]()
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps)
+    model.compile(optimizer, loss or TokenCrossentropy())
+    history = model.fit(dataset, epochs=epochs, verbose=0).history
+    return model.get_weights(), history["loss"]
+
+
+@pytest.mark.parametrize("chunk_size", [None, CHUNK])
+def test_an_update_of_many_batches_has_the_gradient_of_one_large_batch(chunk_size):
+    expected, losses = updated(Rows(batch_size=ROWS), 2, loss=TokenCrossentropy())
+    actual, losses_of_parts = updated(Rows(), 2, 3, loss=TokenCrossentropy(chunk_size=chunk_size))
+    assert losses_of_parts == pytest.approx(losses, rel=1e-5)
+    for a, b in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-6)
+
+
+def test_batches_of_users_are_averaged_as_keras_does():
+    inputs = {"token_ids": IDS, "padding_mask": IS_REAL}
+    expected, _ = updated(Rows(), 1, 3)
+    keras.utils.set_random_seed(0)
+    model = MODELS["gpt"]()
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=3), TokenCrossentropy())
+    model.fit(inputs, LABELS, batch_size=2, shuffle=False, verbose=0)
+    assert max(np.abs(a - b).max() for a, b in zip(expected, model.get_weights(), strict=True)) > 1e-4
+
+
+def test_shares_of_an_update_that_goes_over_the_end_of_an_epoch():
+    dataset, counted = Rows(shuffle=True), (LABELS != -1).sum(axis=1)
+    dataset.epoch = 5
+    model = MODELS["gpt"]()
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), TokenCrossentropy())
+    with dataset.accumulated(model.accumulation()):
+        dataset.accumulation.num_before = 1
+        shares = [dataset[i][2]["share"] for i in range(3)]
+    tokens = [counted[dataset._plan_of(epoch)[i][0]].sum() for epoch, i in [(4, 2), (5, 0), (5, 1), (5, 2)]]
+    expected = [2 * tokens[i] / (tokens[i - i % 2] + tokens[i - i % 2 + 1]) for i in (1, 2, 3)]
+    assert [float(share[0]) for share in shares] == pytest.approx(expected)
+    assert shares[0].shape == (2,) and len(dataset[0]) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_updates_go_on_from_one_epoch_to_the_next(workers):
+    dataset = Rows(shuffle=True, workers=workers)
+    weights, _ = updated(dataset, 4, 2)
+    assert dataset.accumulation is None
+    dataset = Rows(shuffle=True, workers=workers)
+    batches = [dataset.batch_of(1 + step // 3, step % 3) for step in range(12)]
+    keras.utils.set_random_seed(0)
+    reference = MODELS["gpt"]()
+    reference.compile(keras.optimizers.SGD(0.1), TokenCrossentropy())
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        x = {name: np.concatenate([first[0][name], second[0][name]]) for name in first[0]}
+        reference.train_on_batch(x, np.concatenate([first[1], second[1]]))
+    for a, b in zip(reference.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-6)

@@ -53,7 +53,7 @@ def linear_crossentropy(
         The sum, a scalar; the cross-entropies (M,) without label smoothing; the hits (M,), 1.0 where the label has the
         largest logit. The latter two have no gradient, and are 0 where a token is ignored.
     """
-    kernel, *bias = map(ops.convert_to_tensor, [product.kernel, *([] if product.bias is None else [product.bias])])
+    kernel, *bias = map(_value, [product.kernel, *([] if product.bias is None else [product.bias])])
     counted = ops.ones_like(labels, "bool") if ignore_class is None else ops.not_equal(labels, ignore_class)
     known = is_class(labels, kernel.shape[0 if product.is_transposed else 1])
     labels = ops.where(known, ops.cast(labels, "int32"), 0)
@@ -72,6 +72,15 @@ def linear_crossentropy(
     is_wrong = counted & ~known
     total = total * largest + ops.where(ops.any(is_wrong), float("nan"), 0.0)
     return total, *(ops.where(is_wrong, float("nan"), a) for a in (losses, hits))
+
+
+def _value(variable):
+    """A tensor, which `ops.convert_to_tensor` makes of no variable of TensorFlow's."""
+    if name() != "tensorflow":
+        return ops.convert_to_tensor(variable)
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(variable)
 
 
 def _differentiable(walk):

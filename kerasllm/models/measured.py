@@ -4,10 +4,12 @@ import dataclasses
 import functools
 
 import keras
+from keras import ops
 
 from kerasllm.backend.steps import is_in_step
 from kerasllm.backend.trainer import trainer_class
 from kerasllm.layers.attention import SoftCap
+from kerasllm.training.datasets import SHARE, WEIGHT, Accumulation
 from kerasllm.training.losses import MEANS, OutputLayer, TokenCrossentropy
 
 
@@ -25,22 +27,34 @@ class MeasuredModel(trainer_class(), keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of a batch, as `keras.Model.compute_loss`; it tells the mean over tokens what the batch counts."""
-        if not is_in_step(self) or self._token_loss is None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        if self._is_chunked:
+        sample_weight, share = _parted(sample_weight)
+        if is_in_step(self) and self._is_chunked:
             loss = self._chunked_loss(x, y, y_pred, sample_weight, training)
         else:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if self._is_mean:
+        if is_in_step(self) and self._is_mean:
             labels, weight = (next(iter(v.values())) if isinstance(v, dict) else v for v in (y, sample_weight))
-            self.mean_loss.update_state(keras.ops.stop_gradient(loss), self._token_loss.num_tokens(labels, weight))
-        return loss
+            self.mean_loss.update_state(ops.stop_gradient(loss), self._token_loss.num_tokens(labels, weight))
+        if share is None:
+            return loss
+        others = sum(map(ops.sum, self.losses))  # regularisers, of which every batch has one
+        return ops.mean(share) * (loss - others) + others
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """The metrics, as `keras.Model.compute_metrics`; in a step without logits the loss has updated them."""
         if is_in_step(self) and self._is_chunked:
             return self.get_metrics_result()
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, _parted(sample_weight)[0])
+
+    def accumulation(self, class_weight=None):
+        """How batches share in the updates of an optimizer that accumulates gradients, an `Accumulation`, or None."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        steps = getattr(optimizer, "gradient_accumulation_steps", None)
+        if not steps or not all(
+            getattr(loss, "reduction", MEANS[0]) in MEANS for loss in keras.tree.flatten(self.loss)
+        ):
+            return None
+        return Accumulation(steps, self._token_loss.count if self._token_loss else _num_rows, class_weight)
 
     @property
     def metrics(self):
@@ -124,6 +138,17 @@ class Trunk:
         """The output layer's `Product`, with its weights of now."""
         product = self.output_layer.product()
         return product if self.softcap is None else dataclasses.replace(product, softcap=self.softcap)
+
+
+def _parted(sample_weight):
+    """Sample weights and the share of the batch in an update, or None for either."""
+    if isinstance(sample_weight, dict) and SHARE in sample_weight:
+        return sample_weight.get(WEIGHT), sample_weight[SHARE]
+    return sample_weight, None
+
+
+def _num_rows(labels, sample_weight):
+    return float(len(keras.tree.flatten(labels)[0]))
 
 
 def _node_of(tensor):

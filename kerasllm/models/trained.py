@@ -41,6 +41,11 @@ class TrainedModel(MeasuredModel):
         `DataLoader`, a generator or another `PyDataset` gives is not looked at: of a wrong id backends make an error,
         NaN, or another id's row.
 
+        The datasets of `kerasllm.training` shuffle by themselves: their order is Keras's to change once more only with
+        `shuffle=True`. With an optimizer's `gradient_accumulation_steps` they weigh their batches, so that an update
+        has the gradient of the mean over all tokens of its batches, as one large batch would have. Of other data, and
+        with `shuffle=True` or `steps_per_epoch`, Keras averages the means of the batches.
+
         Raises:
             ValueError: an id is not in the vocabulary, a label is no class, a row is too long, and so on; the error
                 names the entry.
@@ -51,10 +56,12 @@ class TrainedModel(MeasuredModel):
         if hasattr(dataset, "epoch_callback") and not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
             call.arguments["callbacks"] = [*callbacks, dataset.epoch_callback()]
+            call.arguments.setdefault("shuffle", False)  # they shuffle by themselves
         validation = keras.utils.unpack_x_y_sample_weight(call.arguments.get("validation_data"))
         validation = dict(zip(DATA, validation, strict=True))
         needed = () if validation["x"] is None else DATA[:2]
-        with self._checked(call.arguments, ahead=True), self._checked(validation, ahead=True, needed=needed):
+        checked = self._checked(call.arguments, ahead=True), self._checked(validation, ahead=True, needed=needed)
+        with checked[0], checked[1], self._accumulated(call.arguments):
             if hasattr(dataset, "epoch_callback") and (dataset.workers > 1 or dataset.use_multiprocessing):
                 # Otherwise Keras builds losses and metrics on batches that the workers then hand out once more.
                 getattr(self, "_maybe_symbolic_build", self._symbolic_build)(data_batch=dataset[0])
@@ -101,6 +108,16 @@ class TrainedModel(MeasuredModel):
         """The outputs of one batch, as `keras.Model.predict_on_batch`; what is in numpy is checked as in `fit`."""
         with self._checked({"x": x}, tensors=False, needed=DATA[:1]):
             return super().predict_on_batch(x)
+
+    def _accumulated(self, arguments):
+        """A context in which a dataset weighs its batches by their shares of an update, where it can know them."""
+        dataset, has_own_order = arguments.get("x"), not arguments.get("shuffle")
+        if not (hasattr(dataset, "accumulated") and has_own_order and arguments.get("steps_per_epoch") is None):
+            return contextlib.nullcontext()
+        accumulation = self.accumulation(arguments.get("class_weight"))
+        if accumulation is not None:
+            arguments.pop("class_weight", None)
+        return dataset.accumulated(accumulation)
 
     @contextlib.contextmanager
     def _checked(self, data, ahead=False, tensors=True, needed=DATA[:2]):

@@ -19,6 +19,8 @@ from kerasllm.arguments import check_boolean, check_choice, check_positive, chec
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
 
+SHARE, WEIGHT = "share", "weight"  # entries of the sample weights of a batch that is part of an update
+
 
 class BucketedDataset(keras.utils.PyDataset):
     """The base of the datasets: examples of like length in a batch, a new order in every epoch.
@@ -55,7 +57,7 @@ class BucketedDataset(keras.utils.PyDataset):
         self.max_length = max_length
         self.seed = seed
         self.shuffle = shuffle
-        self._limits = self._checked = None
+        self._limits = self._checked = self.accumulation = None
         self.epoch = 0
 
     def make_batch(self, indices, widths, generator):
@@ -73,7 +75,10 @@ class BucketedDataset(keras.utils.PyDataset):
 
     @epoch.setter
     def epoch(self, epoch):
-        self._epoch = epoch
+        self._epoch, self._plan = epoch, self._plan_of(epoch)
+
+    def _plan_of(self, epoch):
+        """The batches of an epoch: a list of (indices, widths)."""
         generator = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
         plan = batches.bucket(self.lengths, self.batch_size, self.multiple, generator, self.max_length)
         # Keras on TensorFlow takes the shapes of the first two batches for those of all, and fixes an axis in
@@ -81,7 +86,7 @@ class BucketedDataset(keras.utils.PyDataset):
         first, rest = plan[:1] + plan[1:][-1:], plan[1:-1]
         if self.shuffle:
             rest = [rest[i] for i in generator.permutation(len(rest))]
-        self._plan = first + rest
+        return first + rest
 
     def on_epoch_end(self):
         if self.shuffle:
@@ -96,10 +101,26 @@ class BucketedDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         indices, widths = self._plan[index]
-        batch = self.make_batch(indices, widths, np.random.default_rng([self.seed, self.epoch, index]))
+        batch = self._batch(self._plan, self.epoch, index)
         if self._limits:
             self._limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=indices)
-        return batch
+        return batch if self.accumulation is None else self.accumulation.weighed(self, batch, index)
+
+    def _batch(self, plan, epoch, index):
+        return self.make_batch(*plan[index], np.random.default_rng([self.seed, epoch, index]))
+
+    def batch_of(self, epoch, index):
+        """The batch that `self[index]` is, was or will be in an epoch."""
+        return self._batch(self._plan if epoch == self.epoch else self._plan_of(epoch), epoch, index)
+
+    @contextlib.contextmanager
+    def accumulated(self, accumulation):
+        """Inside it, batches carry their shares of an update: an `Accumulation`; kerasllm's models enter it."""
+        self.accumulation = accumulation
+        try:
+            yield
+        finally:
+            self.accumulation = None
 
     @contextlib.contextmanager
     def kept_to(self, limits, ahead=False):
@@ -127,6 +148,53 @@ class BucketedDataset(keras.utils.PyDataset):
         return self.make_batch(indices[order], widths, np.random.default_rng([self.seed, self.epoch]))
 
 
+class Accumulation:
+    """Shares of batches in the updates of an optimizer with `gradient_accumulation_steps` N.
+
+    Keras averages the gradients of N batches. Those of batches that count n_1 ... n_N tokens are the gradient of the
+    mean over all tokens where batch i has the share N n_i / (n_1 + ... + n_N), by which its loss is multiplied.
+
+    Args:
+        num_steps: N.
+        count: function (labels, sample_weight or None) -> what the mean of a batch's loss is divided by.
+        class_weight: dict label -> weight of a row, as of `fit`, or None.
+    """
+
+    def __init__(self, num_steps, count, class_weight=None):
+        self.num_steps, self.count, self.class_weight = num_steps, count, class_weight
+        self.num_before = 0  # batches that the first update of the epoch has had before
+        self._counts = {}
+
+    def begin(self, optimizer):
+        """Begin an epoch with an optimizer, which may be in the middle of an update."""
+        # `iterations` says how many updates were made, its variable how many batches were seen.
+        self.num_before = int(optimizer.variables[0]) % self.num_steps
+
+    def weighed(self, dataset, batch, index):
+        """The batch with its share, (B,) float32, as an entry of its sample weights."""
+        first = index - (self.num_before + index) % self.num_steps
+        counts = [self._counted(dataset, i) for i in range(first, first + self.num_steps)]
+        share = self.num_steps * counts[index - first] / max(sum(counts), 1e-30)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if self.class_weight is not None:
+            weight = np.vectorize(lambda label: self.class_weight.get(label, 1.0), otypes=["float32"])(y)
+            sample_weight = weight if sample_weight is None else weight * sample_weight
+        weights = {} if sample_weight is None else {WEIGHT: sample_weight}
+        rows = len(keras.tree.flatten(x)[0])
+        return x, y, {**weights, SHARE: np.full(rows, share, "float32")}
+
+    def _counted(self, dataset, index):
+        """What the batch at an index counts, that may lie in another epoch."""
+        epochs, index = divmod(index, len(dataset))
+        place = dataset.epoch + (epochs if dataset.shuffle else 0), index
+        if place not in self._counts:
+            if len(self._counts) > 4 * self.num_steps:
+                self._counts.clear()
+            _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(dataset.batch_of(*place))
+            self._counts[place] = self.count(y, sample_weight)
+        return self._counts[place]
+
+
 class EpochCallback(keras.callbacks.Callback):
     """Sets a dataset's epoch at the beginning of each epoch of `fit`: before workers fetch the first batch."""
 
@@ -143,6 +211,8 @@ class EpochCallback(keras.callbacks.Callback):
         current = self.before + epoch + 1
         if self.dataset.shuffle and self.dataset.epoch != current:
             self.dataset.epoch = current
+        if self.dataset.accumulation is not None:
+            self.dataset.accumulation.begin(self.model.optimizer)
 
 
 class TranslationDataset(BucketedDataset):

@@ -113,6 +113,18 @@ class TokenCrossentropy(keras.losses.Loss):
         weight = counted if sample_weight is None else counted * token_weights(sample_weight, y_true)
         return ops.sum(weight * self._class_weights(y_true, None) if self.class_weight else weight)
 
+    def count(self, labels, sample_weight=None):
+        """`num_tokens` of arrays, in numpy: a float."""
+        counted = np.ones(np.shape(labels)) if self.ignore_class is None else np.asarray(labels) != self.ignore_class
+        if self.reduction != "mean_with_sample_weight":
+            return float(counted.sum())
+        for label, weight in self.class_weight.items():
+            counted = np.where(labels == label, weight * counted, counted)
+        if sample_weight is not None:
+            weight = np.asarray(sample_weight)
+            counted = counted * (weight[:, None] if weight.ndim < counted.ndim else weight)
+        return float(counted.sum())
+
     def _of_hidden_states(self, y_true, hidden, weight, head):
         """The loss of hidden states (B, T, D), whose logits an `OutputLayer` would compute."""
         total, head.crossentropy, head.is_largest = backend.linear_crossentropy(
