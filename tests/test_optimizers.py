@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from kerasllm.training.optimizers import AdamW
-from kerasllm.training.schedules import WarmupLinear
+from kerasllm.training.schedules import WarmupCosine, WarmupLinear
 
 RNG = np.random.default_rng(0)
 SHAPES = {"kernel": (4, 3), "bias": (2, 3), "vector": (5,)}
@@ -170,8 +170,104 @@ def test_mixed_precision_and_loss_scaling_train(scaled):
     assert losses[-1] < losses[0] and int(optimizer.iterations) == 8
 
 
-def test_a_schedule_counts_batches_also_under_gradient_accumulation():
-    optimizer = AdamW(WarmupLinear(0.1, 4, 8), gradient_accumulation_steps=2)
-    stepped(optimizer, GRADIENTS[:4])
-    assert float(optimizer.learning_rate) == pytest.approx(0.1)
-    assert int(optimizer.iterations) == 2
+def trained(steps, model=None, rows=12, **arguments):
+    """A model after `fit` on batches of 4, each divided into so many that are accumulated."""
+    model = model or small_model()
+    accumulated = {} if steps == 1 else {"gradient_accumulation_steps": steps}
+    model.compile(AdamW(WarmupCosine(0.1, 1, 4), weight_decay=0.3, **accumulated, **arguments), loss="mse")
+    ids = np.arange(4 * rows).reshape(rows, 4) % 7
+    model.fit(ids, np.sin(np.arange(12 * rows)).reshape(rows, 4, 3), batch_size=4 // steps, shuffle=False, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"global_clipnorm": 0.05},
+        {"use_ema": True, "ema_momentum": 0.5},
+        {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+        {"loss_scale_factor": 8.0, "clipvalue": 0.01},
+    ],
+    ids=lambda arguments: ",".join(arguments),
+)
+def test_accumulated_batches_train_as_the_whole_batch(arguments):
+    whole = small_model()
+    parts = keras.models.clone_model(whole)
+    parts.set_weights(whole.get_weights())
+    trained(1, whole, **arguments)
+    trained(4, parts, **arguments)
+    assert float(whole.optimizer.learning_rate) == pytest.approx(float(parts.optimizer.learning_rate), abs=1e-8)
+    assert int(parts.optimizer.iterations) == 3
+    for a, b in zip(whole.weights, parts.weights, strict=True):
+        # The key's bias has no gradient but what rounding makes of 0, which Adam enlarges.
+        if not a.path.endswith("key/bias"):
+            np.testing.assert_allclose(*(ops.convert_to_numpy(v.value) for v in (a, b)), atol=2e-6, err_msg=a.path)
+
+
+def test_the_schedule_that_is_saved_is_the_one_that_was_given():
+    schedule = WarmupCosine(0.1, 1, 4)
+    config = AdamW(schedule, gradient_accumulation_steps=2).get_config()
+    assert config["learning_rate"] == keras.optimizers.schedules.serialize(schedule)
+    assert AdamW.from_config(dict(config)).get_config() == config
+
+
+def test_an_average_of_the_weights_is_the_weights_until_the_first_update():
+    model = small_model()
+    before = model.get_weights()
+    trained(4, model, rows=3, use_ema=True)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"global_clipnorm": 0.5}, {"clipvalue": 0.1}, {"loss_scale_factor": 8.0}, {"amsgrad": True}]
+)
+def test_the_norm_of_the_gradients_is_measured_before_they_are_clipped(arguments):
+    optimizer = AdamW(0.1, weight_decay=0.3, **arguments)
+    optimizer.measures_gradient_norm = True
+    last = stepped(optimizer)
+    scale = arguments.get("loss_scale_factor", 1.0)
+    expected = np.sqrt(sum((g.astype("float64") ** 2).sum() for g in GRADIENTS[-1].values())) / scale
+    assert float(optimizer.gradient_norm) == pytest.approx(expected, rel=1e-5)
+    assert optimizer.gradient_norm.dtype == "float32" and optimizer.gradient_norm.shape == ()
+    assert_close(last, stepped(AdamW(0.1, weight_decay=0.3, **arguments)))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_fit_measures_the_norm_of_the_whole_batch(scaled):
+    first, norms = small_model(), {}
+    x, y = np.array([[1, 1, 2, 3], [4, 4, 4, 4]] * 2), np.sin(np.arange(48)).reshape(4, 4, 3)
+    for steps in (None, 2):
+        model = keras.models.clone_model(first)
+        model.set_weights(first.get_weights())
+        optimizer = AdamW(0.1, gradient_accumulation_steps=steps)
+        model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, loss="mse")
+        optimizer.measures_gradient_norm = True
+        model.fit(x, y, batch_size=4 // (steps or 1), shuffle=False, verbose=0)
+        norms[steps] = float(optimizer.gradient_norm)
+    weights = first.get_weights()
+    first.compile(keras.optimizers.SGD(1.0), loss="mse")
+    first.fit(x, y, batch_size=4, verbose=0)
+    changes = [a - b for a, b in zip(weights, first.get_weights(), strict=True)]
+    expected = np.sqrt(sum((c.astype("float64") ** 2).sum() for c in changes))
+    assert norms == pytest.approx({None: expected, 2: expected}, rel=1e-4)
+
+
+def test_measuring_the_norm_changes_nothing_that_is_saved(tmp_path):
+    plain, measured = tmp_path / "plain.keras", tmp_path / "measured.keras"
+    model = trained(1)
+    model.save(plain)
+    before = len(model.optimizer.variables)
+    model.optimizer.measures_gradient_norm = True
+    assert model.optimizer.variables[-1] is model.optimizer.gradient_norm
+    model.save(measured)
+    model.load_weights(plain)
+    for path in (plain, measured):
+        loaded = keras.saving.load_model(path)
+        assert not loaded.optimizer.measures_gradient_norm and len(loaded.optimizer.variables) == before
+        for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=False):
+            np.testing.assert_array_equal(ops.convert_to_numpy(a.value), ops.convert_to_numpy(b.value))
+    model.optimizer.measures_gradient_norm = False
+    assert len(model.optimizer.variables) == before and not hasattr(model.optimizer, "gradient_norm")
+    with pytest.raises(ValueError, match=r"measures_gradient_norm \('yes'\) must be True or False"):
+        model.optimizer.measures_gradient_norm = "yes"

@@ -13,12 +13,15 @@ from kerasllm.constructors import reading
 class AdamW(backend.adamw_class()):
     """`keras.optimizers.AdamW` (Loshchilov & Hutter 2019) that decays neither biases nor the scales of norms.
 
-    Faster than Keras's under torch. `no_decay` is saved with a model; Keras forgets what `exclude_from_weight_decay`
-    excludes.
+    Faster than Keras's under torch and tensorflow. `no_decay` is saved with a model; Keras forgets what
+    `exclude_from_weight_decay` excludes. With `gradient_accumulation_steps` N batches of equal weight make one update,
+    equal to that of one batch of all their rows: a schedule and `use_ema` count updates too (with Keras's: batches).
+
+    Where `measures_gradient_norm` is set, before training, each update sets the variable `gradient_norm`, scalar
+    float32: the norm of all gradients together, unscaled, averaged over the accumulated batches, before clipping.
 
     Args:
-        learning_rate: a number or a schedule, such as `WarmupCosine`. Also with `gradient_accumulation_steps` Keras
-            hands a schedule the number of batches, not that of updates.
+        learning_rate: a number or a schedule, such as `WarmupCosine`, of the number of updates done.
         no_decay: regular expressions, searched for in the paths of further variables that do not decay, for instance
             `["embeddings"]`. Vectors never decay.
         **kwargs: the other arguments of `keras.optimizers.AdamW`, for instance `weight_decay`, `global_clipnorm`.

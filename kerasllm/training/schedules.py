@@ -1,8 +1,8 @@
 """Learning rates that rise in a straight line, then fall: `AdamW(WarmupCosine(3e-4, 200, 5000))`.
 
-Keras hands a schedule the number of batches trained on, 0 at the first, whose learning rate is therefore 0
-(as with transformers' schedules). With `gradient_accumulation_steps` it still counts batches, not updates: so
-must `warmup_steps` and `total_steps`.
+A schedule gets the number of updates done, 0 at the first, whose learning rate is therefore 0 (as with transformers'
+schedules). With `gradient_accumulation_steps` kerasllm's optimizers count updates; Keras's own hand it the number of
+batches, in which `warmup_steps` and `total_steps` must then be counted.
 
 Given a number in place of a tensor a schedule returns a float: `keras.callbacks.LearningRateScheduler(schedule)` hands
 it the epoch, in which `warmup_steps` and `total_steps` are then counted.
