@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kerasllm.training.schedules import InverseSquareRoot, WarmupCosine, WarmupLinear
+from kerasllm.training.schedules import InverseSquareRoot, WarmupCosine, WarmupLinear, WarmupStableDecay
 
 STEPS = [0, 1, 5, 9, 10, 11, 60, 109, 110, 111, 1000]
 
@@ -56,8 +56,27 @@ def test_noam_equals_the_formula_of_the_paper():
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+def test_stable_rates_follow_the_formula_of_the_papers(shape):
+    schedule = WarmupStableDecay(1e-3, 10, 110, 50, shape=shape, final_learning_rate=1e-4)
+    assert rates(schedule)[:6] == pytest.approx([0.0, 1e-4, 5e-4, 9e-4, 1e-3, 1e-3])
+    assert schedule(60) == pytest.approx(1e-3) and schedule(110) == schedule(9999) == pytest.approx(1e-4)
+    left = {"linear": 1 - 2 / 5, "sqrt": 1 - math.sqrt(2 / 5)}[shape]
+    assert schedule(80) == pytest.approx(1e-4 + 9e-4 * left)
+
+
+def test_without_a_constant_part_it_is_the_linear_schedule():
+    assert rates(WarmupStableDecay(1e-3, 10, 110, 100)) == pytest.approx(rates(WarmupLinear(1e-3, 10, 110)))
+
+
 SCHEDULES = pytest.mark.parametrize(
-    "schedule", [WarmupLinear(1e-3, 2, 9), WarmupCosine(1e-3, 2, 9, 1e-5), InverseSquareRoot.noam(16, 7)]
+    "schedule",
+    [
+        WarmupLinear(1e-3, 2, 9),
+        WarmupCosine(1e-3, 2, 9, 1e-5),
+        WarmupStableDecay(1e-3, 2, 9, 3, "sqrt", 1e-5),
+        InverseSquareRoot.noam(16, 7),
+    ],
 )
 
 
@@ -104,6 +123,10 @@ def test_fit_follows_the_schedule():
         (lambda: WarmupLinear(1e-3, -1, 2), r"warmup_steps \(-1\)"),
         (lambda: WarmupLinear(1e-3, 2, 2), r"total_steps \(2\) must be greater than warmup_steps \(2\)"),
         (lambda: WarmupCosine(1e-3, 0, 0), r"total_steps \(0\)"),
+        (lambda: WarmupStableDecay(1e-3, 1, 9, 0), r"decay_steps \(0\) must be a positive whole number"),
+        (lambda: WarmupStableDecay(1e-3, 1, 9, 9), r"decay_steps \(9\) must be at most .* \(8\)"),
+        (lambda: WarmupStableDecay(1e-3, 1, 9, 2, "root"), r"shape \('root'\) must be one of 'linear', 'sqrt'"),
+        (lambda: WarmupStableDecay(1e-3, 1, 9, 2, final_learning_rate=0.1), r"final_learning_rate \(0.1\)"),
         (lambda: WarmupCosine(1e-3, 1, 2, -1e-5), r"final_learning_rate \(-1e-05\) must be a non-negative"),
     ],
 )

@@ -13,7 +13,7 @@ from kerasllm.backend.kernels import (
     write_slots,
 )
 from kerasllm.backend.linear_crossentropy import Product, linear_crossentropy
-from kerasllm.backend.optimizers import adamw_class
+from kerasllm.backend.optimizers import adamw_class, muon_class
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, simple_rnn
 
 extras.check_backend(name())
@@ -32,6 +32,7 @@ __all__ = [
     "linear_crossentropy",
     "lstm",
     "masked_score",
+    "muon_class",
     "name",
     "not_folded",
     "simple_rnn",

@@ -1,4 +1,4 @@
-"""AdamW with the backend's fused update."""
+"""AdamW and Muon with the backend's fused update of Adam."""
 
 import keras
 
@@ -18,15 +18,25 @@ def adamw_class():
     return {"tensorflow": _tensorflow_adamw, "torch": _torch_adamw}.get(name(), _adamw)()
 
 
-def _is_changed(optimizer, *methods):
-    """Whether some of the methods are not those of Keras's AdamW."""
-    return any(
-        getattr(getattr(optimizer, m), "__func__", None) is not getattr(keras.optimizers.AdamW, m) for m in methods
-    )
+def muon_class():
+    """The class to derive a Muon from: Keras's that counts as `Updates` does, its AdamW side fused like AdamW."""
+    return {"tensorflow": _tensorflow_muon, "torch": _torch_muon}.get(name(), _muon)()
+
+
+ASSIGNMENTS = ("assign", "assign_add", "assign_sub")
+
+
+def _is_changed(optimizer, *methods, of=keras.optimizers.AdamW):
+    """Whether some of the methods are not those of Keras's class."""
+    return any(getattr(getattr(optimizer, m), "__func__", None) is not getattr(of, m) for m in methods)
 
 
 def _adamw():
     return type("CountingAdamW", (Updates, keras.optimizers.AdamW), {})
+
+
+def _muon():
+    return type("CountingMuon", (Updates, keras.optimizers.Muon), {})
 
 
 def _tensorflow_adamw():
@@ -35,26 +45,25 @@ def _tensorflow_adamw():
     class FusedAdamW(Updates, keras.optimizers.AdamW):
         @property
         def _is_fused(self):
-            return not self.amsgrad and not _is_changed(self, "assign", "assign_add", "assign_sub")
+            return not self.amsgrad and not _is_changed(self, *ASSIGNMENTS)
 
         def update_step(self, gradient, variable, learning_rate):
             if not self._is_fused:
                 return super().update_step(gradient, variable, learning_rate)
             index, dtype = self._get_variable_index(variable), variable.dtype
-            step, lr = tf.cast(self.iterations + 1, dtype), tf.cast(learning_rate, dtype)
+            step, lr = self.iterations + 1, tf.cast(learning_rate, dtype)
             if self.weight_decay and self._use_weight_decay(variable):
                 variable.assign(variable * (1 - lr * tf.cast(self.weight_decay, dtype)))
-            return tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=self._momentums[index].value.handle,
-                v=self._velocities[index].value.handle,
-                beta1_power=tf.cast(self.beta_1, dtype) ** step,
-                beta2_power=tf.cast(self.beta_2, dtype) ** step,
-                lr=lr,
-                beta1=tf.cast(self.beta_1, dtype),
-                beta2=tf.cast(self.beta_2, dtype),
-                epsilon=tf.cast(self.epsilon, dtype),
-                grad=tf.cast(gradient, dtype),
+            _tensorflow_adam(
+                variable,
+                self._momentums[index],
+                self._velocities[index],
+                gradient,
+                step,
+                lr,
+                self.beta_1,
+                self.beta_2,
+                self.epsilon,
             )
 
         def _apply_weight_decay(self, variables):
@@ -67,9 +76,40 @@ def _tensorflow_adamw():
     return FusedAdamW
 
 
+def _tensorflow_muon():
+    class FusedMuon(Updates, keras.optimizers.Muon):
+        def _adamw_update_step(self, gradient, variable, learning_rate, m, v):
+            if _is_changed(self, *ASSIGNMENTS, of=keras.optimizers.Muon):
+                return super()._adamw_update_step(gradient, variable, learning_rate, m, v)
+            betas = self.adam_beta_1, self.adam_beta_2
+            _tensorflow_adam(variable, m, v, gradient, self.iterations + 1, learning_rate, *betas, self.epsilon)
+
+    return FusedMuon
+
+
+def _tensorflow_adam(variable, momentum, velocity, gradient, step, learning_rate, beta_1, beta_2, epsilon):
+    """Keras's step of Adam on one variable of TensorFlow's."""
+    import tensorflow as tf
+
+    def number(x):
+        return tf.cast(x, variable.dtype)
+
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=momentum.value.handle,
+        v=velocity.value.handle,
+        beta1_power=number(beta_1) ** number(step),
+        beta2_power=number(beta_2) ** number(step),
+        lr=number(learning_rate),
+        beta1=number(beta_1),
+        beta2=number(beta_2),
+        epsilon=number(epsilon),
+        grad=number(gradient),
+    )
+
+
 def _torch_adamw():
     import torch
-    from torch.optim.adam import adam
 
     # What `keras.optimizers.AdamW(...)` makes under torch; a subclass of that name would miss it.
     torch_adamw = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
@@ -77,7 +117,7 @@ def _torch_adamw():
     class FusedAdamW(Updates, torch_adamw):
         @torch.no_grad()
         def _step(self, grads, variables):
-            if self.amsgrad or _is_changed(self, "update_step", "assign", "assign_add", "assign_sub"):
+            if self.amsgrad or _is_changed(self, "update_step", *ASSIGNMENTS):
                 return super()._step(grads, variables)
             scale = None
             if self._clips_together:
@@ -95,29 +135,22 @@ def _torch_adamw():
 
         def _fused_step(self, grads, variables, scale, weight_decay):
             indices = [self._get_variable_index(v) for v in variables]
-            done = float(self.iterations)
-            adam(
-                [v.value for v in variables],
-                [g.to(v.value.dtype) for g, v in zip(grads, variables, strict=True)],
-                [self._momentums[i].value for i in indices],
-                [self._velocities[i].value for i in indices],
-                max_exp_avg_sqs=[],
-                state_steps=list(torch.full((len(grads),), done, device=grads[0].device)),
-                fused=True,
-                grad_scale=scale,
-                decoupled_weight_decay=True,
-                amsgrad=False,
-                beta1=self.beta_1,
-                beta2=self.beta_2,
-                lr=float(self.learning_rate),
+            _torch_adam(
+                variables,
+                [self._momentums[i] for i in indices],
+                [self._velocities[i] for i in indices],
+                grads,
+                self.iterations,
+                self.learning_rate,
+                self.beta_1,
+                self.beta_2,
+                self.epsilon,
                 weight_decay=weight_decay,
-                # torch adds epsilon after the correction of the velocities' bias, Keras before it.
-                eps=self.epsilon / (1 - self.beta_2 ** (done + 1)) ** 0.5,
-                maximize=False,
+                grad_scale=scale,
             )
 
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
-            if not _is_changed(self, "update_step", "assign", "assign_add", "assign_sub"):
+            if not _is_changed(self, "update_step", *ASSIGNMENTS):
                 return super()._backend_update_step(grads, trainable_variables, learning_rate)
             for gradient, variable in zip(grads, trainable_variables, strict=True):
                 self.update_step(gradient, variable, learning_rate)
@@ -131,3 +164,58 @@ def _torch_adamw():
             return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
 
     return FusedAdamW
+
+
+def _torch_muon():
+    import torch
+
+    class FusedMuon(Updates, keras.optimizers.Muon):
+        @torch.no_grad()
+        def _step(self, grads, variables):
+            super()._step(grads, variables)
+
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            is_fused = not _is_changed(
+                self, *ASSIGNMENTS, "update_step", "_adamw_update_step", of=keras.optimizers.Muon
+            )
+            fused = []
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                index = self._get_variable_index(variable)
+                if is_fused and self.adam_velocities[index] is not None:
+                    fused.append((variable, self.momentums[index], self.adam_velocities[index], gradient))
+                else:
+                    self.update_step(gradient, variable, learning_rate)
+            if fused:
+                rate, betas = learning_rate * self.adam_lr_ratio, (self.adam_beta_1, self.adam_beta_2)
+                _torch_adam(*zip(*fused, strict=True), self.iterations, rate, *betas, self.epsilon)
+
+    return FusedMuon
+
+
+def _torch_adam(
+    variables, momentums, velocities, grads, done, learning_rate, beta_1, beta_2, epsilon, weight_decay=0.0, **options
+):
+    """Keras's step of Adam, after `done` ones, on all variables of torch's."""
+    import torch
+    from torch.optim.adam import adam
+
+    done = float(done)
+    adam(
+        [v.value for v in variables],
+        [g.to(v.value.dtype) for g, v in zip(grads, variables, strict=True)],
+        [m.value for m in momentums],
+        [v.value for v in velocities],
+        max_exp_avg_sqs=[],
+        state_steps=list(torch.full((len(grads),), done, device=grads[0].device)),
+        fused=True,
+        decoupled_weight_decay=True,
+        amsgrad=False,
+        beta1=beta_1,
+        beta2=beta_2,
+        lr=float(learning_rate),
+        weight_decay=weight_decay,
+        # torch adds epsilon after the correction of the velocities' bias, Keras before it.
+        eps=epsilon / (1 - beta_2 ** (done + 1)) ** 0.5,
+        maximize=False,
+        **options,
+    )

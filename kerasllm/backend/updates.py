@@ -75,18 +75,16 @@ class Updates:
             return self._update(grads, trainable_variables)
         sums = [self._accumulated_gradients[self._get_variable_index(v)] for v in trainable_variables]
 
-        def update(grads):
-            means = [(g + s.value) / steps for g, s in zip(grads, sums, strict=True)]
-            self._update(means, trainable_variables)
+        self._backend_increment_gradient_accumulators(grads, sums)
+        if self.use_ema:
+            self._begin_average()
+
+        def update():
+            self._update([s.value / steps for s in sums], trainable_variables)
             self._backend_reset_gradient_accumulators()
 
-        def accumulate(grads):
-            self._backend_increment_gradient_accumulators(grads, sums)
-            if self.use_ema:
-                self._begin_average()
-
         changed = {id(v): v for v in (*self._trainable_variables, *trainable_variables, *self.variables)}
-        _branch((self._iterations + 1) % steps == 0, update, accumulate, grads, list(changed.values()))
+        _run_if((self._iterations + 1) % steps == 0, update, list(changed.values()))
 
     def _update(self, grads, variables):
         self._step(grads, variables)
@@ -124,6 +122,13 @@ class Updates:
     def _global_norm(self, grads):
         return ops.sqrt(sum(ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads))
 
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(var_list)
+        if self.use_ema and name() == "jax":
+            # Keras gives both one array, and the next step of training, which takes the memory of each, then fails.
+            for variable, average in self._averages():
+                variable.assign(ops.copy(average.value))
+
     def _move_average(self):
         self._update_model_variables_moving_average(self._trainable_variables)
         if self.ema_overwrite_frequency:
@@ -151,23 +156,20 @@ def _dense(gradient):
     return tf.convert_to_tensor(gradient)
 
 
-def _branch(condition, update, accumulate, grads, variables):
-    """Call one of two functions of gradients that change variables."""
+def _run_if(condition, function, variables):
+    """Call a function that changes variables, or do not."""
     if name() != "jax":
-        ops.cond(condition, lambda: update(grads), lambda: accumulate(grads))
+        ops.cond(condition, function, lambda: None)
         return
     import jax
 
-    def stateless(function):
-        def run(grads, values):
-            with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)) as scope:
-                function(grads)
-            return [scope.get_current_value(v) for v in variables]
+    def run(carry):
+        values, _ = carry
+        with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)) as scope:
+            function()
+        return [scope.get_current_value(v) for v in variables], False
 
-        return run
-
-    # Keras's `ops.cond` would keep what a function assigns within it.
-    values = [v.value for v in variables]
-    values = jax.lax.cond(condition, stateless(update), stateless(accumulate), grads, values)
+    # A loop of one turn or none, for it changes what it carries in place: `jax.lax.cond` copies what a branch leaves.
+    values, _ = jax.lax.while_loop(lambda carry: carry[1], run, ([v.value for v in variables], condition))
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -15,6 +15,8 @@ from kerasllm.training.losses import TokenCrossentropy as TokenCrossentropy
 from kerasllm.training.metrics import Perplexity as Perplexity
 from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
 from kerasllm.training.optimizers import AdamW as AdamW
+from kerasllm.training.optimizers import Muon as Muon
 from kerasllm.training.schedules import InverseSquareRoot as InverseSquareRoot
 from kerasllm.training.schedules import WarmupCosine as WarmupCosine
 from kerasllm.training.schedules import WarmupLinear as WarmupLinear
+from kerasllm.training.schedules import WarmupStableDecay as WarmupStableDecay

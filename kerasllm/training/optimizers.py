@@ -1,8 +1,9 @@
-"""AdamW as language models are trained with it: what multiplies decays, biases and norms do not."""
+"""AdamW and Muon as language models are trained with them: what multiplies decays, biases and norms do not."""
 
 import re
 
 import keras
+from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import read_strings, shown
@@ -36,17 +37,10 @@ class AdamW(backend.adamw_class()):
     @reading
     def __init__(self, learning_rate=1e-3, no_decay=(), **kwargs):
         super().__init__(learning_rate, **kwargs)
-        self.no_decay = tuple(read_strings("no_decay", [no_decay] if isinstance(no_decay, str) else no_decay, 0))
-        for pattern in self.no_decay:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"no_decay ({shown(pattern)}) must be a regular expression: {error}.") from error
+        self.no_decay = _read_patterns("no_decay", no_decay)
 
     def build(self, variables):
-        named = re.compile("|".join(("bias$", *self.no_decay)))  # in keras.layers a bias may be a matrix
-        excluded = [v for v in variables if len(v.shape) < 2 or named.search(v.path)]
-        super().exclude_from_weight_decay(var_list=excluded)
+        super().exclude_from_weight_decay(var_list=_not_decayed(variables, self.no_decay))
         super().build(variables)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
@@ -54,3 +48,84 @@ class AdamW(backend.adamw_class()):
 
     def get_config(self):
         return {**super().get_config(), "no_decay": list(self.no_decay)}
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class Muon(backend.muon_class()):
+    """`keras.optimizers.Muon` (Jordan et al., 2024), set for the models of kerasllm; elsewhere AdamW's step.
+
+    A matrix W of a hidden layer moves by its momentum made nearly orthogonal, in float32, and by a step of the size of
+    AdamW's (Liu et al., 2025, arXiv:2502.16982), so that both sides take AdamW's learning rate:
+
+        m = momentum * m + g
+        W = W - learning_rate * (weight_decay * W + 0.2 * sqrt(max(W.shape)) * NS(g + momentum * m))
+
+    where NS are five steps of Newton and Schulz. They cost about 5 * width / (tokens of a batch) times the products of
+    the model itself: little in large batches, most of a step in small ones. AdamW's step, fused as in `AdamW`, have
+    embeddings, heads (`head`, `classifier`, `answer_span`), vectors, biases, matrices of one row or column, and the
+    factors of LoRA. The gates of a recurrent layer are one matrix to it.
+
+    It counts updates, and measures `gradient_norm`, as `AdamW` does.
+
+    Args:
+        learning_rate: a number or a schedule, such as `WarmupStableDecay`, of the number of updates done.
+        no_decay: as in `AdamW`. Vectors never decay.
+        **kwargs: the other arguments of `keras.optimizers.Muon`: `weight_decay` of the matrices and `adam_weight_decay`
+            of the other side, each times its side's learning rate; `adam_lr_ratio`, the other side's learning rate
+            divided by `learning_rate`; `exclude_layers`, regular expressions, searched for in the paths of further
+            variables for AdamW's step.
+
+    Raises:
+        ValueError: `exclude_from_weight_decay` is called, or a pattern is no regular expression.
+
+    Example:
+        >>> model.compile(Muon(WarmupStableDecay(1e-3, 200, 5000, 500), weight_decay=0.1, adam_weight_decay=0.1), loss)
+    """
+
+    @reading
+    def __init__(self, learning_rate=1e-3, no_decay=(), **kwargs):
+        excluded = kwargs.get("exclude_layers")
+        kwargs["exclude_layers"] = list(_read_patterns("exclude_layers", () if excluded is None else excluded))
+        super().__init__(learning_rate, **kwargs)
+        self.no_decay = _read_patterns("no_decay", no_decay)
+
+    def build(self, variables):
+        super().exclude_from_weight_decay(var_list=_not_decayed(variables, self.no_decay))
+        super().build(variables)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        raise ValueError("Name the variables in no_decay instead: it is saved with the model.")
+
+    def _should_use_adamw(self, variable):
+        is_vector = len(variable.shape) != 2 or min(variable.shape) < 2
+        return bool(is_vector or ADAMW_SIDE.search(variable.path)) or super()._should_use_adamw(variable)
+
+    def _apply_weight_decay(self, variables):
+        for variable in filter(self._use_weight_decay, variables):
+            # Keras's lets AdamW's side decay without its ratio.
+            on_adamw = self._should_use_adamw(variable)
+            decay = self.adam_weight_decay if on_adamw else self.weight_decay
+            if decay:
+                rate = self.learning_rate * (self.adam_lr_ratio if on_adamw else 1)
+                variable.assign(variable * (1 - ops.cast(rate * decay, variable.dtype)))
+
+    def get_config(self):
+        return {**super().get_config(), "no_decay": list(self.no_decay)}
+
+
+ADAMW_SIDE = re.compile(r"(^|/)(head|classifier|answer_span)/|(^|/|_)bias$|(^|/)lora_")
+
+
+def _read_patterns(name, patterns):
+    patterns = tuple(read_strings(name, [patterns] if isinstance(patterns, str) else patterns, 0))
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name} ({shown(pattern)}) must be a regular expression: {error}.") from error
+    return patterns
+
+
+def _not_decayed(variables, patterns):
+    named = re.compile("|".join(("bias$", *patterns)))  # in keras.layers a bias may be a matrix
+    return [v for v in variables if len(v.shape) < 2 or named.search(v.path)]

@@ -16,6 +16,7 @@ from keras import ops
 
 from kerasllm.arguments import (
     LARGEST,
+    check_choice,
     check_from_zero,
     check_positive,
     check_positive_number,
@@ -102,6 +103,60 @@ class WarmupCosine(Warmup):
     def get_config(self):
         own = {"total_steps": self.total_steps, "final_learning_rate": self.final_learning_rate}
         return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class WarmupStableDecay(Warmup):
+    """Up to the peak in a straight line, constant, then down (WSD; Hu et al., 2024, MiniCPM, arXiv:2404.06395).
+
+    Weights saved in the constant part can be trained on, for any number of steps, or go down at once.
+
+    Args:
+        peak_learning_rate: highest learning rate.
+        warmup_steps: number of steps on the way up, or 0.
+        total_steps: step from which on the learning rate is `final_learning_rate`.
+        decay_steps: number of steps on the way down, which are the last of `total_steps`. Hu et al. take a tenth.
+        shape: of the way down: "linear", or "sqrt", 1 - sqrt(done / decay_steps), which Haegele et al. (2024,
+            arXiv:2405.18392) found better than a line.
+        final_learning_rate: lowest learning rate after the peak, at most `peak_learning_rate`.
+
+    Example:
+        >>> AdamW(WarmupStableDecay(3e-4, warmup_steps=200, total_steps=5000, decay_steps=500))
+    """
+
+    @reading
+    def __init__(
+        self, peak_learning_rate, warmup_steps, total_steps, decay_steps, shape="linear", final_learning_rate=0.0
+    ):
+        super().__init__(peak_learning_rate, warmup_steps)
+        _check_total_steps(total_steps, warmup_steps)
+        check_positive("decay_steps", decay_steps)
+        if decay_steps > total_steps - warmup_steps:
+            raise ValueError(
+                f"decay_steps ({decay_steps}) must be at most total_steps - warmup_steps "
+                f"({total_steps - warmup_steps})."
+            )
+        check_choice("shape", shape, ("linear", "sqrt"))
+        if not is_number(final_learning_rate) or not 0 <= final_learning_rate <= peak_learning_rate:
+            raise ValueError(
+                f"final_learning_rate ({shown(final_learning_rate)}) must be a number from 0 to peak_learning_rate "
+                f"({shown(peak_learning_rate)})."
+            )
+        self.total_steps = total_steps
+        self.decay_steps = decay_steps
+        self.shape = shape
+        self.final_learning_rate = final_learning_rate
+
+    def decay(self, step):
+        of = _of(step)
+        done = (step - (self.total_steps - self.decay_steps)) / self.decay_steps
+        done = of.minimum(of.maximum(done, 0.0), 1.0)
+        final = self.final_learning_rate / self.peak_learning_rate
+        return final + (1 - final) * (1 - (done if self.shape == "linear" else of.sqrt(done)))
+
+    def get_config(self):
+        names = ("total_steps", "decay_steps", "shape", "final_learning_rate")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @keras.saving.register_keras_serializable("kerasllm")
