@@ -26,6 +26,7 @@ class Contestant:
             text=True,
             bufsize=1,
         )
+        self.imported = 0
         self._read()  # warmed up
         self.times = []
 
@@ -38,6 +39,10 @@ class Contestant:
         with open(f"/proc/{self.process.pid}/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
+    def peak_over_imports(self):
+        """The bytes of `peak_memory` that came after the child called `imported`."""
+        return self.peak_memory() - self.imported
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
@@ -46,6 +51,8 @@ class Contestant:
         while line := self.process.stdout.readline():
             if line.startswith("seconds "):
                 return float(line.split()[1])
+            if line.startswith("imported "):
+                self.imported = int(line.split()[1])
             if line.startswith("failed "):
                 self.close()
                 raise RuntimeError(line.removeprefix("failed ").strip())
@@ -68,6 +75,13 @@ def take_turns(build):
     except Exception as error:
         print("failed", f"{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
         raise
+
+
+def imported():
+    """In the child, when all is imported: tell the parent what is resident then."""
+    with open("/proc/self/status") as status:
+        resident = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+    print("imported", resident, flush=True)
 
 
 def ratio(ours, peer):

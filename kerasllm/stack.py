@@ -109,6 +109,15 @@ class StackArguments(TypedDict, total=False):
             0.0, check_rate, "rate in training, after the embeddings and each sublayer, and on attention weights."
         ),
     ]
+    remat: Annotated[
+        bool,
+        Argument(
+            False,
+            check_boolean,
+            "whether training keeps the inputs of blocks alone and computes each block again for its gradient: less "
+            "memory, about a third more time, the same results (Chen et al. 2016, arXiv:1604.06174).",
+        ),
+    ]
     activation: Annotated[
         str, Argument("gelu", _by_its_layer, 'of the feed-forward: "gelu_tanh", or the name of one of Keras.')
     ]

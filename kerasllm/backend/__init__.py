@@ -15,6 +15,7 @@ from kerasllm.backend.kernels import (
 from kerasllm.backend.linear_crossentropy import Product, linear_crossentropy
 from kerasllm.backend.optimizers import adamw_class, muon_class
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, simple_rnn
+from kerasllm.backend.rematerialization import rematerialized
 
 extras.check_backend(name())
 
@@ -35,6 +36,7 @@ __all__ = [
     "muon_class",
     "name",
     "not_folded",
+    "rematerialized",
     "simple_rnn",
     "small_masked_scores",
     "token_crossentropy",

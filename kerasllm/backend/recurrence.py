@@ -221,7 +221,7 @@ def _walk(step, reverse, x, kernel, bias, first, real):
             def body(d_states, inputs):
                 d_h, x, recurrent, states, *real = inputs
                 d_states = (d_states[0] + d_h, *d_states[1:])
-                d_x, d_recurrent, (d_h, *d_others) = _pull_back(
+                d_x, d_recurrent, (d_h, *d_others) = pull_back(
                     lambda x, recurrent, states: masked_step(x, recurrent, states, *real),
                     (x, recurrent, states),
                     d_states,
@@ -274,7 +274,7 @@ def _scan(body, carried, inputs, like, reverse):
     return carried, outputs if dense else [o.stack() for o in outputs]
 
 
-def _pull_back(function, arguments, gradients):
+def pull_back(function, arguments, gradients):
     """The gradients of a function's arguments from those of its results, on jax and tensorflow."""
     if name() == "jax":
         import jax

@@ -125,8 +125,8 @@ def write_preset(
     Args:
         folder: path of the folder, made if need be.
         class_name: name of the model's class.
-        arguments: dict of plain values, what the model's constructor takes. `dtype` is left out: what a model
-            computes in is for those to say who load it, as with transformers.
+        arguments: dict of plain values, what the model's constructor takes. `dtype` and `remat` are left out: what a
+            model computes in, and what its training keeps, is for those to say who load it, as with transformers.
         arrays: dict variable path -> array or `LazyArray`, all of the model's.
         special_token_ids: dict, "bos_token_id", "eos_token_id" and others as config.json has them. transformers stops
             generating at the second.
@@ -138,7 +138,7 @@ def write_preset(
         ValueError: the folder cannot be written; what was there before is whole.
     """
     folder = read_path("folder", folder)
-    arguments = {name: value for name, value in arguments.items() if name != "dtype"}
+    arguments = {name: value for name, value in arguments.items() if name not in ("dtype", "remat")}
     family, config = _layout_of(class_name, arguments, parts)
     if family is not ours:
         config = (special_token_ids or {}) | config  # RoBERTa's layout rests on its padding token

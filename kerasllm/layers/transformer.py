@@ -68,6 +68,7 @@ class TransformerStack(Layer):
         if stack.head_dim is None and hidden_dim % num_heads:
             raise ValueError(f"hidden_dim ({hidden_dim}) must be divisible by num_heads ({num_heads}).")
         self.hidden_dim, self.max_sequence_length = hidden_dim, stack.max_sequence_length
+        self.remat = stack.remat
         self.num_key_value_heads = num_heads if stack.num_key_value_heads is None else stack.num_key_value_heads
         self.head_dim = hidden_dim // num_heads if stack.head_dim is None else stack.head_dim
         if stack.rope_scaling is not None and stack.positions != "rotary":
@@ -200,8 +201,9 @@ class TransformerStack(Layer):
                 slots_from(index, slots), slots if caches is None else ops.arange(ops.shape(caches[0][0])[2])
             )
         new_caches = []
+        computes_again = self.remat and training and caches is None
         for i, block in enumerate(self.blocks):
-            x = block(
+            x = (backend.rematerialized(block) if computes_again else block)(
                 x,
                 attention_mask=masks[i],
                 attention_bias=bias,
