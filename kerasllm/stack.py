@@ -115,7 +115,7 @@ class StackArguments(TypedDict, total=False):
             False,
             check_boolean,
             "whether training keeps the inputs of blocks alone and computes each block again for its gradient: less "
-            "memory, about a third more time, the same results (Chen et al. 2016, arXiv:1604.06174).",
+            "memory, a third to a half more time, the same results (Chen et al. 2016, arXiv:1604.06174).",
         ),
     ]
     activation: Annotated[

@@ -56,9 +56,9 @@ MODELS = {
     "implicit masks": (with_implicit_masks, [np.where(IS_REAL, IDS, 0)] * 2),
 }
 WAYS = {
-    "jax": [{"run_eagerly": True}, {"steps_per_execution": 2}],
-    "tensorflow": [{"run_eagerly": True}, {"jit_compile": True, "steps_per_execution": 2}],
-    "torch": [{}],
+    "jax": [{"run_eagerly": True}, {"steps_per_execution": 2, "accumulates": 2}],
+    "tensorflow": [{"run_eagerly": True, "accumulates": 2}, {"jit_compile": True}, {"steps_per_execution": 2}],
+    "torch": [{"accumulates": 2}],
 }
 
 
@@ -89,7 +89,7 @@ def test_steps_are_those_of_a_model_that_keeps_all(name):
 
 @pytest.mark.parametrize("options", WAYS[keras.backend.backend()], ids=str)
 def test_every_way_to_take_a_step_gives_the_same(options):
-    check_equal(gpt, TEXTS, accumulates=2, **options)
+    check_equal(gpt, TEXTS, **options)
 
 
 def bytes_kept_on_jax(model):
@@ -131,11 +131,11 @@ LONG = {"token_ids": np.ones((4, 64), "int32"), "padding_mask": np.ones((4, 64),
 
 def test_activations_are_not_kept():
     def measured(measure):
-        return [measure(gpt(num_layers=4, max_sequence_length=64, remat=remat)) for remat in (True, False)]
+        return [measure(gpt(num_layers=3, max_sequence_length=64, remat=remat)) for remat in (True, False)]
 
     if keras.backend.backend() == "tensorflow":
         again, once = measured(products_on_tensorflow)
-        assert again >= once + 4 * 4, "the second pass was merged with the first"
+        assert again >= once + 3 * 4, "the second pass was merged with the first"
     else:
         less, all_ = measured(bytes_kept_on_jax if keras.backend.backend() == "jax" else bytes_kept_on_torch)
         assert less < 0.5 * all_
