@@ -88,12 +88,19 @@ def compare(name, backend, options):
     for contestant in (ours, *others):
         contestant.close()
     for peer, other, peak in zip(task.peers, others, peaks[1:], strict=True):
-        (own_time, time), speed = (
+        (own_time, peer_time), speed = (
             (statistics.median(c.times) / steps * 1e3 for c in (ours, other)),
             ratio(ours, other),
         )
         print_row(
-            name, backend, f"{own_time:.0f}", megabytes(peaks[0]), peer, f"{time:.0f}", megabytes(peak), f"{speed:.2f}"
+            name,
+            backend,
+            f"{own_time:.0f}",
+            megabytes(peaks[0]),
+            peer,
+            f"{peer_time:.0f}",
+            megabytes(peak),
+            f"{speed:.2f}",
         )
     if name == "large_vocabulary":
         chunks, plain = (peak - peaks[2] - large_vocabulary.vocabulary_bytes() for peak in peaks[:2])

@@ -50,6 +50,7 @@ VALUES = {
     "labels": (LABELS, ["LABEL_0", "LABEL_1"]),
     "problem_type": (None, "regression"),
     "pooler_activation": ("tanh", "relu", "gelu"),
+    "remat": (False,),  # `write_preset` leaves it out
 }
 # Arguments that say nothing with other positions.
 SILENT = {
