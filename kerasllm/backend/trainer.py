@@ -21,7 +21,18 @@ def trainer_class():
 
 
 class Trainer:
-    """A step of training is taken wholly or not at all, and an optimizer is built so."""
+    """A step of training is taken wholly or not at all, and an optimizer is built so.
+
+    Attributes:
+        hears_iterator: function that is told of the iterator over the data of `fit`, or None.
+    """
+
+    hears_iterator = None
+
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self.hears_iterator:
+            self.hears_iterator(iterator)
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def make_train_function(self, force=False):
         made = self.train_function
@@ -97,6 +108,11 @@ class OrderedTrainer(Trainer):
                 return step_function(data)
 
         return super()._make_function(marked(self, ordered))
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self.hears_iterator:
+            self.hears_iterator(iterator)
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def mend(self, is_built, functions):
         # A function that makes variables, such as those of metrics, may do so when it is traced first, and not again.

@@ -14,6 +14,7 @@ from kerasllm.arguments import shown
 from kerasllm.generation.sharing import changes_weights, measures, with_same_weights
 from kerasllm.models.measured import MeasuredModel
 from kerasllm.training.limits import Limits
+from kerasllm.training.resuming import running
 
 DATA = ("x", "y", "sample_weight")  # arguments of Keras's methods
 NAMES = ("__module__", "__name__", "__qualname__")  # what `functools.wraps` takes over: no docstring
@@ -57,6 +58,10 @@ class TrainedModel(MeasuredModel):
             callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
             call.arguments["callbacks"] = [*callbacks, dataset.epoch_callback()]
             call.arguments.setdefault("shuffle", False)  # they shuffle by themselves
+        with running(self, call.arguments):
+            return self._fit(call, dataset)
+
+    def _fit(self, call, dataset):
         validation = keras.utils.unpack_x_y_sample_weight(call.arguments.get("validation_data"))
         validation = dict(zip(DATA, validation, strict=True))
         needed = () if validation["x"] is None else DATA[:2]

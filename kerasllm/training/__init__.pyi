@@ -4,6 +4,7 @@ from kerasllm.training import labelled_datasets as labelled_datasets
 from kerasllm.training import losses as losses
 from kerasllm.training import metrics as metrics
 from kerasllm.training import optimizers as optimizers
+from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
 from kerasllm.training.datasets import LanguageModelDataset as LanguageModelDataset
 from kerasllm.training.datasets import MaskedLMDataset as MaskedLMDataset
@@ -16,6 +17,7 @@ from kerasllm.training.metrics import Perplexity as Perplexity
 from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
 from kerasllm.training.optimizers import AdamW as AdamW
 from kerasllm.training.optimizers import Muon as Muon
+from kerasllm.training.resuming import ResumableTraining as ResumableTraining
 from kerasllm.training.schedules import InverseSquareRoot as InverseSquareRoot
 from kerasllm.training.schedules import WarmupCosine as WarmupCosine
 from kerasllm.training.schedules import WarmupLinear as WarmupLinear

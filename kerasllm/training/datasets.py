@@ -75,7 +75,7 @@ class BucketedDataset(keras.utils.PyDataset):
 
     @epoch.setter
     def epoch(self, epoch):
-        self._epoch, self._plan = epoch, self._plan_of(epoch)
+        self._epoch, self._plan, self._passed = epoch, self._plan_of(epoch), 0
 
     def _plan_of(self, epoch):
         """The batches of an epoch: a list of (indices, widths)."""
@@ -99,7 +99,26 @@ class BucketedDataset(keras.utils.PyDataset):
     def __len__(self):
         return len(self._plan)
 
+    def pass_over(self, count):
+        """Give one batch for so many times in this epoch, and not make those that a resumed run does not look at."""
+        self._stand_in, self._passed = self[0], count
+
+    def description(self):
+        """Plain values and arrays that tell this dataset from others: its settings, lengths and some examples."""
+        some = np.unique(np.linspace(0, len(self.lengths) - 1, 256).astype(int))
+        ((_, widths),) = batches.bucket(self.lengths[some], len(some), self.multiple, None, self.max_length)
+        settings = ("batch_size", "multiple", "max_length", "seed", "shuffle")
+        return {
+            "class": type(self).__name__,
+            **{name: getattr(self, name) for name in settings},
+            "lengths": self.lengths,
+            "examples": self.plain_batch(some, widths),
+        }
+
     def __getitem__(self, index):
+        if self._passed:
+            self._passed -= 1
+            return self._stand_in
         indices, widths = self._plan[index]
         batch = self._batch(self._plan, self.epoch, index)
         if self._limits:
@@ -169,6 +188,10 @@ class Accumulation:
         """Begin an epoch with an optimizer, which may be in the middle of an update."""
         # `iterations` says how many updates were made, its variable how many batches were seen.
         self.num_before = int(optimizer.variables[0]) % self.num_steps
+
+    def go_on(self, index):
+        """Say at which index an epoch begins that goes on."""
+        self.num_before = (self.num_before - index) % self.num_steps
 
     def weighed(self, dataset, batch, index):
         """The batch with its share, (B,) float32, as an entry of its sample weights."""
