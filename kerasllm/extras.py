@@ -17,6 +17,7 @@ EXTRAS = {
     "matplotlib": "plot",
     "rouge_score": "metrics",
     "sacrebleu": "metrics",
+    "tensorboardX": "tensorboard",
     "tensorflow": "export",
     "torch": "torch",
 }

@@ -97,6 +97,23 @@ def bleu(hypotheses, references):
     return metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature())
 
 
+def chrf(hypotheses, references):
+    """Corpus chrF, an F-score of pieces of words, by sacrebleu, with one reference for each text (Popović 2015).
+
+    Args:
+        hypotheses, references: lists of N strings.
+
+    Returns:
+        A float in 0 .. 100, and the string that says how it was computed.
+
+    Raises:
+        ImportError: `kerasllm[metrics]` is not installed.
+    """
+    hypotheses, references = _read_pairs(hypotheses, references)
+    metric = required("sacrebleu", "chrf").CHRF()
+    return metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature())
+
+
 def rouge(hypotheses, references, use_stemmer=True):
     """Mean ROUGE F-measures by rouge-score (Lin 2004).
 

@@ -23,6 +23,7 @@ ARROWS = {
     "checkpoints": {"backend", "text", "generation"},  # torch reads its own files; GGUF files hold SentencePiece models
     "tasks": {"text"},
     **{part: {"backend", "text"} for part in MIDDLE},
+    "training": {"backend", "text", "metrics"},
     "models": MIDDLE | {"backend", "text", "checkpoints", "tasks"},
     **{part: LOWEST | MIDDLE | {"tasks", "models"} for part in ("export", "cli", "plots")},
 }

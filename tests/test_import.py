@@ -21,6 +21,7 @@ EXTRAS = {
     "matplotlib",
     "rouge_score",
     "sacrebleu",
+    "tensorboardX",
     "tensorflow_text",
     "transformers",
 }

@@ -34,6 +34,7 @@ def test_texts_are_scored_by_the_libraries():
     texts = ["the cat sat on the mat", "a dog barked loudly at night"]
     assert metrics.bleu(texts, texts)[0] == pytest.approx(100)
     assert "tok:13a" in metrics.bleu(texts, texts)[1]
+    assert metrics.chrf(texts, texts)[0] == pytest.approx(100) and "nc:6" in metrics.chrf(texts, texts)[1]
     assert metrics.rouge(texts, texts) == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
     assert metrics.rouge(["cats"], ["cat"])["rouge1"] == 1 and metrics.rouge(["cats"], ["cat"], False)["rouge1"] == 0
 

@@ -53,10 +53,10 @@ class TrainedModel(MeasuredModel):
         """
         call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
         self._check_class_weight(call.arguments.get("class_weight"))
-        dataset, callbacks = call.arguments.get("x"), call.arguments.get("callbacks")
-        if hasattr(dataset, "epoch_callback") and not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-            call.arguments["callbacks"] = [*callbacks, dataset.epoch_callback()]
+        dataset = call.arguments.get("x")
+        if not isinstance(call.arguments.get("callbacks"), keras.callbacks.CallbackList):
+            call.arguments["callbacks"] = _with_dataset(call.arguments.get("callbacks"), dataset)
+        if hasattr(dataset, "epoch_callback"):
             call.arguments.setdefault("shuffle", False)  # they shuffle by themselves
         with running(self, call.arguments):
             return self._fit(call, dataset)
@@ -161,6 +161,16 @@ class TrainedModel(MeasuredModel):
     def has_one_label(self):
         """Whether a row has one label, a class, and no label for each token."""
         return len(getattr(self.output, "shape", ())) == 2
+
+
+def _with_dataset(callbacks, dataset):
+    """The callbacks for `fit`, a list: they know the dataset, and those that write into logs go before their readers."""
+    callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
+    callbacks = sorted(callbacks, key=lambda callback: not getattr(callback, "writes_logs", False))
+    for callback in callbacks:
+        if hasattr(callback, "set_dataset"):
+            callback.set_dataset(dataset)
+    return [*callbacks, dataset.epoch_callback()] if hasattr(dataset, "epoch_callback") else callbacks
 
 
 def _on_host(values):

@@ -1,4 +1,4 @@
-"""What `compile` and `fit` are given: datasets, losses, metrics, schedules and optimizers."""
+"""What `compile` and `fit` are given: datasets, losses, metrics, schedules, optimizers and callbacks."""
 
 from kerasllm import lazy
 

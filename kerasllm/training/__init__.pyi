@@ -1,14 +1,24 @@
 # The public names of kerasllm.training, which are imported when they are first used (kerasllm/lazy.py).
 from kerasllm.training import datasets as datasets
+from kerasllm.training import evaluating as evaluating
+from kerasllm.training import event_files as event_files
+from kerasllm.training import examples as examples
+from kerasllm.training import guards as guards
 from kerasllm.training import labelled_datasets as labelled_datasets
 from kerasllm.training import losses as losses
 from kerasllm.training import metrics as metrics
 from kerasllm.training import optimizers as optimizers
+from kerasllm.training import quality as quality
 from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
+from kerasllm.training import throughput as throughput
 from kerasllm.training.datasets import LanguageModelDataset as LanguageModelDataset
 from kerasllm.training.datasets import MaskedLMDataset as MaskedLMDataset
 from kerasllm.training.datasets import TranslationDataset as TranslationDataset
+from kerasllm.training.evaluating import EvaluateEvery as EvaluateEvery
+from kerasllm.training.event_files import TensorBoardLog as TensorBoardLog
+from kerasllm.training.examples import GenerateExamples as GenerateExamples
+from kerasllm.training.guards import StopOnNaN as StopOnNaN
 from kerasllm.training.labelled_datasets import ClassificationDataset as ClassificationDataset
 from kerasllm.training.labelled_datasets import QuestionAnsweringDataset as QuestionAnsweringDataset
 from kerasllm.training.labelled_datasets import TokenClassificationDataset as TokenClassificationDataset
@@ -17,8 +27,11 @@ from kerasllm.training.metrics import Perplexity as Perplexity
 from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
 from kerasllm.training.optimizers import AdamW as AdamW
 from kerasllm.training.optimizers import Muon as Muon
+from kerasllm.training.quality import SummaryQuality as SummaryQuality
+from kerasllm.training.quality import TranslationQuality as TranslationQuality
 from kerasllm.training.resuming import ResumableTraining as ResumableTraining
 from kerasllm.training.schedules import InverseSquareRoot as InverseSquareRoot
 from kerasllm.training.schedules import WarmupCosine as WarmupCosine
 from kerasllm.training.schedules import WarmupLinear as WarmupLinear
 from kerasllm.training.schedules import WarmupStableDecay as WarmupStableDecay
+from kerasllm.training.throughput import Throughput as Throughput

@@ -96,6 +96,10 @@ class BucketedDataset(keras.utils.PyDataset):
         """A callback for `fit` that tells the dataset which epoch begins; kerasllm's models add it themselves."""
         return EpochCallback(self)
 
+    def examples_of(self, index):
+        """The places of the examples in the batch `index` of this epoch, among those that are kept: (B,) int."""
+        return self._plan[index][0]
+
     def __len__(self):
         return len(self._plan)
 
