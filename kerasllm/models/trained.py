@@ -164,7 +164,7 @@ class TrainedModel(MeasuredModel):
 
 
 def _with_dataset(callbacks, dataset):
-    """The callbacks for `fit`, a list: they know the dataset, and those that write into logs go before their readers."""
+    """The callbacks for `fit`, a list, which know its dataset; those that write into logs go before their readers."""
     callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
     callbacks = sorted(callbacks, key=lambda callback: not getattr(callback, "writes_logs", False))
     for callback in callbacks:
