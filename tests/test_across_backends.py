@@ -58,14 +58,40 @@ def answers_and_text(name, model):
     return answers(model) | ({"text": np.array(WRITE[name](model))} if name in WRITE else {})
 
 
+def first_losses(model, name):
+    """The losses of the first ten steps of training, of a model without dropout."""
+    dataset = make_dataset(name, model)
+    model.compile(kerasllm.training.AdamW(1e-3, weight_decay=0.1), kerasllm.training.TokenCrossentropy(chunk_size=4))
+    losses = []
+    keep = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: losses.append(float(logs["loss"])))
+    model.fit(dataset, epochs=10, verbose=0, callbacks=[keep])
+    # The mean over the epoch so far is that of one step where an epoch has one.
+    return np.array(losses[:10])
+
+
+def make_dataset(name, model):
+    """Texts for a model's training, all in one batch."""
+    options = {"batch_size": 8, "max_length": 16, "multiple": 16}
+    if "translator" in name:
+        both = model.source_tokenizer, model.target_tokenizer
+        return kerasllm.training.TranslationDataset(list(zip(TEXTS, TEXTS[::-1], strict=True)), *both, **options)
+    if name == "masked_lm":
+        return kerasllm.training.MaskedLMDataset(TEXTS, model.tokenizer, **options)
+    return kerasllm.training.LanguageModelDataset(TEXTS, model.tokenizer, sequence_length=8, batch_size=8)
+
+
+TRAINED = ("gpt", "masked_lm", "rnn", "lstm_translator", "transformer_translator")
 READ = """
 import sys, pathlib, keras, numpy as np, kerasllm
 sys.path.insert(0, {tests!r})
-from test_across_backends import answers, answers_and_text
+from test_across_backends import TRAINED, answers, answers_and_text, first_losses
 folder = pathlib.Path({folder!r})
 for name, type_name in {types!r}.items():
     copy = getattr(kerasllm, type_name).from_preset(folder / name)
     np.savez(folder / f"{{name}}-preset.npz", **answers_and_text(name, copy))
+    if name in TRAINED:
+        copy = getattr(kerasllm, type_name).from_preset(folder / name, dropout=0.0)
+        np.savez(folder / f"{{name}}-losses.npz", losses=first_losses(copy, name))
     saved = keras.models.load_model(folder / f"{{name}}.keras")
     np.savez(folder / f"{{name}}-keras.npz", **answers(saved))
 """
@@ -89,7 +115,7 @@ SECOND = pytest.param(READERS[keras.backend.backend()][1], marks=pytest.mark.slo
 
 
 @pytest.mark.parametrize("reader", [READERS[keras.backend.backend()][0], SECOND])
-def test_a_preset_and_a_keras_file_give_the_same_model_under(reader, written):
+def test_a_preset_and_a_keras_file_give_the_same_model_and_training_under(reader, written):
     folder, types, expected = written
     program = READ.format(tests=os.path.dirname(__file__), folder=str(folder), types=types)
     environment = {**os.environ, "KERAS_BACKEND": reader}
@@ -105,3 +131,8 @@ def test_a_preset_and_a_keras_file_give_the_same_model_under(reader, written):
                     np.testing.assert_allclose(read[key], value, atol=1e-5, err_msg=f"{name} {kind} {key}")
                 else:
                     assert np.array_equal(read[key], value), f"{name} {kind} {key}: {read[key]} is not {value}"
+    for name in TRAINED:
+        model = getattr(kerasllm, types[name]).from_preset(folder / name, dropout=0.0)
+        losses = first_losses(model, name)
+        assert losses[-1] < losses[0] - 0.01
+        np.testing.assert_allclose(np.load(folder / f"{name}-losses.npz")["losses"], losses, atol=1e-4, err_msg=name)

@@ -682,7 +682,9 @@ def test_a_killed_export_leaves_the_old_or_the_new_and_no_process(name, options,
         if name.endswith(".tflite"):
             Runner(folder / name)
         assert len([p for p in folder.iterdir() if p.name.startswith(".")]) <= 1  # of the last
-        assert not [p for p in temporary.iterdir() if not p.name.startswith(writing.PREFIX)]
+        # TensorFlow's own source files of AutoGraph stay, of a few kB each.
+        ours = [p.name for p in temporary.iterdir() if not p.name.startswith("__autograph_generated_file")]
+        assert not [name for name in ours if not name.startswith(writing.PREFIX)]
         assets = folder / (f"{name}/assets.extra" if name == "model" else f"{name}.assets")
         described, tokenizer = read_json(assets / "signatures.json"), Tokenizer.from_folder(assets)
         found.append((described["signatures"][function]["outputs"]["logits"]["shape"][-1], tokenizer.vocabulary_size))
