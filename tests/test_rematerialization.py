@@ -138,7 +138,7 @@ def test_activations_are_not_kept():
         assert again >= once + 3 * 4, "the second pass was merged with the first"
     else:
         less, all_ = measured(bytes_kept_on_jax if keras.backend.backend() == "jax" else bytes_kept_on_torch)
-        assert less < 0.5 * all_
+        assert less < 0.6 * all_
 
 
 def test_remat_is_kept_in_keras_files_and_is_no_part_of_presets(tmp_path):

@@ -190,6 +190,7 @@ class Accumulation:
 
     def begin(self, optimizer):
         """Begin an epoch with an optimizer, which may be in the middle of an update."""
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         # `iterations` says how many updates were made, its variable how many batches were seen.
         self.num_before = int(optimizer.variables[0]) % self.num_steps
 
