@@ -71,36 +71,39 @@ def check_alike(model, **options):
         np.testing.assert_allclose(b, a, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The others are made of the same parts.
+OFTEN = ("gpt with a head and a cap", "masked lm", "translator")
+CASES = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_chunks_change_neither_what_is_shown_nor_what_is_learnt(name):
     check_alike(MODELS[name]())
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"label_smoothing": 0.2},
-        {"reduction": "sum"},
-        {"reduction": "mean_with_sample_weight", "fit": {"sample_weight": RNG.random((ROWS, LENGTH))}},
-        {"class_weight": {3: 0.0, 5: 4.0}, "fit": {"sample_weight": RNG.random(ROWS)}},
-        {"ignore_class": None, "labels": "all"},
-        {"eager": True},
-        {"jit": False},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_chunks_change_nothing_under_other_options(options, monkeypatch):
+OPTIONS = {
+    "weights": {"label_smoothing": 0.2, "class_weight": {3: 0.0, 5: 4.0}, "fit": {"sample_weight": RNG.random(ROWS)}},
+    "sum": {"reduction": "sum"},
+    "mean": {"reduction": "mean_with_sample_weight", "fit": {"sample_weight": RNG.random((ROWS, LENGTH))}},
+    "all count": {"ignore_class": None, "labels": "all"},
+    "eager": {"eager": True},
+    "no jit": {"jit": False},
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "weights" else [pytest.mark.slow]) for n in OPTIONS])
+def test_chunks_change_nothing_under_other_options(name, monkeypatch):
+    options = dict(OPTIONS[name])
     if options.pop("labels", None):
         monkeypatch.setitem(globals(), "LABELS", np.abs(LABELS))
     check_alike(MODELS["gpt"](), **options)
 
 
-def test_chunks_train_the_factors_of_lora():
-    model = MODELS["gpt"]()
-    model.decoder.embeddings.token.enable_lora(2)
-    check_alike(model)
-    model = MODELS["gpt with a head and a cap"]()
-    model.head.enable_lora(2)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "gpt with a head and a cap"])
+def test_chunks_train_the_factors_of_lora(name):
+    model = MODELS[name]()
+    (model.decoder.embeddings.token if name == "gpt" else model.head).enable_lora(2)
     check_alike(model)
 
 
@@ -176,7 +179,7 @@ def sizes_on_torch(model, step, data):
     return sizes
 
 
-@pytest.mark.parametrize("name", ["gpt", "gpt with a head and a cap", "translator"])
+@pytest.mark.parametrize("name", ["gpt with a head and a cap", "translator"])
 def test_no_array_of_a_step_in_chunks_is_as_large_as_the_logits(name):
     model = MODELS[name]()
     all_logits = batch(model)[1].size * SYMBOLS
@@ -225,8 +228,7 @@ def test_files_keep_the_chunks(tmp_path):
     assert loaded.evaluate(inputs, labels, verbose=0) == pytest.approx(model.evaluate(inputs, labels, verbose=0))
 
 
-@pytest.mark.parametrize("chunk_size", [None, CHUNK])
-@pytest.mark.parametrize("batch_size", [1, 4, ROWS])
+@pytest.mark.parametrize(("chunk_size", "batch_size"), [(None, 1), (CHUNK, 4)])
 def test_the_loss_that_is_shown_is_the_mean_over_tokens(chunk_size, batch_size):
     model = compiled(MODELS["gpt"](), chunk_size, optimizer=keras.optimizers.SGD(0.0))
     inputs, labels = batch(model)
@@ -299,7 +301,7 @@ def test_shares_of_an_update_that_goes_over_the_end_of_an_epoch():
     assert shares[0].shape == (2,) and len(dataset[0]) == 2
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_updates_go_on_from_one_epoch_to_the_next(workers):
     dataset = Rows(shuffle=True, workers=workers)
     weights, _ = updated(dataset, 4, 2)

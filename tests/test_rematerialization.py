@@ -80,13 +80,19 @@ def check_equal(make, x, atol=1e-6, **options):
         np.testing.assert_allclose(w, e, atol=atol)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The others are made of the same parts.
+OFTEN = ("lora", "mixed bert", "t5")
+CASES = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_steps_are_those_of_a_model_that_keeps_all(name):
     """Under dropout of one seed, whose masks change from step to step; XLA rounds bfloat16 where it stores it."""
     make, x = MODELS[name]
     check_equal(make, x, atol=3e-3 if name == "mixed bert" else 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WAYS[keras.backend.backend()], ids=str)
 def test_every_way_to_take_a_step_gives_the_same(options):
     check_equal(gpt, TEXTS, **options)

@@ -11,6 +11,7 @@ from keras import ops
 
 from kerasllm.backend.compilation import name
 from kerasllm.backend.kernels import is_argmax, is_class
+from kerasllm.backend.tape import on_tape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +98,23 @@ def _differentiable(walk):
 
         function.defvjp(functools.partial(walk, training=True), backward)
         return function
+    return functools.partial(_recorded_on_tensorflow, walk)
+
+
+def _recorded_on_tensorflow(walk, *inputs):
+    """A walk with its gradients, for `tf.GradientTape`."""
     import tensorflow as tf
 
-    @tf.custom_gradient
-    def function(*inputs):
-        results, gradients = walk(*inputs, training=True)
-        return results, lambda d, *_: [*(tf.cast(d, g.dtype) * g for g in gradients), None, None, None]
+    def forward(*inputs):
+        (total, *others), gradients = walk(*inputs, training=True)
 
-    return function
+        def backward(d):
+            return [*(tf.cast(d, g.dtype) * g for g in gradients), None, None, None]
+
+        return [tf.identity(total)], backward, others
+
+    (total,), others = on_tape(forward, inputs)
+    return total, *others
 
 
 def _walk(x, kernel, *others, product, label_smoothing, chunk_size, with_hits, training):

@@ -8,6 +8,7 @@ from keras.src.backend.common.variables import AutocastScope
 
 from kerasllm.backend.compilation import name
 from kerasllm.backend.recurrence import pull_back
+from kerasllm.backend.tape import on_tape
 
 
 def rematerialized(layer):
@@ -48,7 +49,6 @@ def _by_gradient(layer, *args, **kwargs):
         args, kwargs = keras.tree.pack_sequence_as(nest, given)
         return _call(layer, variables, tensors[: len(values)], seeds, args, kwargs)
 
-    @ops.custom_gradient
     def call(*tensors):
         def gradient(*d_results):
             d_y = keras.tree.flatten(d_results)[0]  # the others are the seeds'
@@ -61,13 +61,23 @@ def _by_gradient(layer, *args, **kwargs):
             found = dict(zip(wanted, pull_back(again, [late[i] for i in wanted], d_y), strict=True))
             return tuple(found.get(i) for i in range(len(tensors)))
 
-        # Of what comes after `stop_gradient` no tape keeps anything.
-        return run([ops.stop_gradient(x) for x in tensors]), gradient
+        return run(tensors), gradient
 
-    y, *states = call(*tensors)
+    y, *states = _on_tensorflow(call, tensors) if name() == "tensorflow" else ops.custom_gradient(call)(*tensors)
     for seed, state in zip(seeds, states, strict=True):
         seed.assign(state)
     return y
+
+
+def _on_tensorflow(call, tensors):
+    import tensorflow as tf
+
+    def forward(*tensors):
+        (y, *states), gradient = call(*tensors)
+        return [tf.identity(y)], gradient, states
+
+    (y,), states = on_tape(forward, tensors)
+    return y, *states
 
 
 def _on_torch(layer, *args, **kwargs):
