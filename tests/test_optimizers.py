@@ -184,9 +184,9 @@ def trained(steps, model=None, rows=12, **arguments):
     "arguments",
     [
         {"global_clipnorm": 0.05},
-        {"use_ema": True, "ema_momentum": 0.5},
+        pytest.param({"use_ema": True, "ema_momentum": 0.5}, marks=pytest.mark.slow),
         {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
-        {"loss_scale_factor": 8.0, "clipvalue": 0.01},
+        pytest.param({"loss_scale_factor": 8.0, "clipvalue": 0.01}, marks=pytest.mark.slow),
     ],
     ids=lambda arguments: ",".join(arguments),
 )

@@ -50,6 +50,7 @@ def test_a_perfect_model_has_the_best_scores(monkeypatch):
     assert history["val_rouge1"] == history["val_rouge2"] == history["val_rougeL"] == [1.0]
 
 
+@pytest.mark.slow
 def test_it_measures_every_so_many_epochs():
     assert len(fit(SummaryQuality(PAIRS[:2], every=2, max_new_tokens=3), epochs=3)["val_rougeL"]) == 1
 

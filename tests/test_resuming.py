@@ -240,7 +240,6 @@ PLACES = {
     "end": ("on_epoch_end", 2),
 }
 OFTEN = [("accumulated", "middle"), ("passes", "middle"), ("arrays", "middle"), ("plain arrays", "last step")]
-OFTEN += [("executions", "last step")]
 KINDS = [
     pytest.param(case, stop, marks=() if (case, stop) in OFTEN else pytest.mark.slow)
     for case in CASES
