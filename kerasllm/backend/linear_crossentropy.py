@@ -131,26 +131,30 @@ def _walk(x, kernel, *others, product, label_smoothing, chunk_size, with_hits, t
         rows = ops.slice(order, (start,), (chunk_size,))
         h, y, share = (ops.take(a, rows, axis=0) for a in (x, labels, shares))
         logits = _logits(h, matrix, bias, product)  # (C, V)
-        top = ops.max(logits, axis=-1, keepdims=True)
-        exponentials = ops.exp(logits - top)
-        normalizer = ops.sum(exponentials, axis=-1)
-        loss = ops.log(normalizer) + (top - ops.take_along_axis(logits, y[:, None], axis=-1))[:, 0]
+        top, p = ops.max(logits, axis=-1, keepdims=True), ops.softmax(logits, axis=-1)
+        # The largest is at least 1 / V, and so as exact as the sum of exponentials that it was divided by.
+        normalizer = -ops.log(ops.max(p, axis=-1))
+        loss = normalizer + (top - ops.take_along_axis(logits, y[:, None], axis=-1))[:, 0]
         losses = ops.scatter_update(losses, rows[:, None], loss)
         if label_smoothing:
             loss = (1 - label_smoothing) * loss
-            loss = loss + label_smoothing * (ops.log(normalizer) + ops.mean(top - logits, axis=-1))
+            loss = loss + label_smoothing * (normalizer + top[:, 0] - ops.mean(logits, axis=-1))
         total = total + ops.sum(share * loss)
         if with_hits:
             hits = ops.scatter_update(hits, rows[:, None], ops.cast(is_argmax(y, logits), "float32"))
         if training:
-            d = exponentials / normalizer[:, None] - label_smoothing / logits.shape[-1]
-            d = _minus_at(d, y, 1 - label_smoothing) * share[:, None]
+            d = _minus_at(p, y, 1 - label_smoothing)
+            if label_smoothing:
+                d = d - label_smoothing / logits.shape[-1]
             if product.softcap is not None:
                 d = d * (1 - ops.square(logits / product.softcap))
             d_x, d_kernel, *d_bias = gradients
-            d_h, d_matrix = _products(ops.cast(d, product.dtype), h, matrix, product)
-            d_x = ops.scatter_update(d_x, rows[:, None], d_h)
-            gradients = d_x, d_kernel + ops.cast(d_matrix, d_kernel.dtype), *(b + ops.sum(d, axis=0) for b in d_bias)
+            d_bias = [b + ops.matmul(share, d) for b in d_bias]
+            # Shares weigh the hidden states, which are smaller than the logits.
+            share = ops.cast(share[:, None], product.dtype)
+            d_h, d_matrix = _products(ops.cast(d, product.dtype), share * h, matrix, product)
+            d_x = ops.scatter_update(d_x, rows[:, None], share * d_h)
+            gradients = d_x, d_kernel + ops.cast(d_matrix, d_kernel.dtype), *d_bias
         return start + chunk_size, total, losses, hits, *gradients
 
     zeros = [ops.zeros(()), ops.zeros((num_tokens + 1,)), ops.zeros((num_tokens + 1,))]
@@ -167,7 +171,7 @@ def _walk(x, kernel, *others, product, label_smoothing, chunk_size, with_hits, t
 
 def _logits(h, matrix, bias, product):
     """The logits (C, V) float32 of hidden states (C, D)."""
-    logits = ops.matmul(h, ops.transpose(matrix) if product.is_transposed else matrix)
+    logits = ops.einsum("cd,vd->cv" if product.is_transposed else "cd,dv->cv", h, matrix)
     logits = ops.cast(logits, "float32")
     logits = logits if product.scale == 1 else logits * product.scale
     logits = logits + bias[0] if bias else logits
@@ -178,9 +182,10 @@ def _products(d, h, matrix, product):
     """The gradients of hidden states (C, D) and matrix from that of the logits, (C, V)."""
     if product.scale != 1:
         d = d * product.scale
-    d_h = ops.matmul(d, matrix if product.is_transposed else ops.transpose(matrix))
-    d_matrix = ops.matmul(ops.transpose(d), h) if product.is_transposed else ops.matmul(ops.transpose(h), d)
-    return d_h, d_matrix
+    # On TensorFlow a transpose is a copy, which einsum does without.
+    if product.is_transposed:
+        return ops.einsum("cv,vd->cd", d, matrix), ops.einsum("cv,cd->vd", d, h)
+    return ops.einsum("cv,dv->cd", d, matrix), ops.einsum("cd,cv->dv", h, d)
 
 
 def _minus_at(d, places, amount):
@@ -237,7 +242,6 @@ def _torch_walk(x, kernel, *others, product, label_smoothing, chunk_size, with_h
         top, place = logits.max(dim=-1, keepdim=True)
         target = logits.gather(1, y)
         p = torch.softmax(logits, dim=-1, out=buffers[1, : len(rows)] if x.dtype == torch.float32 else None)
-        # The largest is at least 1 / V, and so as exact as the sum of exponentials that it was divided by.
         normalizer = -p.gather(1, place).log()
         loss = (normalizer + (top - target))[:, 0]
         losses[rows] = loss
