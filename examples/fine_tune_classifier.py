@@ -37,7 +37,7 @@ def main(tiny=False):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(train_data, validation_data=validation_data, epochs=1 if tiny else EPOCHS, shuffle=False)
+    model.fit(train_data, validation_data=validation_data, epochs=1 if tiny else EPOCHS)
 
     # Use: sentences that nobody has seen.
     texts, labels = map(list, zip(*test, strict=True))

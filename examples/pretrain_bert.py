@@ -69,7 +69,7 @@ def main(tiny=False):
         metrics=[TokenAccuracy(), Perplexity()],
     )
     model.summary()
-    history = model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
+    history = model.fit(train_data, validation_data=validation_data, epochs=epochs)
 
     # Use: fill masks.
     for text, proposals in zip(EXAMPLES, model.fill_mask(EXAMPLES, top_k=5), strict=True):

@@ -36,7 +36,7 @@ def main(tiny=False):
             AdamW(WarmupLinear(LEARNING_RATE, steps // 10, steps), weight_decay=0.01, global_clipnorm=1.0),
             loss=TokenCrossentropy(label_smoothing=0.1),
         )
-        model.fit(train_data, validation_data=test_data, epochs=1, shuffle=False)
+        model.fit(train_data, validation_data=test_data, epochs=1)
 
         # Use: descriptions that nobody has seen, by 4 beams that repeat no three words.
         fitting = [pair for pair in test if len(model.tokenizer.encode(pair[0])) <= MAX_LENGTH]

@@ -37,7 +37,7 @@ def main(tiny=False):
         AdamW(WarmupCosine(LEARNING_RATE, steps // 10, steps), weight_decay=0.01, global_clipnorm=1.0),
         loss=TokenCrossentropy(),
     )
-    model.fit(train_data, validation_data=test_data, epochs=1, shuffle=False)
+    model.fit(train_data, validation_data=test_data, epochs=1)
 
     # Use: names, and where they stand in the text.
     texts = [" ".join(words).lower() for words in test]

@@ -54,7 +54,7 @@ def main(tiny=False):
         metrics=[Perplexity()],
     )
     model.summary()
-    history = model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
+    history = model.fit(train_data, validation_data=validation_data, epochs=epochs)
 
     # Use: continue texts. The same seed gives the same texts on every backend.
     for text in model.generate(PROMPTS, max_new_tokens=40, temperature=0.8, top_p=0.95, seed=1):

@@ -43,7 +43,7 @@ def main(tiny=False):
         metrics=[Perplexity()],
     )
     model.summary()
-    history = model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
+    history = model.fit(train_data, validation_data=validation_data, epochs=epochs)
 
     # Use: sentences from nothing but the start token, and sentences that begin as told.
     sampling = {"max_new_tokens": 20, "temperature": 0.7, "seed": 1}

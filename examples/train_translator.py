@@ -62,7 +62,7 @@ def main(tiny=False):
         metrics=[TokenAccuracy(), Perplexity()],
     )
     model.summary()
-    model.fit(train_data, validation_data=validation_data, epochs=epochs, shuffle=False)
+    model.fit(train_data, validation_data=validation_data, epochs=epochs)
 
     # Use: translate held-out sentences. The reference is the first translation that Tatoeba has of a sentence.
     references = {}

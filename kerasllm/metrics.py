@@ -91,10 +91,7 @@ def bleu(hypotheses, references):
     Raises:
         ImportError: `kerasllm[metrics]` is not installed.
     """
-    hypotheses, references = _read_pairs(hypotheses, references)
-    sacrebleu = required("sacrebleu", "bleu")
-    metric = sacrebleu.BLEU()
-    return metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature())
+    return _by_sacrebleu("BLEU", hypotheses, references)
 
 
 def chrf(hypotheses, references):
@@ -109,9 +106,7 @@ def chrf(hypotheses, references):
     Raises:
         ImportError: `kerasllm[metrics]` is not installed.
     """
-    hypotheses, references = _read_pairs(hypotheses, references)
-    metric = required("sacrebleu", "chrf").CHRF()
-    return metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature())
+    return _by_sacrebleu("CHRF", hypotheses, references)
 
 
 def rouge(hypotheses, references, use_stemmer=True):
@@ -141,6 +136,12 @@ def _read_classes(name, values, num_classes):
     if array is None or array.dtype.kind not in "iub" or array.min() < 0 or array.max() >= num_classes:
         raise ValueError(f"{name} ({shown(values)}) must be whole numbers in 0 .. {num_classes - 1}.")
     return array.reshape(-1)
+
+
+def _by_sacrebleu(kind, hypotheses, references):
+    hypotheses, references = _read_pairs(hypotheses, references)
+    metric = getattr(required("sacrebleu", kind.lower()), kind)()
+    return metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature())
 
 
 def _read_pairs(hypotheses, references):

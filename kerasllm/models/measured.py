@@ -9,7 +9,7 @@ from keras import ops
 from kerasllm.backend.steps import is_in_step
 from kerasllm.backend.trainer import trainer_class
 from kerasllm.layers.attention import SoftCap
-from kerasllm.training.datasets import SHARE, WEIGHT, Accumulation
+from kerasllm.training.accumulation import Accumulation, parted
 from kerasllm.training.losses import MEANS, OutputLayer, TokenCrossentropy
 
 
@@ -27,7 +27,7 @@ class MeasuredModel(trainer_class(), keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of a batch, as `keras.Model.compute_loss`; it tells the mean over tokens what the batch counts."""
-        sample_weight, share = _parted(sample_weight)
+        sample_weight, share = parted(sample_weight)
         if is_in_step(self) and self._is_chunked:
             loss = self._chunked_loss(x, y, y_pred, sample_weight, training)
         else:
@@ -44,7 +44,7 @@ class MeasuredModel(trainer_class(), keras.Model):
         """The metrics, as `keras.Model.compute_metrics`; in a step without logits the loss has updated them."""
         if is_in_step(self) and self._is_chunked:
             return self.get_metrics_result()
-        return super().compute_metrics(x, y, y_pred, _parted(sample_weight)[0])
+        return super().compute_metrics(x, y, y_pred, parted(sample_weight)[0])
 
     def accumulation(self, class_weight=None):
         """How batches share in the updates of an optimizer that accumulates gradients, an `Accumulation`, or None."""
@@ -138,13 +138,6 @@ class Trunk:
         """The output layer's `Product`, with its weights of now."""
         product = self.output_layer.product()
         return product if self.softcap is None else dataclasses.replace(product, softcap=self.softcap)
-
-
-def _parted(sample_weight):
-    """Sample weights and the share of the batch in an update, or None for either."""
-    if isinstance(sample_weight, dict) and SHARE in sample_weight:
-        return sample_weight.get(WEIGHT), sample_weight[SHARE]
-    return sample_weight, None
 
 
 def _num_rows(labels, sample_weight):

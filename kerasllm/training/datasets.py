@@ -4,9 +4,10 @@ All are `keras.utils.PyDataset`s that tokenize once, when they are made, and dra
 index)` alone. The batches are cheap, so one worker does.
 
 Habits of Keras's `fit`: it shuffles the order of batches once more, with Python's `random`, unless it is given
-`shuffle=False` (the datasets shuffle by themselves). With `steps_per_epoch` it goes on in the middle of a dataset whose
-order has changed with the epoch, so that some batches come twice and some not at all. And with two or more workers the
-first `fit` of a model that is not kerasllm's begins, after `compile`, with batches that it fetched to build the model.
+`shuffle=False` (the datasets shuffle by themselves); that of kerasllm's models does so only with `shuffle=True`. With
+`steps_per_epoch` it goes on in the middle of a dataset whose order has changed with the epoch, so that some batches
+come twice and some not at all. And with two or more workers the first `fit` of a model that is not kerasllm's begins,
+after `compile`, with batches that it fetched to build the model.
 """
 
 import contextlib
@@ -18,8 +19,6 @@ import numpy as np
 from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate, check_seed, read_sequence, shown
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
-
-SHARE, WEIGHT = "share", "weight"  # entries of the sample weights of a batch that is part of an update
 
 
 class BucketedDataset(keras.utils.PyDataset):
@@ -171,58 +170,6 @@ class BucketedDataset(keras.utils.PyDataset):
         return self.make_batch(indices[order], widths, np.random.default_rng([self.seed, self.epoch]))
 
 
-class Accumulation:
-    """Shares of batches in the updates of an optimizer with `gradient_accumulation_steps` N.
-
-    Keras averages the gradients of N batches. Those of batches that count n_1 ... n_N tokens are the gradient of the
-    mean over all tokens where batch i has the share N n_i / (n_1 + ... + n_N), by which its loss is multiplied.
-
-    Args:
-        num_steps: N.
-        count: function (labels, sample_weight or None) -> what the mean of a batch's loss is divided by.
-        class_weight: dict label -> weight of a row, as of `fit`, or None.
-    """
-
-    def __init__(self, num_steps, count, class_weight=None):
-        self.num_steps, self.count, self.class_weight = num_steps, count, class_weight
-        self.num_before = 0  # batches that the first update of the epoch has had before
-        self._counts = {}
-
-    def begin(self, optimizer):
-        """Begin an epoch with an optimizer, which may be in the middle of an update."""
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        # `iterations` says how many updates were made, its variable how many batches were seen.
-        self.num_before = int(optimizer.variables[0]) % self.num_steps
-
-    def go_on(self, index):
-        """Say at which index an epoch begins that goes on."""
-        self.num_before = (self.num_before - index) % self.num_steps
-
-    def weighed(self, dataset, batch, index):
-        """The batch with its share, (B,) float32, as an entry of its sample weights."""
-        first = index - (self.num_before + index) % self.num_steps
-        counts = [self._counted(dataset, i) for i in range(first, first + self.num_steps)]
-        share = self.num_steps * counts[index - first] / max(sum(counts), 1e-30)
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if self.class_weight is not None:
-            weight = np.vectorize(lambda label: self.class_weight.get(label, 1.0), otypes=["float32"])(y)
-            sample_weight = weight if sample_weight is None else weight * sample_weight
-        weights = {} if sample_weight is None else {WEIGHT: sample_weight}
-        rows = len(keras.tree.flatten(x)[0])
-        return x, y, {**weights, SHARE: np.full(rows, share, "float32")}
-
-    def _counted(self, dataset, index):
-        """What the batch at an index counts, that may lie in another epoch."""
-        epochs, index = divmod(index, len(dataset))
-        place = dataset.epoch + (epochs if dataset.shuffle else 0), index
-        if place not in self._counts:
-            if len(self._counts) > 4 * self.num_steps:
-                self._counts.clear()
-            _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(dataset.batch_of(*place))
-            self._counts[place] = self.count(y, sample_weight)
-        return self._counts[place]
-
-
 class EpochCallback(keras.callbacks.Callback):
     """Sets a dataset's epoch at the beginning of each epoch of `fit`: before workers fetch the first batch."""
 
@@ -251,7 +198,7 @@ class TranslationDataset(BucketedDataset):
     `[*target, eos]` with -1 at the padding.
 
         dataset = TranslationDataset([("Go.", "Ve."), ...], english, spanish, batch_size=64, max_length=32)
-        model.fit(dataset, epochs=5, shuffle=False)
+        model.fit(dataset, epochs=5)
 
     Args:
         pairs: sequence of (source, target). Sources are strings, or token ids as `source_tokenizer.encode`

@@ -38,7 +38,7 @@ class ClassificationDataset(EncodingsDataset):
 
         dataset = ClassificationDataset(["Good.", "Bad."], ["pos", "neg"], tokenizer, label_names=["neg", "pos"])
         model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.fit(dataset, epochs=3, shuffle=False)
+        model.fit(dataset, epochs=3)
 
     Args:
         texts: sequence of strings.
@@ -152,7 +152,7 @@ class QuestionAnsweringDataset(EncodingsDataset):
         dataset = QuestionAnsweringDataset(["Who sat?"], ["The cat sat."], [(4, 7)], tokenizer)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile("adamw", {"start_logits": loss, "end_logits": loss})
-        model.fit(dataset, epochs=2, shuffle=False)
+        model.fit(dataset, epochs=2)
 
     Args:
         questions, contexts: sequences of strings, as many.

@@ -10,8 +10,22 @@ from kerasllm.arguments import read_strings, shown
 from kerasllm.constructors import reading
 
 
+class Sparing:
+    """What goes before a class of optimizers that let neither vectors nor what `no_decay` names decay."""
+
+    def build(self, variables):
+        super().exclude_from_weight_decay(var_list=_not_decayed(variables, self.no_decay))
+        super().build(variables)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        raise ValueError("Name the variables in no_decay instead: it is saved with the model.")
+
+    def get_config(self):
+        return {**super().get_config(), "no_decay": list(self.no_decay)}
+
+
 @keras.saving.register_keras_serializable("kerasllm")
-class AdamW(backend.adamw_class()):
+class AdamW(Sparing, backend.adamw_class()):
     """`keras.optimizers.AdamW` (Loshchilov & Hutter 2019) that decays neither biases nor the scales of norms.
 
     Faster than Keras's under torch and tensorflow. `no_decay` is saved with a model; Keras forgets what
@@ -39,19 +53,9 @@ class AdamW(backend.adamw_class()):
         super().__init__(learning_rate, **kwargs)
         self.no_decay = _read_patterns("no_decay", no_decay)
 
-    def build(self, variables):
-        super().exclude_from_weight_decay(var_list=_not_decayed(variables, self.no_decay))
-        super().build(variables)
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        raise ValueError("Name the variables in no_decay instead: it is saved with the model.")
-
-    def get_config(self):
-        return {**super().get_config(), "no_decay": list(self.no_decay)}
-
 
 @keras.saving.register_keras_serializable("kerasllm")
-class Muon(backend.muon_class()):
+class Muon(Sparing, backend.muon_class()):
     """`keras.optimizers.Muon` (Jordan et al., 2024), set for the models of kerasllm; elsewhere AdamW's step.
 
     A matrix W of a hidden layer moves by its momentum made nearly orthogonal, in float32, and by a step of the size of
@@ -89,13 +93,6 @@ class Muon(backend.muon_class()):
         super().__init__(learning_rate, **kwargs)
         self.no_decay = _read_patterns("no_decay", no_decay)
 
-    def build(self, variables):
-        super().exclude_from_weight_decay(var_list=_not_decayed(variables, self.no_decay))
-        super().build(variables)
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        raise ValueError("Name the variables in no_decay instead: it is saved with the model.")
-
     def _should_use_adamw(self, variable):
         is_vector = len(variable.shape) != 2 or min(variable.shape) < 2
         return bool(is_vector or ADAMW_SIDE.search(variable.path)) or super()._should_use_adamw(variable)
@@ -108,9 +105,6 @@ class Muon(backend.muon_class()):
             if decay:
                 rate = self.learning_rate * (self.adam_lr_ratio if on_adamw else 1)
                 variable.assign(variable * (1 - ops.cast(rate * decay, variable.dtype)))
-
-    def get_config(self):
-        return {**super().get_config(), "no_decay": list(self.no_decay)}
 
 
 ADAMW_SIDE = re.compile(r"(^|/)(head|classifier|answer_span)/|(^|/|_)bias$|(^|/)lora_")
