@@ -135,6 +135,25 @@ def test_nothing_is_lost_when_evaluate_or_predict_is_interrupted():
     assert model.evaluate(X, Y, verbose=0) == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch traces nothing")
+def test_a_step_is_traced_once():
+    model, traces = Tiny(), []
+    step = model.train_step
+
+    def counting(*arguments):
+        traces.append(arguments)
+        return step(*arguments)
+
+    model.train_step = counting
+    model.compile(
+        kerasllm.training.AdamW(0.01),
+        kerasllm.training.TokenCrossentropy(),
+        metrics=[kerasllm.training.TokenAccuracy()],
+    )
+    fit(model)
+    assert len(traces) == 1
+
+
 def test_after_an_interrupted_fit_stands_the_last_whole_step():
     model, states = shared_model(), uninterrupted_states()
     steps = {"on_train_begin": [0], "on_epoch_begin": [0, STEPS], "on_epoch_end": [STEPS, 2 * STEPS]}

@@ -1,5 +1,7 @@
 """AdamW and Muon with the backend's fused update of Adam."""
 
+import functools
+
 import keras
 
 from kerasllm.backend.compilation import name
@@ -47,24 +49,42 @@ def _tensorflow_adamw():
         def _is_fused(self):
             return not self.amsgrad and not _is_changed(self, *ASSIGNMENTS)
 
+        def _step(self, grads, variables):
+            if (
+                not self._is_fused
+                or type(self).update_step is not FusedAdamW.update_step
+                or tf.distribute.has_strategy()
+            ):
+                return super()._step(grads, variables)
+            scale = None
+            if self._clips_together:
+                scale = self._clip_scale(self._measured(grads))
+            else:
+                grads = self._clip_gradients(grads)
+            numbers = functools.cache(functools.partial(self._numbers, self.learning_rate))
+            last = []
+            for gradient, variable in zip(grads, variables, strict=True):
+                # One after the other, or all scaled gradients are there at once.
+                with tf.control_dependencies(last):
+                    if scale is not None:
+                        gradient = gradient * tf.cast(scale, gradient.dtype)
+                    update = self._fused_step(gradient, variable, numbers(variable.dtype))
+                last = [] if update is None else [update]
+
         def update_step(self, gradient, variable, learning_rate):
             if not self._is_fused:
                 return super().update_step(gradient, variable, learning_rate)
-            index, dtype = self._get_variable_index(variable), variable.dtype
-            step, lr = self.iterations + 1, tf.cast(learning_rate, dtype)
+            self._fused_step(gradient, variable, self._numbers(learning_rate, variable.dtype))
+
+        def _numbers(self, learning_rate, dtype):
+            return _adam_numbers(self, learning_rate, dtype, self.beta_1, self.beta_2)
+
+        def _fused_step(self, gradient, variable, numbers):
+            index = self._get_variable_index(variable)
             if self.weight_decay and self._use_weight_decay(variable):
-                variable.assign(variable * (1 - lr * tf.cast(self.weight_decay, dtype)))
-            _tensorflow_adam(
-                variable,
-                self._momentums[index],
-                self._velocities[index],
-                gradient,
-                step,
-                lr,
-                self.beta_1,
-                self.beta_2,
-                self.epsilon,
-            )
+                decay = tf.cast(self.weight_decay, variable.dtype)
+                variable.assign(variable * (1 - numbers["lr"] * decay))
+            return _tensorflow_adam(variable, self._momentums[index], self._velocities[index], gradient, numbers)
 
         def _apply_weight_decay(self, variables):
             if not self._is_fused or type(self).update_step is not FusedAdamW.update_step:
@@ -81,30 +101,33 @@ def _tensorflow_muon():
         def _adamw_update_step(self, gradient, variable, learning_rate, m, v):
             if _is_changed(self, *ASSIGNMENTS, of=keras.optimizers.Muon):
                 return super()._adamw_update_step(gradient, variable, learning_rate, m, v)
-            betas = self.adam_beta_1, self.adam_beta_2
-            _tensorflow_adam(variable, m, v, gradient, self.iterations + 1, learning_rate, *betas, self.epsilon)
+            numbers = _adam_numbers(self, learning_rate, variable.dtype, self.adam_beta_1, self.adam_beta_2)
+            _tensorflow_adam(variable, m, v, gradient, numbers)
 
     return FusedMuon
 
 
-def _tensorflow_adam(variable, momentum, velocity, gradient, step, learning_rate, beta_1, beta_2, epsilon):
-    """Keras's step of Adam on one variable of TensorFlow's."""
+def _adam_numbers(optimizer, learning_rate, dtype, beta_1, beta_2):
+    """The numbers of a step of Adam, as TensorFlow's kernel calls them."""
     import tensorflow as tf
 
-    def number(x):
-        return tf.cast(x, variable.dtype)
+    step = tf.cast(optimizer.iterations + 1, dtype)
+    beta1, beta2 = tf.cast(beta_1, dtype), tf.cast(beta_2, dtype)
+    powers = {"beta1_power": beta1**step, "beta2_power": beta2**step}
+    rates = {"lr": tf.cast(learning_rate, dtype), "epsilon": tf.cast(optimizer.epsilon, dtype)}
+    return {"beta1": beta1, "beta2": beta2, **powers, **rates}
 
-    tf.raw_ops.ResourceApplyAdam(
+
+def _tensorflow_adam(variable, momentum, velocity, gradient, numbers):
+    """Keras's step of Adam on one variable of TensorFlow's: the operation, or None where it is done at once."""
+    import tensorflow as tf
+
+    return tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
         m=momentum.value.handle,
         v=velocity.value.handle,
-        beta1_power=number(beta_1) ** number(step),
-        beta2_power=number(beta_2) ** number(step),
-        lr=number(learning_rate),
-        beta1=number(beta_1),
-        beta2=number(beta_2),
-        epsilon=number(epsilon),
-        grad=number(gradient),
+        grad=tf.cast(gradient, variable.dtype),
+        **numbers,
     )
 
 

@@ -99,6 +99,13 @@ class OrderedTrainer(Trainer):
     let the weights decay meanwhile.
     """
 
+    def make_train_function(self, force=False):
+        # Variables that are made where a step is traced have it traced once more, with a branch for each of them.
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
+
     def _make_function(self, step_function):
         import tensorflow as tf
 

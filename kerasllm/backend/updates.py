@@ -104,9 +104,12 @@ class Updates:
         norm = self._measured(grads)
         if not clips:
             return super()._clip_gradients(grads)
-        # The difference is nan, as in Keras, where the norm is not finite.
-        scale = self.global_clipnorm / ops.maximum(norm, self.global_clipnorm) + (norm - norm)
+        scale = self._clip_scale(norm)
         return [g * ops.cast(scale, g.dtype) for g in grads]
+
+    def _clip_scale(self, norm):
+        """What gradients of this norm are multiplied by; nan, as in Keras, where it is not finite."""
+        return self.global_clipnorm / ops.maximum(norm, self.global_clipnorm) + (norm - norm)
 
     @property
     def _clips_together(self):
