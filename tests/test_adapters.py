@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
+from kerasllm.models.base import Model
+from kerasllm.training import TokenCrossentropy
 
 LAYERS = {
     "dense": lambda: Dense(3, name="layer"),
@@ -75,3 +77,28 @@ def test_calibrated_quantisation_is_refused():
     config = keras.quantizers.GPTQConfig(dataset=["text"], tokenizer=str)
     with pytest.raises(ValueError, match="mode .'gptq'. must be 'int8', 'int4' or 'float8'"):
         layer.quantize("gptq", config=config)
+
+
+class Tied(Model):
+    """A model of ours, whose output layer is its embeddings."""
+
+    def __init__(self, dtype="float32", name="tied"):
+        inputs = keras.Input((None,), dtype="int32")
+        layer = ReversibleEmbedding(7, 3, embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0))
+        super().__init__(inputs, layer(keras.layers.Dense(3, "tanh", name="dense")(layer(inputs)), reverse=True))
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_tied_output_layer_learns_as_that_of_a_plain_model(is_frozen):
+    ids = np.random.default_rng(0).integers(0, 7, (6, 5)).astype("int32")
+    ours = Tied()
+    ours.layers[1].trainable = not is_frozen
+    plain = keras.models.clone_model(keras.Model(ours.inputs, ours.outputs))
+    start = ours.get_weights()
+    plain.set_weights(start)
+    for model in (ours, plain):
+        model.compile(keras.optimizers.SGD(1.0), TokenCrossentropy())
+        model.fit(ids[:, :-1], ids[:, 1:], batch_size=2, shuffle=False, verbose=0)
+    for a, b, c in zip(ours.get_weights(), plain.get_weights(), start, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+        assert abs(a - c).max() > 0.01 or is_frozen and a.shape == (7, 3)

@@ -1,7 +1,8 @@
-"""Attention, arg max and cross-entropy by the backend's best kernel."""
+"""Attention, output layers, arg max and cross-entropy by the backend's best kernel."""
 
 import contextlib
 import contextvars
+import functools
 
 import keras
 import numpy as np
@@ -52,6 +53,42 @@ def attention(q, k, v, mask=None, bias=None, scale=None, grouped=False):
         additive = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~mask, lowest)
         bias = additive if bias is None else bias.to(q.dtype).masked_fill(~mask, lowest)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
+
+
+def product_with_table(x, table):
+    """Hidden states (..., D) times E^T, of embeddings E (V, D) of the same dtype: (..., V), in a step of training.
+
+    On TensorFlow a transposed table is a copy, and one more in the gradient. torch adds the gradient of looked up rows
+    to that of E in place only where the latter is no view, as it is of a product with `E.T`.
+    """
+    if name() == "torch":
+        return _torch_product_with_table()(x, table)
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        logits = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), table, transpose_b=True)
+        return tf.reshape(logits, tf.concat([tf.shape(x)[:-1], [table.shape[0]]], 0))
+    return ops.matmul(x, ops.transpose(table))
+
+
+@functools.cache
+def _torch_product_with_table():
+    import torch
+
+    class ProductWithTable(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x, table):
+            context.save_for_backward(x, table)
+            return x @ table.T
+
+        @staticmethod
+        def backward(context, d):
+            x, table = context.saved_tensors
+            needs_x, needs_table = context.needs_input_grad
+            d_x = d @ table if needs_x else None
+            return d_x, d.flatten(0, -2).T @ x.flatten(0, -2) if needs_table else None
+
+    return ProductWithTable.apply
 
 
 def write_slots(cache, update, index):
@@ -121,6 +158,11 @@ def token_crossentropy(labels, logits, ignore_class=None, label_smoothing=0.0):
         losses = torch.nn.functional.cross_entropy(
             logits, picked.long(), reduction="none", label_smoothing=label_smoothing
         )
+    elif name() == "tensorflow" and not label_smoothing:
+        import tensorflow as tf
+
+        # Fused: it makes the gradient in the same pass.
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(picked, logits)
     else:
         if name() == "tensorflow":
             # Without XLA, as on a CPU, the gradient of a gather is a scatter that costs more than these products.

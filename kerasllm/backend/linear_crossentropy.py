@@ -131,21 +131,17 @@ def _walk(x, kernel, *others, product, label_smoothing, chunk_size, with_hits, t
         rows = ops.slice(order, (start,), (chunk_size,))
         h, y, share = (ops.take(a, rows, axis=0) for a in (x, labels, shares))
         logits = _logits(h, matrix, bias, product)  # (C, V)
-        top, p = ops.max(logits, axis=-1, keepdims=True), ops.softmax(logits, axis=-1)
-        # The largest is at least 1 / V, and so as exact as the sum of exponentials that it was divided by.
-        normalizer = -ops.log(ops.max(p, axis=-1))
-        loss = normalizer + (top - ops.take_along_axis(logits, y[:, None], axis=-1))[:, 0]
+        loss, d = _crossentropies(logits, y)
         losses = ops.scatter_update(losses, rows[:, None], loss)
         if label_smoothing:
-            loss = (1 - label_smoothing) * loss
-            loss = loss + label_smoothing * (normalizer + top[:, 0] - ops.mean(logits, axis=-1))
+            normalizer = loss + ops.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
+            loss = (1 - label_smoothing) * loss + label_smoothing * (normalizer - ops.mean(logits, axis=-1))
         total = total + ops.sum(share * loss)
         if with_hits:
             hits = ops.scatter_update(hits, rows[:, None], ops.cast(is_argmax(y, logits), "float32"))
         if training:
-            d = _minus_at(p, y, 1 - label_smoothing)
             if label_smoothing:
-                d = d - label_smoothing / logits.shape[-1]
+                d = _plus_at(d, y, label_smoothing) - label_smoothing / logits.shape[-1]
             if product.softcap is not None:
                 d = d * (1 - ops.square(logits / product.softcap))
             d_x, d_kernel, *d_bias = gradients
@@ -188,14 +184,26 @@ def _products(d, h, matrix, product):
     return ops.einsum("cv,dv->cd", d, matrix), ops.einsum("cd,cv->dv", h, d)
 
 
-def _minus_at(d, places, amount):
-    """D (C, V), less a number at one place (C,) of each row."""
+def _crossentropies(logits, labels):
+    """The cross-entropies (C,) of logits (C, V), and their gradients (C, V), which make one pass on TensorFlow."""
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels)
+    top, p = ops.max(logits, axis=-1, keepdims=True), ops.softmax(logits, axis=-1)
+    # The largest is at least 1 / V, and so as exact as the sum of exponentials that it was divided by.
+    loss = -ops.log(ops.max(p, axis=-1)) + (top - ops.take_along_axis(logits, labels[:, None], axis=-1))[:, 0]
+    return loss, _plus_at(p, labels, -1.0)
+
+
+def _plus_at(d, places, amount):
+    """D (C, V), plus a number at one place (C,) of each row."""
     if name() == "jax":  # which fuses this with what comes before and after
-        return d - amount * (places[:, None] == ops.arange(d.shape[-1], dtype="int32"))
+        return d + amount * (places[:, None] == ops.arange(d.shape[-1], dtype="int32"))
     import tensorflow as tf
 
     rows = tf.range(tf.shape(places)[0])
-    return tf.tensor_scatter_nd_sub(d, tf.stack([rows, places], axis=1), tf.fill(tf.shape(rows), amount))
+    return tf.tensor_scatter_nd_add(d, tf.stack([rows, places], axis=1), tf.fill(tf.shape(rows), amount))
 
 
 def _torch_function(walk):

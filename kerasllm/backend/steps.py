@@ -11,6 +11,11 @@ def is_in_step(model):
     return _in_step.get() is model
 
 
+def is_in_any_step():
+    """Whether a step of any model is."""
+    return _in_step.get() is not None
+
+
 def marked(model, step):
     """A step of training or evaluation, inside which `is_in_step`."""
 

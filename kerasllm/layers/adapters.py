@@ -12,6 +12,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import shown
+from kerasllm.backend.steps import is_in_any_step
 
 FACTORS = "lora_a", "lora_b"
 
@@ -114,6 +115,13 @@ class ReversibleEmbedding(Adaptable, keras.layers.ReversibleEmbedding):
     """`keras.layers.ReversibleEmbedding`."""
 
     adapted = "embeddings"
+
+    def call(self, inputs, reverse=False):
+        """As Keras's; logits of training by the backend's best product."""
+        if not (reverse and self.tie_weights and is_in_any_step()) or self.logit_soft_cap is not None:
+            return super().call(inputs, reverse=reverse)
+        dtype = self.reverse_dtype or self.compute_dtype
+        return backend.product_with_table(ops.cast(inputs, dtype), ops.cast(self.embeddings, dtype))
 
     def product(self):
         """As `Adaptable.product`, of the reverse direction."""
