@@ -5,6 +5,7 @@ from kerasllm.backend.compilation import compiled, compiled_pass, name, while_lo
 from kerasllm.backend.kernels import (
     argmax,
     attention,
+    gelu_tanh,
     is_argmax,
     is_class,
     masked_score,
@@ -28,6 +29,7 @@ __all__ = [
     "compiled",
     "compiled_pass",
     "dense_recurrence",
+    "gelu_tanh",
     "gru",
     "is_argmax",
     "is_class",

@@ -1,4 +1,4 @@
-"""Attention, output layers, arg max and cross-entropy by the backend's best kernel."""
+"""Attention, output layers, activations, arg max and cross-entropy by the backend's best kernel."""
 
 import contextlib
 import contextvars
@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm.backend.compilation import name
+from kerasllm.backend.steps import is_in_any_step
 
 # Finite in float16, and far below any score.
 _masked_score = contextvars.ContextVar("masked_score", default=-3e4)
@@ -89,6 +90,15 @@ def _torch_product_with_table():
             return d_x, d.flatten(0, -2).T @ x.flatten(0, -2) if needs_table else None
 
     return ProductWithTable.apply
+
+
+def gelu_tanh(x):
+    """The tanh approximation of GELU, any shape."""
+    if name() == "tensorflow" and is_in_any_step():
+        # TensorFlow's own has a power in it, whose gradient takes as long as the rest three times; converters know it.
+        k = (2 / np.pi) ** 0.5
+        return 0.5 * x * (1 + ops.tanh(x * (k + k * 0.044715 * (x * x))))
+    return ops.gelu(x, approximate=True)
 
 
 def write_slots(cache, update, index):

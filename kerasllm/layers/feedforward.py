@@ -1,8 +1,8 @@
 """The position-wise half of a Transformer block."""
 
 import keras
-from keras import ops
 
+from kerasllm import backend
 from kerasllm.arguments import check_boolean, check_positive, check_rate, shown
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, build_once, method_of_graph, new_initializer
@@ -23,7 +23,7 @@ def get_activation(name):
 @keras.saving.register_keras_serializable("kerasllm")
 def gelu_tanh(x):
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
-    return ops.gelu(x, approximate=True)
+    return backend.gelu_tanh(x)
 
 
 @keras.saving.register_keras_serializable("kerasllm")
