@@ -77,23 +77,23 @@ class Position:
             _take(self.iterator._current_iterator, self.taken)
             self.iterator._steps_seen = self.taken
         items, batch, total = self._enumerate(), None, self.iterator.num_batches
-        for first, last, batches in items:
-            if first >= place["batch"]:
-                break
+        is_over = False
+        for first, last, batches in items if place["batch"] else ():
             batch = _take(batches, last - first + 1)
-            if total is not None and last + 1 >= total:
-                batches = None
+            is_over = total is not None and last + 1 >= total
+            if is_over or last + 1 >= place["batch"]:
                 break
-        else:
-            batches = None
         self._restore(place, batch)
-        if batches is not None and total is None:
+        # Where the data ends before the epoch does, Keras begins the next pass when it is asked for more.
+        following = None if is_over else next(items, None)
+        if following is not None and total is None:
+            first, last, batches = following
             batches = _if_any(batches)
-            items = items if batches is not None else ()
-        if batches is None:
+            following, items = (None, ()) if batches is None else ((first, last, batches), items)
+        if following is None:
             yield from self._last_again(place["batch"])
         else:
-            yield first, last, batches
+            yield following
         yield from items  # at whose end Keras begins the next pass
 
     def _pass_over(self, place):
