@@ -5,6 +5,7 @@ import math
 import pathlib
 import random
 
+import keras
 import numpy as np
 import pytest
 
@@ -77,7 +78,20 @@ def test_every_script_trains_a_model_and_measures_it(script, monkeypatch):
         assert trivial and all(map(math.isfinite, trivial.values()))
 
 
-@pytest.mark.parametrize("script", ["fine_tune_classifier", "tag_entities", "answer_questions", "summarize"])
+# Each in the ordinary run of one backend; those of the other two are slow tests.
+TEACHING = {
+    "fine_tune_classifier": "jax",
+    "tag_entities": "torch",
+    "answer_questions": "tensorflow",
+    "summarize": "torch",
+}
+OFTEN = [
+    pytest.param(script, marks=() if often == keras.backend.backend() else pytest.mark.slow)
+    for script, often in TEACHING.items()
+]
+
+
+@pytest.mark.parametrize("script", OFTEN)
 def test_every_script_teaches_a_pretrained_model_and_measures_it(script, toy_weights):
     _, _, figures = importlib.import_module(script).main(tiny=True)
     for _, value, trivial in figures:

@@ -55,7 +55,14 @@ MODELS = {
 FORMATS = ("tf_saved_model", "litert")  # which hold any model
 # Others have all their parts.
 ONLY_LITERT = {"llama", "simple rnn", "summarizer"}
-CASES = [(name, f) for name in MODELS for f in FORMATS if f == "litert" or name not in ONLY_LITERT]
+# One format of each model, and both of some; the rest are slow tests.
+BOTH = ("gpt", "additive translator", "transformer translator")
+CASES = [
+    pytest.param(name, f, marks=() if name in (*BOTH, *ONLY_LITERT) or i % 2 == FORMATS.index(f) else pytest.mark.slow)
+    for i, name in enumerate(MODELS)
+    for f in FORMATS
+    if f == "litert" or name not in ONLY_LITERT
+]
 if IN_CHILD:  # A process started for each takes seconds: each kind of model once, here or further below.
     CASES = [
         ("transformer translator", "tf_saved_model"),
