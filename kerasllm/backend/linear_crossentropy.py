@@ -156,13 +156,20 @@ def _walk(x, kernel, *others, product, label_smoothing, chunk_size, with_hits, t
     zeros = [ops.zeros(()), ops.zeros((num_tokens + 1,)), ops.zeros((num_tokens + 1,))]
     gradients = [ops.zeros_like(x), ops.zeros_like(kernel), *map(ops.zeros_like, bias)] if training else []
     end, start = ops.sum(ops.cast(counted, "int32")), ops.zeros((), "int32")
-    _, total, losses, hits, *gradients = ops.while_loop(
-        lambda start, *_: start < end, step, (start, *zeros, *gradients)
-    )
+    _, total, losses, hits, *gradients = _loop(lambda start, *_: start < end, step, (start, *zeros, *gradients))
     if training:
         gradients[0] = gradients[0][:-1]
     # The row that stands for none was written too.
     return (total, *(ops.where(counted, a[:-1], 0.0) for a in (losses, hits))), gradients
+
+
+def _loop(condition, step, values):
+    """`keras.ops.while_loop`, on TensorFlow without chunks that are begun ahead, whose logits would all be there."""
+    if name() != "tensorflow":
+        return ops.while_loop(condition, step, values)
+    import tensorflow as tf
+
+    return tf.while_loop(condition, step, values, parallel_iterations=1)
 
 
 def _logits(h, matrix, bias, product):
