@@ -164,12 +164,12 @@ def _walk(x, kernel, *others, product, label_smoothing, chunk_size, with_hits, t
 
 
 def _loop(condition, step, values):
-    """`keras.ops.while_loop`, on TensorFlow without chunks that are begun ahead, whose logits would all be there."""
+    """`keras.ops.while_loop`, on TensorFlow with one chunk begun ahead: ten, its default, are the logits again."""
     if name() != "tensorflow":
         return ops.while_loop(condition, step, values)
     import tensorflow as tf
 
-    return tf.while_loop(condition, step, values, parallel_iterations=1)
+    return tf.while_loop(condition, step, values, parallel_iterations=2)
 
 
 def _logits(h, matrix, bias, product):
