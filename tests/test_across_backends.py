@@ -22,6 +22,7 @@ def make_models():
     return {
         "gpt": kerasllm.GPT(n, **SMALL, tokenizer=words),
         "llama": kerasllm.GPT(n, **SMALL, norm="rms", positions="rotary", gated=True, tie_embeddings=False),
+        "bert": kerasllm.BERT(m, **SMALL, tokenizer=pieces),
         "masked_lm": kerasllm.BERTMaskedLM(m, **SMALL, tokenizer=pieces),
         "rnn": kerasllm.RNNLanguageModel(n, hidden_dim=8, num_attention_heads=2, tokenizer=words),
         "lstm_translator": kerasllm.LSTMTranslator(n, n, hidden_dim=8, **both),
@@ -71,7 +72,7 @@ def first_losses(model, name):
 def make_dataset(name, model):
     """Texts for a model's training, all in one batch."""
     options = {"batch_size": 8, "max_length": 16, "multiple": 16}
-    if name == "lstm_translator":
+    if "translator" in name:
         both = model.source_tokenizer, model.target_tokenizer
         return kerasllm.training.TranslationDataset(list(zip(TEXTS, TEXTS[::-1], strict=True)), *both, **options)
     if name == "masked_lm":
@@ -79,16 +80,17 @@ def make_dataset(name, model):
     return kerasllm.training.LanguageModelDataset(TEXTS, model.tokenizer, sequence_length=8, batch_size=8)
 
 
-TRAINED = ("gpt", "masked_lm", "lstm_translator")
+OFTEN = ("gpt", "masked_lm", "lstm_translator")  # trained in every run
+SELDOM = ("rnn", "transformer_translator")
 READ = """
 import sys, pathlib, keras, numpy as np, kerasllm
 sys.path.insert(0, {tests!r})
-from test_across_backends import TRAINED, answers, answers_and_text, first_losses
+from test_across_backends import answers, answers_and_text, first_losses
 folder = pathlib.Path({folder!r})
 for name, type_name in {types!r}.items():
     copy = getattr(kerasllm, type_name).from_preset(folder / name)
     np.savez(folder / f"{{name}}-preset.npz", **answers_and_text(name, copy))
-    if name in TRAINED:
+    if name in {trained!r}:
         copy = getattr(kerasllm, type_name).from_preset(folder / name, dropout=0.0)
         np.savez(folder / f"{{name}}-losses.npz", losses=first_losses(copy, name))
     saved = keras.models.load_model(folder / f"{{name}}.keras")
@@ -110,13 +112,18 @@ def written(tmp_path_factory):
 
 # Of this backend: the one that reads it in every run, and the other one.
 READERS = {"jax": ("torch", "tensorflow"), "torch": ("tensorflow", "jax"), "tensorflow": ("jax", "torch")}
-SECOND = pytest.param(READERS[keras.backend.backend()][1], marks=pytest.mark.slow)
+FIRST, SECOND = READERS[keras.backend.backend()]
+CASES = [
+    (FIRST, OFTEN),
+    pytest.param(FIRST, SELDOM, marks=pytest.mark.slow),
+    pytest.param(SECOND, OFTEN + SELDOM, marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("reader", [READERS[keras.backend.backend()][0], SECOND])
-def test_a_preset_and_a_keras_file_give_the_same_model_and_training_under(reader, written):
+@pytest.mark.parametrize(("reader", "trained"), CASES)
+def test_a_preset_and_a_keras_file_give_the_same_model_and_training_under(reader, trained, written):
     folder, types, expected = written
-    program = READ.format(tests=os.path.dirname(__file__), folder=str(folder), types=types)
+    program = READ.format(tests=os.path.dirname(__file__), folder=str(folder), types=types, trained=trained)
     environment = {**os.environ, "KERAS_BACKEND": reader}
     child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr[-2000:]
@@ -130,7 +137,7 @@ def test_a_preset_and_a_keras_file_give_the_same_model_and_training_under(reader
                     np.testing.assert_allclose(read[key], value, atol=1e-5, err_msg=f"{name} {kind} {key}")
                 else:
                     assert np.array_equal(read[key], value), f"{name} {kind} {key}: {read[key]} is not {value}"
-    for name in TRAINED:
+    for name in trained:
         model = getattr(kerasllm, types[name]).from_preset(folder / name, dropout=0.0)
         losses = first_losses(model, name)
         assert losses[-1] < losses[0] - 1e-3

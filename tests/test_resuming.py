@@ -239,7 +239,7 @@ PLACES = {
     "last step": ("on_epoch_end", 1),
     "end": ("on_epoch_end", 2),
 }
-OFTEN = [("accumulated", "middle"), ("passes", "middle"), ("arrays", "middle"), ("plain arrays", "last step")]
+OFTEN = [("accumulated", "middle"), ("passes", "end"), ("arrays", "middle"), ("plain arrays", "last step")]
 KINDS = [
     pytest.param(case, stop, marks=() if (case, stop) in OFTEN else pytest.mark.slow)
     for case in CASES

@@ -49,12 +49,12 @@ def _tensorflow_adamw():
         def _is_fused(self):
             return not self.amsgrad and not _is_changed(self, *ASSIGNMENTS)
 
+        @property
+        def _steps_are_fused(self):
+            return self._is_fused and type(self).update_step is FusedAdamW.update_step
+
         def _step(self, grads, variables):
-            if (
-                not self._is_fused
-                or type(self).update_step is not FusedAdamW.update_step
-                or tf.distribute.has_strategy()
-            ):
+            if not self._steps_are_fused or tf.distribute.has_strategy():
                 return super()._step(grads, variables)
             scale = None
             if self._clips_together:
@@ -87,7 +87,7 @@ def _tensorflow_adamw():
             return _tensorflow_adam(variable, self._momentums[index], self._velocities[index], gradient, numbers)
 
         def _apply_weight_decay(self, variables):
-            if not self._is_fused or type(self).update_step is not FusedAdamW.update_step:
+            if not self._steps_are_fused:
                 super()._apply_weight_decay(variables)
 
         def _global_norm(self, grads):

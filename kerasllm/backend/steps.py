@@ -12,7 +12,7 @@ def is_in_step(model):
 
 
 def is_in_any_step():
-    """Whether a step of any model is."""
+    """Whether that is so of some model."""
     return _in_step.get() is not None
 
 
