@@ -1,5 +1,9 @@
 """Keras's int8 layers, whose products torch does on a CPU by oneDNN's kernel."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -44,6 +48,14 @@ def test_a_function_of_int8_layers_gives_what_keras_gives():
         np.testing.assert_array_equal(ops.convert_to_numpy(found["zeros"][0]), [0, 0])
         if ON_TORCH:
             found["zeros"][0].add_(1)  # the results are the caller's own
+
+
+@pytest.mark.skipif(not ON_ONEDNN, reason="only torch on a CPU has oneDNN's kernels")
+def test_processors_without_products_of_8_bits_give_what_keras_gives():
+    """oneDNN's kernels for them add products in 16 bits."""
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "int8_layers_give or function_of_int8"]
+    done = subprocess.run(command, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True)
+    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.skipif(not ON_ONEDNN, reason="only torch on a CPU has oneDNN's kernels")

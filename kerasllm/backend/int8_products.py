@@ -4,16 +4,32 @@
     oneDNN:             u = uint8(x * scale + 128.5),       y = (u - 128) @ kernel / kernel_scale / scale + b
 
 Products of one x, as those to queries, keys and values, become one: a call costs as much as a small product.
-Activations of 12 bits (`kerasllm.models.base.Model.quantize`) are two rows of int8, 16 a + b: the kernel is read once
-for both.
+Activations of 12 bits (`kerasllm.models.base.Model.quantize`) are two rows of small numbers, 64 a + b: the kernel is
+read once for both. So are those of 8 bits where the processor adds pairs of products in 16 bits, which 2 * 255 * 127
+overflow: those without VNNI (https://oneapi-src.github.io/oneDNN/dev_guide_int8_computations.html).
 """
+
+import functools
 
 import torch
 
 from kerasllm.backend.graph_nodes import TRANSPOSES, aten, is_constant, shape_of, tensor_of, with_bias
 
-# Activations of 12 bits are 16 times a number of 8 bits and one of 4.
-WIDE = 16
+# Activations of 12 bits, up to WIDEST, are BASE times a number and another, both between -BASE / 2 and BASE / 2.
+BASE, WIDEST = 64, 127 * 16
+
+
+@functools.cache
+def _saturates():
+    """Whether oneDNN's kernel overflows at the largest numbers of 8 bits."""
+    kernel = torch.full((32, 32), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(kernel, [1, 32])
+    factors, zeros = torch.ones(32), torch.zeros(32, dtype=torch.int32)
+    x = torch.full((1, 32), 255, dtype=torch.uint8)
+    product = torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, 0, packed, factors, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return bool((product != 32 * 255 * 127).any())
 
 
 def fuse_int8(graph):
@@ -24,11 +40,12 @@ def fuse_int8(graph):
             products.setdefault(parts[0], []).append((node, *parts[1:]))
     for scaled, parallel in products.items():
         with graph.inserting_before(scaled.next):
-            is_wide = parallel[0][-1]
-            rows = _two_rows(graph, scaled) if is_wide else scaled
-            moved = graph.call_function(aten.add.Tensor, (rows, 128.5))
+            in_two = parallel[0][-1] or _saturates()
+            zero = BASE // 2 if in_two else 128
+            rows = _two_rows(graph, scaled) if in_two else scaled
+            moved = graph.call_function(aten.add.Tensor, (rows, zero + 0.5))
             unsigned = graph.call_function(aten._to_copy.default, (moved,), {"dtype": torch.uint8})
-            joined = _joined(graph, unsigned, parallel)
+            joined = _joined(graph, unsigned, zero, parallel, in_two)
         start = 0
         for node, kernel, *_ in parallel:
             last, _ = with_bias(node)
@@ -41,9 +58,9 @@ def fuse_int8(graph):
     graph.eliminate_dead_code()
 
 
-def _joined(graph, unsigned, parallel):
+def _joined(graph, unsigned, zero, parallel, in_two):
     """The node of the products of x with several kernels side by side, their biases added."""
-    *_, scale, rows, is_wide = parallel[0]
+    *_, scale, rows, _ = parallel[0]
     weights, scales, biases = [], [], []
     for node, kernel, kernel_scale, *_ in parallel:
         size, width = kernel.meta["val"].shape[1], kernel.meta["val"].shape[0]
@@ -53,23 +70,23 @@ def _joined(graph, unsigned, parallel):
         bias = with_bias(node)[1]
         biases.append(graph.call_function(aten.zeros.default, ([size],)) if bias is None else bias)
     weight, scales, bias = (graph.call_function(aten.cat.default, (parts,)) for parts in (weights, scales, biases))
-    packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (weight, [rows * (1 + is_wide), width]))
+    packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (weight, [rows * (1 + in_two), width]))
     factors = graph.call_function(aten.reciprocal.default, (scales,))
     zeros = graph.call_function(aten.zeros_like.default, (scales,), {"dtype": torch.int32})
     to_float = (1.0, 0, torch.float32, "none", [], "")
-    arguments = (unsigned, 1.0, 128, packed, factors, zeros, None, *to_float)
+    arguments = (unsigned, 1.0, zero, packed, factors, zeros, None, *to_float)
     product = graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
-    if is_wide:
+    if in_two:
         high, low = (graph.call_function(aten.select.int, (product, 0, i)) for i in (0, 1))
-        product = graph.call_function(aten.add.Tensor, (low, high), {"alpha": WIDE})
+        product = graph.call_function(aten.add.Tensor, (low, high), {"alpha": BASE})
     return graph.call_function(aten.addcdiv.default, (bias, product, scale))
 
 
 def _two_rows(graph, scaled):
-    """The node of whole numbers a, b of at most 127 with 16 a + b = round(scaled), stacked."""
+    """The node of whole numbers a, b of at most BASE / 2 with BASE a + b = round(scaled), stacked."""
     whole = graph.call_function(aten.round.default, (scaled,))
-    high = graph.call_function(aten.round.default, (graph.call_function(aten.mul.Tensor, (whole, 1 / WIDE)),))
-    low = graph.call_function(aten.sub.Tensor, (whole, high), {"alpha": WIDE})
+    high = graph.call_function(aten.round.default, (graph.call_function(aten.mul.Tensor, (whole, 1 / BASE)),))
+    low = graph.call_function(aten.sub.Tensor, (whole, high), {"alpha": BASE})
     return graph.call_function(aten.stack.default, ([high, low],))
 
 
@@ -96,7 +113,7 @@ def _parts(node):
         return None
     if x.meta["val"].dtype != (torch.int32 if is_wide else torch.int8):
         return None
-    if is_wide and _number(clamped.args[2]) != 127 * WIDE:
+    if is_wide and _number(clamped.args[2]) != WIDEST:
         return None
     kernel_scale, scale = scales if is_constant(scales[0]) else reversed(scales)
     if scale not in scaled.args or not is_constant(kernel_scale) or shape_of(scaled)[:-1] != shape_of(node)[:-1]:
