@@ -1,8 +1,11 @@
 """Every test starts from the same seed; tests marked `gpu` run where the backend computes on one.
 
+What is marked `once` or `in_turn` is slow on the backends that need not show it: `make test-all` runs it there.
+
 Tolerances are those of float32, so a GPU computes float32 products in float32 and not in TF32.
 """
 
+import collections
 import gc
 import os
 
@@ -17,6 +20,7 @@ os.environ.setdefault(
 import keras
 import pytest
 
+BACKENDS = ("jax", "tensorflow", "torch")
 DEVICE = str(keras.ops.zeros(1).device).lower()
 
 
@@ -28,7 +32,18 @@ def pytest_collection_finish():
     gc.freeze()  # What the imports made stays, so that no collection walks over it again.
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
+    turns = collections.Counter()
+    for item in items:
+        once = item.get_closest_marker("once")
+        if once and keras.backend.backend() not in once.args:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("in_turn"):
+            turn = turns[item.function]
+            turns[item.function] += 1
+            if turn and keras.backend.backend() != BACKENDS[turn % len(BACKENDS)]:
+                item.add_marker(pytest.mark.slow)
     if "gpu" not in DEVICE and "cuda" not in DEVICE:
         for item in items:
             if "gpu" in item.keywords:

@@ -120,6 +120,7 @@ CASES = [
 ]
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(("reader", "trained"), CASES)
 def test_a_preset_and_a_keras_file_give_the_same_model_and_training_under(reader, trained, written):
     folder, types, expected = written

@@ -42,6 +42,7 @@ def check_outputs(model, name, kind="outputs"):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(y), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("name", FILES)
 def test_a_keras_file_computes_and_generates_as_it_did(name):
     model = keras.models.load_model(DATA / f"{name}.keras")

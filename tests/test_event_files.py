@@ -59,6 +59,7 @@ def test_by_epochs_no_step_is_written(tmp_path):
     assert {name for name, _, _ in scalars(tmp_path / "train")} == {"epoch_loss"}
 
 
+@pytest.mark.once("torch")
 def test_tensorflow_is_not_imported_by_another_backend(tmp_path):
     backend = keras.backend.backend()
     environment = {**os.environ, "KERAS_BACKEND": backend}

@@ -56,7 +56,7 @@ FORMATS = ("tf_saved_model", "litert")  # which hold any model
 # Others have all their parts.
 ONLY_LITERT = {"llama", "simple rnn", "summarizer"}
 # One format of each model, and both of some; the rest are slow tests.
-BOTH = ("gpt", "additive translator", "transformer translator")
+BOTH = ("gpt", "transformer translator")
 CASES = [
     pytest.param(name, f, marks=() if name in (*BOTH, *ONLY_LITERT) or i % 2 == FORMATS.index(f) else pytest.mark.slow)
     for i, name in enumerate(MODELS)
@@ -110,6 +110,7 @@ def assert_same(expected, outputs):
     verification.compare([Check([], y) for y in expected], outputs)
 
 
+@pytest.mark.once("tensorflow")
 @pytest.mark.parametrize("name, format", [("gru with attention", "tf_saved_model"), ("additive translator", "litert")])
 def test_files_run_without_keras(name, format, tmp_path, monkeypatch):
     model = make(name)
@@ -131,6 +132,7 @@ def test_a_saved_model_holds_each_weight_once(tmp_path):
     assert sum(map(np.prod, variables.values())) == model.count_params()
 
 
+@pytest.mark.once("tensorflow")
 def test_the_model_predicts_and_trains_on(tmp_path, monkeypatch):
     model = make("mixed llama")
     (inputs,) = examples(model, ((4, 6),), monkeypatch)
@@ -145,6 +147,7 @@ def test_the_model_predicts_and_trains_on(tmp_path, monkeypatch):
     assert int(model.optimizer.iterations) == 2
 
 
+@pytest.mark.once("tensorflow")
 @pytest.mark.parametrize("format", ["litert"] if IN_CHILD else FORMATS)
 def test_a_wrong_file_is_found_and_the_earlier_one_stays(format, tmp_path, monkeypatch):
     path = place_earlier(tmp_path, format)
@@ -184,6 +187,7 @@ def spoil(monkeypatch):
     monkeypatch.setattr(Contents, "forward", forward)
 
 
+@pytest.mark.once("tensorflow", "torch")
 def test_a_quantised_model_with_lora_is_written_as_it_is(tmp_path):
     model = make("simple rnn")
     with warnings.catch_warnings(action="ignore"):
@@ -211,6 +215,7 @@ def test_what_a_copy_would_lack_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.once("tensorflow", "torch")
 def test_lora_is_written_as_part_of_the_weights(tmp_path):
     model = make("mixed llama")
     model.head.enable_lora(2)

@@ -128,6 +128,7 @@ def embed(model, call):
 RUNS = {"fill_mask": fill_mask, "classify": classify, "tag": tag, "answer": answer, "embed": embed}
 
 
+@pytest.mark.once("tensorflow", "torch")
 @pytest.mark.parametrize("name", ["answer"] if IN_CHILD else ["fill_mask", "multi_label", "tag", "answer", "embed"])
 def test_what_the_methods_return_follows_from_a_tflite_file(name, tmp_path):
     model, path = make(name), tmp_path / "model.tflite"
@@ -139,6 +140,7 @@ def test_what_the_methods_return_follows_from_a_tflite_file(name, tmp_path):
     RUNS[task](model, lambda *inputs: run_alone(tmp_path, [(path, task, x) for x in inputs]))
 
 
+@pytest.mark.once("tensorflow")
 def test_a_saved_model_takes_strings(tmp_path):
     names = ["fill_mask"] if IN_CHILD else ["fill_mask", "classify", "tag", "answer", "embed"]
     models, calls = {name: make(name) for name in names}, []
@@ -210,6 +212,7 @@ def field(table, number, kind):
     return [Table(table.Bytes, table.Indirect(start + 4 * i)) for i in range(table.VectorLen(offset))]
 
 
+@pytest.mark.once("tensorflow")
 def test_a_classifier_for_mediapipe(tmp_path):
     from ai_edge_litert import schema_py_generated as schema
 

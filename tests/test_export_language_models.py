@@ -72,10 +72,14 @@ CASES = {  # A process started for each takes seconds.
     "tensorflow": [
         ("gpt with strings", "tf_saved_model"),
         ("lstm", "tf_saved_model"),
-        ("gemma", "litert"),
         ("gru with attention", "litert"),
+        pytest.param("gemma", "litert", marks=pytest.mark.slow),
     ],
-    "jax": [("gru with attention", "tf_saved_model"), ("neox", "litert"), WITH_STRINGS],
+    "jax": [
+        ("neox", "litert"),
+        pytest.param("gru with attention", "tf_saved_model", marks=pytest.mark.slow),
+        WITH_STRINGS,
+    ],
     "torch": [("gemma", "litert"), WITH_STRINGS],
 }[BACKEND]
 TEXTS = ["the cat", "", "Köln"]

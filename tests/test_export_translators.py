@@ -95,6 +95,7 @@ def assert_as_generated(outputs, results):
     assert rows == results
 
 
+@pytest.mark.once("tensorflow")
 def test_a_saved_model_translates_padded_batches_and_strings(tmp_path):
     model, names = make("lstm"), ["translate_beams", "translate_text"]
     if not IN_CHILD:
@@ -156,11 +157,11 @@ def test_a_marian_in_tflite_keeps_to_its_generation_config(tmp_path):
 
 
 CASES = [
-    ("gru", "litert", {"batch_size": 2, "max_length": 20}),
+    pytest.param("gru", "litert", {"batch_size": 2, "max_length": 20}, marks=pytest.mark.slow),
     ("general", "litert", {"signatures": ["encode", "decode"], "max_length": 16}),
-    ("simple", "litert", {"signatures": ["translate"], "max_length": 16}),
+    pytest.param("simple", "litert", {"signatures": ["translate"], "max_length": 16}, marks=pytest.mark.slow),
     ("penalties", "litert", {"signatures": ["translate", "translate_beams"]}),
-    ("summarizer", "tf_saved_model", {"signatures": ["translate_beams"]}),
+    pytest.param("summarizer", "tf_saved_model", {"signatures": ["translate_beams"]}, marks=pytest.mark.slow),
     ("bart", "tf_saved_model", {"signatures": ["translate_beams"]}),
     ("t5", "litert", {"signatures": ["translate_beams", "encode", "decode"], "max_length": 16}),
 ]

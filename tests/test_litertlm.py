@@ -52,6 +52,7 @@ def run(path):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.once("torch")
 def test_litert_lm_writes_and_chats_as_the_model(gpt, tmp_path):
     path = tmp_path / "model.litertlm"
     gpt.generation_defaults = GenerationConfig(temperature=5.0)  # which the proof must leave aside
@@ -66,6 +67,7 @@ def test_litert_lm_writes_and_chats_as_the_model(gpt, tmp_path):
     assert {name: y["agreement"] for name, y in report["checks"][-1]["outputs"].items()} == {"text": 1, "chat": 1}
 
 
+@pytest.mark.once("torch")
 def test_a_quantised_bundle_runs(gpt, tmp_path):
     path = tmp_path / "model.litertlm"
     gpt.export(path, "litertlm", verbose=False, prefill_lengths=(8,), quantize="dynamic_int8", verify=False)

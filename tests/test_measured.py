@@ -76,6 +76,7 @@ OFTEN = ("gpt with a head and a cap", "masked lm", "translator")
 CASES = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in MODELS]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", CASES)
 def test_chunks_change_neither_what_is_shown_nor_what_is_learnt(name):
     check_alike(MODELS[name]())

@@ -30,6 +30,7 @@ def test_answers_count_as_in_squad():
     assert scores["f1"] == pytest.approx((1 + 2 / 3 + 1 + 0) / 4)
 
 
+@pytest.mark.once("torch")
 def test_texts_are_scored_by_the_libraries():
     texts = ["the cat sat on the mat", "a dog barked loudly at night"]
     assert metrics.bleu(texts, texts)[0] == pytest.approx(100)

@@ -110,22 +110,26 @@ def but_rarely(models, *rare):
     return [pytest.param(name, marks=[pytest.mark.slow] if name in rare else []) for name in models]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", but_rarely(LANGUAGE_MODELS, "gru"))
 def test_a_language_model_keeps_the_model_contract(name):
     check_model(LANGUAGE_MODELS[name], language_batch(), loss=TokenCrossentropy(), unreached=("key/bias",))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", but_rarely(TRANSLATORS, "dot", "none"))
 def test_a_translator_keeps_the_model_contract(name):
     check_model(TRANSLATORS[name], translation_batch(), loss=TokenCrossentropy(), unreached=("key/bias",))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_keeps_the_model_contract(name):
     loss = TokenCrossentropy() if name != "bert" else {"sequence_output": "mse", "pooled_output": "mse"}
     check_model(ENCODERS[name], encoder_batch(name), loss=loss, unreached=("key/bias",))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "cls, given",
     [
@@ -150,6 +154,7 @@ def test_language_models_do_not_see_padding_on_the_right(name):
     check_padding_changes_nothing(LANGUAGE_MODELS[name](), x)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", TRANSLATORS)
 def test_translators_do_not_see_padding(name):
     x, _ = translation_batch()
@@ -162,11 +167,13 @@ def test_bert_does_not_see_padding():
     check_padding_changes_nothing(ENCODERS["masked_lm"](), x, ["token_ids", "segment_ids", "padding_mask"])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_language_models_generate_what_the_full_pass_says(name):
     check_generation(LANGUAGE_MODELS[name](), {}, [[1, 2, 3, 4, 5], [7], [3, 4]])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", TRANSLATORS)
 def test_translators_generate_what_the_full_pass_says(name):
     source = {"source_token_ids": ids(3, 4, size=11), "source_padding_mask": ragged(3, 4)}

@@ -65,6 +65,7 @@ CASES = [
 ]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name, optimizer", CASES)
 def test_a_model_trains_is_saved_and_goes_on_alike(name, optimizer, tmp_path):
     make, (x, y), loss = MODELS[name]

@@ -94,6 +94,7 @@ def test_what_was_read_is_written_back_bit_equal(name, tmp_path):
     assert all(written[key].tobytes() == original[key].tobytes() for key in original)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", CLASSES)
 def test_transformers_opens_what_we_write_and_gives_the_same_outputs(name, tmp_path):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")

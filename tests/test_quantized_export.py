@@ -13,6 +13,8 @@ from kerasllm.models.bert import BERT
 from kerasllm.models.gpt import GPT
 from kerasllm.models.rnn import RNNLanguageModel
 
+pytestmark = pytest.mark.once("tensorflow")
+
 IN_CHILD = keras.backend.backend() != "tensorflow"
 V = 200
 

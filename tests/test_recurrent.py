@@ -88,6 +88,7 @@ def test_layer_equals_keras_rnn_of_its_cell(cell, mask, reverse):
     assert_close([outputs, last], [expected, expected_last])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("mask, reverse", [("unmasked", False), ("with holes", True)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_gradient_equals_that_of_keras_rnn(cell, mask, reverse):

@@ -85,6 +85,7 @@ OFTEN = ("lora", "mixed bert", "t5")
 CASES = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in MODELS]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", CASES)
 def test_steps_are_those_of_a_model_that_keeps_all(name):
     """Under dropout of one seed, whose masks change from step to step; XLA rounds bfloat16 where it stores it."""

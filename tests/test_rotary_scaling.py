@@ -125,6 +125,7 @@ def stepped(decoder, ids, prompt_length, width=1, padding=0):
     return np.concatenate(hidden, axis=1)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "case, fraction", [*((case, 1.0) for case in SCALINGS), (None, 0.25), ("yarn", 0.5), ("dynamic", 0.5)]
 )
@@ -163,6 +164,7 @@ def llama():
     return GPT.from_preset(DATA / "llama")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("case", SCALINGS)
 def test_a_model_reads_and_writes_as_in_transformers(case):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")

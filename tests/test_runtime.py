@@ -29,6 +29,8 @@ from kerasllm.export.file_decoder import FileDecoder
 from kerasllm.export.runtime import Runner
 from kerasllm.text.completions import REPLACEMENT
 
+pytestmark = pytest.mark.once("torch")
+
 TEXTS = ["the cat sees the dog", "a dog wants the book", "", "the king has a horse, naïve"]
 CHAT = [{"role": "user", "content": "the cat"}]
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{{ mood }}"

@@ -98,6 +98,7 @@ def sampled(logits, uniform):
     return ops.convert_to_numpy(ids)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("size", [1, 5, 256, 257, 2000, 50_257])
 @pytest.mark.parametrize("scale", [0.0, 4.0])
 def test_sampling_inverts_the_cumulative_distribution(size, scale):

@@ -58,6 +58,7 @@ def begun(model, row, tokens, run):
     return state, slot
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_in_slots_of_their_own_give_what_each_gives_alone(name):
     model = make(name)

@@ -89,6 +89,7 @@ RELATIVES_OF_LLAMA = {
 }
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "arguments",
     [

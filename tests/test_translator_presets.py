@@ -58,6 +58,7 @@ def test_logits_equal_those_of_transformers(name):
     assert_close(name, loaded(name)(inputs_of(name)), answers_of(name)["logits"])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_equal_those_of_transformers_by_the_presets_own_defaults(name, num_beams):
