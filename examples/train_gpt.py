@@ -6,7 +6,6 @@ python examples/train_gpt.py
 import math
 
 import baselines
-import numpy as np
 
 import kerasllm
 from kerasllm.training import AdamW, LanguageModelDataset, Perplexity, TokenCrossentropy, WarmupCosine
@@ -61,7 +60,7 @@ def main(tiny=False):
         print("...", text)
 
     perplexity = history.history["val_perplexity"][-1]
-    train_ids, validation_ids = (running_text(data) for data in (train_data, validation_data))
+    train_ids, validation_ids = (data.sources[0].ids.astype(int) for data in (train_data, validation_data))
     losses = {
         "unigram": baselines.unigram_loss(train_ids, validation_ids[1:], tokenizer.vocabulary_size),
         "Kneser-Ney trigram": baselines.trigram_loss(train_ids, validation_ids, tokenizer.vocabulary_size),
@@ -70,11 +69,6 @@ def main(tiny=False):
     print(f"Perplexity of {len(validation_ids) - 1} held-out tokens: {perplexity:.1f}, ", end="")
     print(", ".join(f"{name} {value:.1f}" for name, value in trivial.items()))
     return model, validation_data, [("perplexity", perplexity, trivial)]
-
-
-def running_text(data):
-    """The tokens that a `LanguageModelDataset` predicts, and the first before them."""
-    return np.concatenate([data.token_ids[0, :1], data.labels[data.labels >= 0]])
 
 
 if __name__ == "__main__":

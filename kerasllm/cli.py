@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kerasllm.arguments import check_positive
 from kerasllm.generation.config import OPTIONS, GenerationConfig
 from kerasllm.tasks.embedding import find_prompt
 from kerasllm.text import lines
+from kerasllm.text.corpora import SAMPLE_BY
 from kerasllm.writing import PREFIX
 
 EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
@@ -40,6 +42,7 @@ EXAMPLES = {
     "answer": 'kerasllm answer bert-squad "Who wrote it?" < page.txt',
     "info": "kerasllm info hf://HuggingFaceTB/SmolLM2-135M",
     "convert": "kerasllm convert model.gguf folder --dtype bfloat16",
+    "tokenize": "kerasllm tokenize articles/ more.jsonl.gz articles.tokens --tokenizer gpt2 --sample-by document",
     "export": "kerasllm export gpt2 gpt2.tflite --quantize dynamic_int8 --max-length 512",
 }
 """For each command what its help shows."""
@@ -100,7 +103,7 @@ def parser():
     root.add_argument("--version", action="version", version=f"kerasllm {kerasllm.__version__}")
     commands = root.add_subparsers(metavar="command", required=True)
 
-    def add(name, command, help, more=""):
+    def add(name, command, help, more="", reads_source=True):
         parser = commands.add_parser(
             name,
             help=help,
@@ -110,7 +113,8 @@ def parser():
         )
         parser.set_defaults(command=command)
         parser.add_argument("--backend", metavar="NAME", help="Keras's backend, in place of KERAS_BACKEND")
-        parser.add_argument("source", metavar="SOURCE", help=SOURCE)
+        if reads_source:
+            parser.add_argument("source", metavar="SOURCE", help=SOURCE)
         return parser
 
     def add_task(name, run, show, help, ready=_needs_tokenizer, fields=""):
@@ -175,6 +179,16 @@ def parser():
     convert.add_argument("folder", metavar="FOLDER")
     convert.add_argument("--dtype", help="of the weights, such as bfloat16")
     convert.add_argument("--force", action="store_true", help="replace what FOLDER holds already")
+    more = "OUT is for kerasllm.training.TokenFile. The same command goes on where one was interrupted."
+    tokenize = add("tokenize", _tokenize, "write a corpus as token ids, for training", more, reads_source=False)
+    tokenize.add_argument("corpus", metavar="CORPUS", nargs="+", help="text or JSONL files, .gz or not, or folders")
+    tokenize.add_argument("path", metavar="OUT", help="the folder to write")
+    tokenize.add_argument("--tokenizer", metavar="SOURCE", required=True, help=f"that of {SOURCE}")
+    help = "what a document of a text file is: line (default), paragraph or document, the whole file"
+    tokenize.add_argument("--sample-by", choices=SAMPLE_BY, default=SAMPLE_BY[0], help=help)
+    tokenize.add_argument("--field", metavar="NAME", default="text", help="of JSONL, the entry with the text")
+    tokenize.add_argument("--force", action="store_true", help="replace OUT")
+    _add_encoding(tokenize)
     export = add("export", _export, "write a model as a file that runs without kerasllm")
     export.add_argument("path", metavar="OUT", help="a SavedModel's folder, or a .tflite or .litertlm file")
     export.add_argument("--format", choices=EXPORT_FORMATS, help="default: what the ending of OUT says")
@@ -480,6 +494,24 @@ def _convert(arguments):
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             lines.complain(warning.message)
+
+
+def _tokenize(arguments):
+    from kerasllm.checkpoints.presets import tokenizer_folder
+    from kerasllm.text.token_files import TokenFile
+
+    if not arguments.force and os.path.lexists(arguments.path):
+        raise ValueError(f"OUT ({arguments.path!r}) exists already; --force replaces it.")
+    started = time.monotonic()
+
+    def show(read, size, documents, tokens):
+        rate = tokens / max(time.monotonic() - started, 1e-9)
+        lines.complain(f"{read / max(size, 1):.0%}, {documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s")
+
+    with tokenizer_folder(arguments.tokenizer) as folder:
+        tokenizer = kerasllm.Tokenizer.from_folder(folder)
+    how = arguments.sample_by, arguments.field, arguments.encoding, arguments.force
+    TokenFile.write(arguments.path, arguments.corpus, tokenizer, *how, progress=show)
 
 
 def _format_of(path):

@@ -302,6 +302,16 @@ def _locked(folder):
             _release(descriptor)
 
 
+@contextlib.contextmanager
+def held(path):
+    """Hold a file against other threads and processes in the block, which is told whether it could be had."""
+    descriptor = _take(path)
+    try:
+        yield descriptor is not None or not fcntl
+    finally:
+        _release(descriptor)
+
+
 def _take(path, create=True):
     """The descriptor that holds a lock, or None where another holds it, or it is not there, or cannot be had."""
     if not fcntl:

@@ -342,3 +342,20 @@ def test_a_task_opens_the_class_that_does_it(gpt):
     assert isinstance(kerasllm.load("generate", folder), kerasllm.GPT)
     with pytest.raises(ValueError, match="task .'fly'. must be None or one of 'generate'"):
         kerasllm.load("fly", folder)
+
+
+def test_a_corpus_is_tokenized_with_a_presets_tokenizer(gpt, tmp_path, capsys):
+    model, folder = gpt
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in TEXTS))
+    (tmp_path / "b.txt").write_text("\n".join(TEXTS))
+    command = "tokenize", tmp_path / "a.jsonl", tmp_path / "b.txt", tmp_path / "out", "--tokenizer", folder
+    code, out, errors = run(capsys, *command)
+    assert code == 1 and out == "" and "a.jsonl, line 1" in errors and "'text'" in errors
+    code, out, errors = run(capsys, *command, "--field", "body")
+    assert code == 1 and "was begun with another field" in errors
+    code, out, errors = run(capsys, *command[:3], tmp_path / "two", *command[4:], "--field", "body")
+    assert code == 0 and "100%, 6 documents" in errors
+    tokens = kerasllm.training.TokenFile(tmp_path / "two")
+    assert [model.tokenizer.decode(row) for row in tokens] == [*TEXTS, *TEXTS]
+    code, out, errors = run(capsys, *command[:3], tmp_path / "two", *command[4:])
+    assert code == 1 and "--force replaces it" in errors

@@ -12,7 +12,8 @@ import pytest
 from kerasllm import GPT as GPTModel
 from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import Perplexity, TokenCrossentropy
-from kerasllm.training.datasets import LanguageModelDataset, MaskedLMDataset, TranslationDataset
+from kerasllm.training.datasets import MaskedLMDataset, TranslationDataset
+from kerasllm.training.packed_datasets import LanguageModelDataset
 
 WORDS = "the cat dog sat ran on under mat log a big small and then it was good bad very not".split()
 RNG = np.random.default_rng(0)
@@ -340,7 +341,7 @@ CHILD = """
 import sys
 import numpy as np, keras
 from kerasllm.text.tokenizers import Tokenizer
-from kerasllm.training.datasets import LanguageModelDataset
+from kerasllm.training.packed_datasets import LanguageModelDataset
 dataset = LanguageModelDataset(["a b c d e"] * 9, Tokenizer.train_words(["a b c d e"], 20), 2, 4)
 inputs = {n: keras.Input((None,), dtype=str(x.dtype), name=n) for n, x in dataset[0][0].items()}
 model = keras.Model(inputs, keras.layers.Embedding(20, 20)(inputs["token_ids"]))

@@ -63,16 +63,31 @@ class Preset:
                 f"config.json: its {num_parameters} weights are more than the {self.num_values} values there."
             )
 
-    @contextmanager
     def folder(self):
-        """A folder with the tokenizer's files and others, while the block runs."""
-        if self.files is None:
-            yield self.source
-            return
-        with writing.scratch() as folder:
-            for name, content in self.files.items():
-                (folder / name).write_text(content, encoding="utf-8")
-            yield folder
+        """A context: the folder with the tokenizer's files and others."""
+        return _folder(self.source, self.files)
+
+
+def tokenizer_folder(source):
+    """A context: the folder with the files of a preset's tokenizer, for `Tokenizer.from_folder`.
+
+    Args:
+        source: as for `read_preset`; a folder need not hold a model.
+    """
+    with errors_name(source):
+        path = hub.local(source)
+        return _folder(path, None if Path(path).is_dir() else opened(path)[2])
+
+
+@contextmanager
+def _folder(path, files):
+    if files is None:
+        yield path
+        return
+    with writing.scratch() as folder:
+        for name, content in files.items():
+            (folder / name).write_text(content, encoding="utf-8")
+        yield folder
 
 
 def read_preset(source, model_class):

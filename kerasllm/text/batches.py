@@ -1,4 +1,4 @@
-"""From rows of token ids to the arrays that `fit` takes: padding, shifting, masking, packing, bucketing."""
+"""From rows of token ids to the arrays that `fit` takes: padding, shifting, masking, joining, bucketing."""
 
 import numpy as np
 
@@ -129,41 +129,30 @@ def choose_words(maskable, word_starts, priority, wanted):
     return chosen
 
 
-def pack(documents, length, start=None, end=None):
-    """Cut documents into blocks for next-token training, without padding but in the last block.
+def stream(documents, start=None, end=None, dtype="int32"):
+    """Documents as `start, ids, end, start, ids, end, ...`.
 
-    The documents follow one another as `start, ids, end, start, ids, end, ...`; where `start` and `end` are
-    the same token it stands once between two documents. Each token but the first is predicted once:
-
-        stream   s a b c e s d e     length 3     token_ids  s a b | c e s | d 0 0
-                                                  labels     a b c | e s d | e - -
+    Where `start` and `end` are the same token it stands once between two documents.
 
     Args:
-        documents: sequences of token ids.
-        length: T, the tokens of a block.
+        documents: sequence of arrays of token ids.
         start, end: ids put before and after every document, or None.
+        dtype: of the result.
 
     Returns:
-        `(token_ids, padding_mask, labels)`: (B, T) int32, (B, T) bool, (B, T) int32 with -1 at the padding.
-
-    Raises:
-        ValueError: fewer than two tokens in all.
+        (N,) ids.
     """
-    check_positive("length", length)
-    after = [] if end is None else [end]
     before = [] if start is None else [start]
-    pieces = []
+    after = [] if end is None or end == start else [end]
+    around = len(before) + len(after)
+    ids = np.empty(sum(map(len, documents)) + around * len(documents) + (end is not None and end == start), dtype)
+    place = 0
     for i, document in enumerate(documents):
-        if not pieces or start != end:
-            pieces.append(before)
-        pieces += [as_int32(document, "documents", i), after]
-    stream = np.concatenate([np.asarray(piece, dtype="int32") for piece in pieces]) if pieces else np.zeros(0, "int32")
-    if len(stream) < 2:
-        raise ValueError(f"documents hold {len(stream)} tokens; there must be at least 2.")
-    blocks = range(0, len(stream) - 1, length)
-    token_ids, padding_mask = pad([stream[:-1][i : i + length] for i in blocks], length)
-    labels, _ = pad([stream[1:][i : i + length] for i in blocks], length, value=IGNORED)
-    return token_ids, padding_mask, labels
+        for piece in (before, as_int32(document, "documents", i), after):
+            ids[place : place + len(piece)] = piece
+            place += len(piece)
+    ids[place:] = end
+    return ids
 
 
 def bucket(lengths, batch_size, multiple=8, generator=None, max_length=None):

@@ -1,4 +1,5 @@
 # The public names of kerasllm.training, which are imported when they are first used (kerasllm/lazy.py).
+from kerasllm.text.token_files import TokenFile as TokenFile
 from kerasllm.training import datasets as datasets
 from kerasllm.training import evaluating as evaluating
 from kerasllm.training import event_files as event_files
@@ -8,11 +9,11 @@ from kerasllm.training import labelled_datasets as labelled_datasets
 from kerasllm.training import losses as losses
 from kerasllm.training import metrics as metrics
 from kerasllm.training import optimizers as optimizers
+from kerasllm.training import packed_datasets as packed_datasets
 from kerasllm.training import quality as quality
 from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
 from kerasllm.training import throughput as throughput
-from kerasllm.training.datasets import LanguageModelDataset as LanguageModelDataset
 from kerasllm.training.datasets import MaskedLMDataset as MaskedLMDataset
 from kerasllm.training.datasets import TranslationDataset as TranslationDataset
 from kerasllm.training.evaluating import EvaluateEvery as EvaluateEvery
@@ -27,6 +28,7 @@ from kerasllm.training.metrics import Perplexity as Perplexity
 from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
 from kerasllm.training.optimizers import AdamW as AdamW
 from kerasllm.training.optimizers import Muon as Muon
+from kerasllm.training.packed_datasets import LanguageModelDataset as LanguageModelDataset
 from kerasllm.training.quality import SummaryQuality as SummaryQuality
 from kerasllm.training.quality import TranslationQuality as TranslationQuality
 from kerasllm.training.resuming import ResumableTraining as ResumableTraining

@@ -1,4 +1,4 @@
-"""Batches for `fit`: sentence pairs, masked and causal language modelling.
+"""Batches for `fit`: sentence pairs, and texts for masked language modelling.
 
 All are `keras.utils.PyDataset`s that tokenize once, when they are made, and draw a batch by `(seed, epoch,
 index)` alone. The batches are cheap, so one worker does.
@@ -19,6 +19,7 @@ import numpy as np
 from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate, check_seed, read_sequence, shown
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array
+from kerasllm.text.token_files import CHUNK
 
 
 class BucketedDataset(keras.utils.PyDataset):
@@ -66,6 +67,11 @@ class BucketedDataset(keras.utils.PyDataset):
     def plain_batch(self, indices, widths):
         """What `make_batch` gives as far as it can break a model's limits, which is checked ahead of `fit`."""
         return self.make_batch(indices, widths, np.random.default_rng(self.seed))
+
+    def batches_ahead(self):
+        """The indices of examples and their `plain_batch`, of all that may break a model's limits."""
+        for indices, widths in self._plan:
+            yield indices, self.plain_batch(indices, widths)
 
     @property
     def epoch(self):
@@ -155,8 +161,7 @@ class BucketedDataset(keras.utils.PyDataset):
         before, self._limits = self._limits, limits
         try:
             if ahead and limits != self._checked:
-                for indices, widths in self._plan:
-                    batch = self.plain_batch(indices, widths)
+                for indices, batch in self.batches_ahead():
                     limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=indices)
                 self._checked = limits
             yield
@@ -358,35 +363,6 @@ class MaskedLMDataset(BucketedDataset):
         return inputs | {"masked_positions": token_ids[:, :1] * 0}, token_ids.max(axis=1, keepdims=True)
 
 
-class LanguageModelDataset(BucketedDataset):
-    """Documents for a causal language model, packed into blocks: every token is predicted once an epoch.
-
-    A batch is `(inputs, labels)`: `inputs` has `token_ids` and `padding_mask` (B, T), the labels (B, T) are
-    the next tokens. Only the last block is padded, with label -1.
-
-    Args:
-        documents: sequence of strings, or of token ids.
-        tokenizer: its bos and eos, as far as it has them, are put round each document; where both are one
-            token it stands once between two documents.
-        sequence_length: T.
-        batch_size, seed, shuffle, **kwargs: see `BucketedDataset`.
-    """
-
-    def __init__(self, documents, tokenizer, batch_size=32, sequence_length=128, seed=0, shuffle=True, **kwargs):
-        check_positive("sequence_length", sequence_length)
-        check_tokenizer("tokenizer", tokenizer)
-        rows = tokenize(documents, tokenizer, "documents")
-        self.token_ids, self.padding_mask, self.labels = batches.pack(
-            rows, sequence_length, tokenizer.bos_id, tokenizer.eos_id
-        )
-        lengths = np.full(len(self.labels), sequence_length)
-        super().__init__(lengths, batch_size, sequence_length, sequence_length, seed, shuffle, **kwargs)
-
-    def make_batch(self, indices, widths, generator):
-        inputs = {"token_ids": self.token_ids[indices], "padding_mask": self.padding_mask[indices]}
-        return inputs, self.labels[indices]
-
-
 def tokenize(texts, tokenizer, name, special_tokens=False):
     """Token ids (int32 arrays) of strings; token ids are checked against the vocabulary and kept."""
     texts = read_sequence(name, texts)
@@ -396,7 +372,13 @@ def tokenize(texts, tokenizer, name, special_tokens=False):
         other = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
         if other is not None:
             raise ValueError(f"{name}[{other}] ({shown(texts[other])}) must be a string where others are.")
-        rows = tokenizer.encode_batch(texts, special_tokens=special_tokens)
+        rows, start, size = [], 0, 0
+        for end, text in enumerate(texts, 1):
+            size += len(text)
+            if size >= CHUNK or end == len(texts):  # lists of Python's numbers are large
+                part = tokenizer.encode_batch(texts[start:end], special_tokens=special_tokens)
+                rows += [np.asarray(row, dtype="int32") for row in part]
+                start, size = end, 0
     else:
         for index, row in enumerate(texts):
             if as_array(f"{name}[{index}]", row).ndim != 1:
