@@ -147,30 +147,16 @@ def test_num_positions_pads_the_positions():
     assert (labels[:, 5:] == -1).all()
 
 
-# pack
+# stream
 
 
-def test_pack_predicts_every_token_but_the_first_once():
-    ids, padding_mask, labels = batches.pack([[11, 12], [13, 14]], 3, start=1, end=2)
-    np.testing.assert_array_equal(ids, [[1, 11, 12], [2, 1, 13], [14, 0, 0]])
-    np.testing.assert_array_equal(labels, [[11, 12, 2], [1, 13, 14], [2, -1, -1]])
-    np.testing.assert_array_equal(padding_mask, labels != -1)
-
-
-def test_pack_with_one_token_for_start_and_end():
-    ids, _, labels = batches.pack([[11], [12, 13]], 5, start=2, end=2)
-    assert ids.tolist() == [[2, 11, 2, 12, 13]] and labels.tolist() == [[11, 2, 12, 13, 2]]
-    ids, _, labels = batches.pack([[11], [12, 13]], 2)
-    assert ids.tolist() == [[11, 12]] and labels.tolist() == [[12, 13]]
-
-
-def test_pack_keeps_the_stream():
-    documents = [np.arange(10, 10 + n) for n in (1, 7, 20, 3)]
-    ids, padding_mask, labels = batches.pack(documents, 8, end=5)
-    stream = np.concatenate([[*d, 5] for d in documents])
-    np.testing.assert_array_equal(ids[padding_mask], stream[:-1])
-    np.testing.assert_array_equal(labels[padding_mask], stream[1:])
-    assert padding_mask[:-1].all()
+def test_documents_follow_one_another_between_start_and_end():
+    assert batches.stream([[11, 12], [13]], 1, 2).tolist() == [1, 11, 12, 2, 1, 13, 2]
+    assert batches.stream([[11, 12], [13]], 2, 2).tolist() == [2, 11, 12, 2, 13, 2]
+    assert batches.stream([[11, 12], [13]], 1).tolist() == [1, 11, 12, 1, 13]
+    assert batches.stream([[11, 12], [13]], end=2).tolist() == [11, 12, 2, 13, 2]
+    assert batches.stream([np.array([11, 12]), [13]], dtype="uint16").dtype == "uint16"
+    assert batches.stream([]).tolist() == []
 
 
 # bucket
@@ -228,8 +214,6 @@ def test_check_ids_names_the_wrong_id():
         (lambda: batches.pad(ROWS, length=3), r"rows\[2\] has 4 ids, length .3."),
         (lambda: batches.pad(ROWS, side="middle"), "side .'middle'. must be one of"),
         (lambda: batches.pad(ROWS, multiple=0), "multiple .0. must be a positive"),
-        (lambda: batches.pack([], 4), "documents hold 0 tokens"),
-        (lambda: batches.pack([[1, 2]], 0), "length .0. must be a positive"),
         (lambda: batches.bucket([], 4), "at least one example"),
         (lambda: batches.bucket([3], 0), "batch_size .0. must be a positive"),
         (lambda: mask(*make_rows(), rate=1.5), "rate .1.5. must be a number"),

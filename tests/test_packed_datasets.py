@@ -55,6 +55,16 @@ def test_a_token_file_gives_the_batches_of_its_texts(shuffle, files):
     assert len(pickle.dumps(tokens)) < 3000
 
 
+def test_every_token_but_the_first_is_predicted_once():
+    tokenizer = Tokenizer.train_words(["a b c d"], 20)
+    a, b, c, d, start, end = (tokenizer.token_to_id(token) for token in ("a", "b", "c", "d", "<s>", "</s>"))
+    data = LanguageModelDataset(["a b", "c d"], tokenizer, batch_size=3, sequence_length=3, shuffle=False)
+    inputs, labels = data[0]
+    assert inputs["token_ids"].tolist() == [[start, a, b], [end, start, c], [d, 0, 0]]
+    assert labels.tolist() == [[a, b, end], [start, c, d], [end, -1, -1]]
+    np.testing.assert_array_equal(inputs["padding_mask"], labels != -1)
+
+
 def test_an_epoch_has_each_block_once_in_an_order_of_its_own(files):
     data = dataset([files["few"], files["many"]])
     first, second = rows_of(data, 0), rows_of(data, 1)
@@ -110,6 +120,10 @@ def test_what_does_not_fit_together_is_an_error(files, tmp_path):
         dataset([files["all"], "the cat"])
     with pytest.raises(ValueError, match="must be as many as there are TokenFiles, 2"):
         dataset([files["few"], files["many"]], weights=[1])
+    with pytest.raises(ValueError, match=r"sequence_length \(0\)"):
+        dataset(TEXTS, sequence_length=0)
+    with pytest.raises(ValueError, match="documents hold 1 tokens"):
+        LanguageModelDataset([[5]], Tokenizer.train_words(TEXTS, 100, bos=None, eos=None))
     with pytest.raises(ValueError, match=r"weights\[1\] \(0\)"):
         dataset([files["few"], files["many"]], weights=[1, 0])
 

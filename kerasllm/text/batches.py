@@ -142,16 +142,16 @@ def stream(documents, start=None, end=None, dtype="int32"):
     Returns:
         (N,) ids.
     """
-    before = [] if start is None else [start]
-    after = [] if end is None or end == start else [end]
-    around = len(before) + len(after)
-    ids = np.empty(sum(map(len, documents)) + around * len(documents) + (end is not None and end == start), dtype)
-    place = 0
+    before, after = ([] if x is None else [x] for x in (start, end))
+    last = after if start == end else []
+    after = [] if start == end else after
+    size = sum(map(len, documents)) + (len(before) + len(after)) * len(documents) + len(last)
+    ids, place = np.empty(size, dtype), 0
     for i, document in enumerate(documents):
         for piece in (before, as_int32(document, "documents", i), after):
             ids[place : place + len(piece)] = piece
             place += len(piece)
-    ids[place:] = end
+    ids[place:] = last
     return ids
 
 
