@@ -144,6 +144,8 @@ def test_what_is_no_token_file_is_refused(corpus, tmp_path):
     tokens = TokenFile.write(tmp_path / "out", corpus, ONE)
     with pytest.raises(ValueError, match="must be the one that"):
         tokens.check_tokenizer("tokenizer", TWO)
+    with pytest.raises(ValueError, match="must be the one that"):
+        tokens.check_tokenizer("tokenizer", Tokenizer(ONE.backend, eos="<|endoftext|>"))
     (tmp_path / "out" / "ids.npy").write_bytes((tmp_path / "out" / "ids.npy").read_bytes()[:-100])
     with pytest.raises(ValueError, match="ids.npy is no array"):
         TokenFile(tmp_path / "out")

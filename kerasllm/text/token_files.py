@@ -45,7 +45,7 @@ class TokenFile:
         starts: (D + 1,) uint64, mapped.
         largest_at: the place of the first of the largest ids.
         manifest: dict of `num_tokens` N, `num_documents` D, `vocabulary_size`, `bos_id`, `eos_id`,
-            `tokenizer`, the SHA-256 of its tokenizer.json, and what the corpus was.
+            `tokenizer`, the SHA-256 of what decides its ids, and what the corpus was.
 
     Raises:
         ValueError: the folder holds no token file, or another version's, or its files are not of the sizes that the
@@ -155,8 +155,10 @@ class TokenFile:
 
 
 def fingerprint(tokenizer):
-    """The SHA-256 of a tokenizer's tokenizer.json, in hexadecimal digits."""
-    return hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()
+    """The SHA-256 of all that decides a tokenizer's ids, in hexadecimal digits."""
+    splits = tokenizer.backend.encode_special_tokens  # what looks like a special token in a text
+    parts = [tokenizer.backend.to_str(), tokenizer.bos_id, tokenizer.eos_id, splits]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def id_dtype(tokenizer):
