@@ -67,7 +67,7 @@ def losses(make, *callbacks):
 @pytest.mark.parametrize("make", [gpt, pytest.param(translator, marks=pytest.mark.slow)])
 def test_training_is_the_same_with_and_without_and_texts_are_those_of_the_weights(make, tmp_path, capsys):
     """Also its order, which Keras draws anew in each epoch, and its dropout."""
-    file, options = tmp_path / "runs" / "texts.jsonl", {"max_new_tokens": 4, "temperature": 2.0, "seed": 3}
+    file, options = tmp_path / "runs" / "texts.jsonl", {"max_new_tokens": 12, "temperature": 2.0, "seed": 3}
     expected = losses(make)
     assert losses(make, GenerateExamples(["the cat", "a dog"], every=2, file=file, **options)) == expected
     assert len(set(expected)) > 2
