@@ -1,4 +1,4 @@
-"""What one backend writes another reads: each writes for one and reads of one; the other three pairs are slow tests."""
+"""What one backend writes another reads: torch writes for one; the other pairs are slow tests."""
 
 import os
 import subprocess

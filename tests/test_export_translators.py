@@ -17,7 +17,6 @@ from kerasllm.text import batches
 
 DATA = pathlib.Path(__file__).parent / "data"
 IN_CHILD = keras.backend.backend() != "tensorflow"
-ONCE = pytest.mark.slow if keras.backend.backend() != "torch" else lambda test: test
 V = 23
 TEXTS = ["the cat sat on the mat", "a dog", "where is the cat ?", "the dog sat", "is a mat a cat ?"]
 TRANSFORMER = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": 16}
@@ -131,7 +130,7 @@ def compared(path):
 
 
 # TensorFlow writes the file on every backend: the other two write it in the slow run.
-@ONCE
+@pytest.mark.once("torch")
 def test_a_marian_in_tflite_keeps_to_its_generation_config(tmp_path):
     """Its own start token, a forced end, a bad word, n-grams, probabilities that sum to one again."""
     model = make("marian")

@@ -124,6 +124,8 @@ def test_what_does_not_fit_together_is_an_error(files, tmp_path):
         dataset(TEXTS, sequence_length=0)
     with pytest.raises(ValueError, match="documents hold 1 tokens"):
         LanguageModelDataset([[5]], Tokenizer.train_words(TEXTS, 100, bos=None, eos=None))
+    with pytest.raises(ValueError, match=r"weights\[0\] \(1e-09\) is less than a block"):
+        dataset([files["few"], files["many"]], weights=[1e-9, 1])
     with pytest.raises(ValueError, match=r"weights\[1\] \(0\)"):
         dataset([files["few"], files["many"]], weights=[1, 0])
 

@@ -149,6 +149,9 @@ def test_what_is_no_token_file_is_refused(corpus, tmp_path):
     (tmp_path / "out" / "ids.npy").write_bytes((tmp_path / "out" / "ids.npy").read_bytes()[:-100])
     with pytest.raises(ValueError, match="ids.npy is no array"):
         TokenFile(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text('{"format": "kerasllm tokens", "version": 1, "num_tokens": -1}')
+    with pytest.raises(ValueError, match=r"num_tokens \(-1\) must be a whole number"):
+        TokenFile(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="must be of 'kerasllm tokens', 1"):
         TokenFile(tmp_path / "out")

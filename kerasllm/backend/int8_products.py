@@ -17,6 +17,8 @@ from kerasllm.backend.graph_nodes import TRANSPOSES, aten, is_constant, shape_of
 
 # Activations of 12 bits, up to WIDEST, are BASE times a number and another, both between -BASE / 2 and BASE / 2.
 BASE, WIDEST = 64, 127 * 16
+# What oneDNN's product ends with: the scale and zero of its result, the type, and nothing after it.
+TO_FLOAT = (1.0, 0, torch.float32, "none", [], "")
 
 
 @functools.cache
@@ -26,9 +28,7 @@ def _saturates():
     packed = torch.ops.onednn.qlinear_prepack(kernel, [1, 32])
     factors, zeros = torch.ones(32), torch.zeros(32, dtype=torch.int32)
     x = torch.full((1, 32), 255, dtype=torch.uint8)
-    product = torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, 0, packed, factors, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+    product = torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, packed, factors, zeros, None, *TO_FLOAT)
     return bool((product != 32 * 255 * 127).any())
 
 
@@ -73,8 +73,7 @@ def _joined(graph, unsigned, zero, parallel, in_two):
     packed = graph.call_function(torch.ops.onednn.qlinear_prepack.default, (weight, [rows * (1 + in_two), width]))
     factors = graph.call_function(aten.reciprocal.default, (scales,))
     zeros = graph.call_function(aten.zeros_like.default, (scales,), {"dtype": torch.int32})
-    to_float = (1.0, 0, torch.float32, "none", [], "")
-    arguments = (unsigned, 1.0, zero, packed, factors, zeros, None, *to_float)
+    arguments = (unsigned, 1.0, zero, packed, factors, zeros, None, *TO_FLOAT)
     product = graph.call_function(torch.ops.onednn.qlinear_pointwise.default, arguments)
     if in_two:
         high, low = (graph.call_function(aten.select.int, (product, 0, i)) for i in (0, 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, read_path, shown
+from kerasllm.arguments import check_boolean, is_whole, read_path, shown
 from kerasllm.json_files import read_json
 from kerasllm.text.corpora import find_files, read_documents
 from kerasllm.writing import held, replacing
@@ -60,6 +60,10 @@ class TokenFile:
         found = self.manifest.get("format"), self.manifest.get("version")
         if found != (FORMAT, VERSION):
             raise ValueError(f"folder ({str(folder)!r}): {MANIFEST} must be of {FORMAT!r}, {VERSION}, not of {found}.")
+        for name in ("num_tokens", "num_documents", "largest_at", "bos_id", "eos_id"):
+            value = self.manifest.get(name)
+            if not (is_whole(value) and value >= 0 or value is None and name.endswith("_id")):
+                raise ValueError(f"{self.folder / MANIFEST}: {name} ({shown(value)}) must be a whole number from 0 on.")
         self.ids = self._mapped(IDS, "num_tokens", 0)
         self.starts = self._mapped(STARTS, "num_documents", 1)
         self.largest_at = self.manifest["largest_at"]

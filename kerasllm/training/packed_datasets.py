@@ -82,7 +82,7 @@ class LanguageModelDataset(BucketedDataset):
         return Plan(self.shares, self.batch_size, self.max_length, self.seed if self.shuffle else None, epoch)
 
     def batches_ahead(self):
-        """Of each source the block with the first of its largest ids: no other breaks a model's limits before it."""
+        """Of each source the block with the first of its largest ids: if a model can read it, it can read all."""
         for number, source in enumerate(self.sources):
             index = self.shares.first_of(number) + max(source.largest_at - 1, 0) // self.max_length
             yield [index], self.make_batch([index], (self.max_length,), None)
@@ -196,4 +196,8 @@ def _counts(sizes, weights):
     exact = np.array(weights) / sum(weights) * sum(sizes)
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: sum(sizes) - counts.sum()]] += 1
+    if not counts.all():
+        raise ValueError(
+            f"weights[{counts.argmin()}] ({weights[counts.argmin()]}) is less than a block's share of an epoch."
+        )
     return counts.tolist()
