@@ -47,6 +47,14 @@ TASKS = {
     "lstm": Task("lstm.ours", 12, {"lstm.plain_torch": "torch", "lstm.plain_keras": None}),
     "lstm_padded": Task("lstm.ours_padded", 12, {"lstm.plain_torch": "torch"}),
     "bert": Task("masked_lm.ours", 3, {"masked_lm.transformers_loop": "torch"}),
+    "callbacks": Task(
+        "small_gpt.ours",
+        60,
+        {
+            f"small_gpt.ours_{kind}": None
+            for kind in ("looked_at", "with_throughput", "guarded", "with_tensorboard", "resumable")
+        },
+    ),
     "large_vocabulary": Task(
         "large_vocabulary.ours_in_chunks",
         4,

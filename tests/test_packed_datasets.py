@@ -41,9 +41,9 @@ def rows_of(data, epoch=0):
     return [tuple(row) for inputs, _ in (data[i] for i in range(len(data))) for row in inputs["token_ids"]]
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_a_token_file_gives_the_batches_of_its_texts(shuffle, files):
-    texts, tokens = dataset(TEXTS, shuffle=shuffle), dataset(files["all"], shuffle=shuffle)
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"packing": "best_fit"}], ids=str)
+def test_a_token_file_gives_the_batches_of_its_texts(options, files):
+    texts, tokens = dataset(TEXTS, **options), dataset(files["all"], **options)
     assert len(texts) == len(tokens)
     for epoch in (0, 3):
         texts.epoch = tokens.epoch = epoch
@@ -52,7 +52,10 @@ def test_a_token_file_gives_the_batches_of_its_texts(shuffle, files):
                 np.testing.assert_array_equal(a, b)
                 assert a.dtype == b.dtype
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(tokens))[1][1], tokens[1][1])
-    assert len(pickle.dumps(tokens)) < 3000
+
+
+def test_a_dataset_of_a_token_file_goes_to_other_processes_without_its_tokens(files):
+    assert len(pickle.dumps(dataset(files["all"]))) < 3000
 
 
 def test_every_token_but_the_first_is_predicted_once():
@@ -63,6 +66,34 @@ def test_every_token_but_the_first_is_predicted_once():
     assert inputs["token_ids"].tolist() == [[start, a, b], [end, start, c], [d, 0, 0]]
     assert labels.tolist() == [[a, b, end], [start, c, d], [end, -1, -1]]
     np.testing.assert_array_equal(inputs["padding_mask"], labels != -1)
+
+
+def test_best_fit_puts_whole_documents_into_rows():
+    tokenizer = Tokenizer.train_words(["a b c d"], 20)
+    a, b, c, d, start, end = (tokenizer.token_to_id(token) for token in ("a", "b", "c", "d", "<s>", "</s>"))
+    texts = ["a", "a b c d a b", "c d"]
+    data = LanguageModelDataset(texts, tokenizer, 3, sequence_length=5, shuffle=False, packing="best_fit")
+    inputs, labels = data[0]
+    # The long one is cut: what it has over shares a row with another document.
+    assert inputs["token_ids"].tolist() == [[start, a, b, c, d], [start, c, d, start, a], [a, b, 0, 0, 0]]
+    assert labels.tolist() == [[a, b, c, d, a], [c, d, end, a, end], [b, end, -1, -1, -1]]
+    assert inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]
+    np.testing.assert_array_equal(inputs["padding_mask"], labels != -1)
+
+
+@pytest.mark.parametrize("roles", [{"bos": "<s>", "eos": "<s>"}, {"bos": "<s>"}, {"eos": "</s>"}, {}], ids=str)
+def test_best_fit_predicts_what_follows_within_each_document_once(roles):
+    tokenizer = Tokenizer.train_words(TEXTS, 100, **{"bos": None, "eos": None, **roles})
+    data = LanguageModelDataset(TEXTS, tokenizer, BATCH, LENGTH, packing="best_fit")
+    found = collections.Counter()
+    for inputs, labels in (data[i] for i in range(len(data))):
+        real = labels >= 0
+        assert (real == inputs["padding_mask"]).all()
+        found.update(zip(inputs["token_ids"][real].tolist(), labels[real].tolist(), strict=True))
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    documents = [start + tokenizer.encode(text, special_tokens=False) + end for text in TEXTS]
+    assert found == collections.Counter(pair for ids in documents for pair in zip(ids[:-1], ids[1:], strict=True))
 
 
 def test_an_epoch_has_each_block_once_in_an_order_of_its_own(files):
@@ -93,7 +124,7 @@ def test_weights_are_shares_of_the_blocks(files):
 def test_places_are_parted_between_sources():
     shares = Shares([3, 5], [3, 5])
     assert [shares.place(i) for i in range(8)] == [(0, 0), (0, 1), (0, 2), *((1, i) for i in range(5))]
-    np.testing.assert_array_equal(shares.blocks(np.arange(8), epoch=2), np.arange(8))
+    np.testing.assert_array_equal(shares.rows(np.arange(8), epoch=2), np.arange(8))
 
 
 def test_a_model_that_cannot_read_a_file_says_so_at_once(files, monkeypatch):
@@ -105,10 +136,12 @@ def test_a_model_that_cannot_read_a_file_says_so_at_once(files, monkeypatch):
         model.fit(dataset(files["all"]))
 
 
-def test_fit_learns_from_a_file(files):
+@pytest.mark.parametrize("packing", ["wrapped", "best_fit"])
+def test_fit_learns_from_a_file(packing, files):
     model = GPT(TOKENIZER.vocabulary_size, 1, 1, 16, max_sequence_length=LENGTH, dropout=0.0)
     model.compile("adam", TokenCrossentropy())
-    losses = model.fit(dataset(files["all"]), validation_data=dataset(files["few"], shuffle=False), epochs=2, verbose=0)
+    train = dataset(files["all"], packing=packing)
+    losses = model.fit(train, validation_data=dataset(files["few"], shuffle=False), epochs=2, verbose=0)
     assert losses.history["loss"][1] < losses.history["loss"][0]
 
 
@@ -124,7 +157,11 @@ def test_what_does_not_fit_together_is_an_error(files, tmp_path):
         dataset(TEXTS, sequence_length=0)
     with pytest.raises(ValueError, match="documents hold 1 tokens"):
         LanguageModelDataset([[5]], Tokenizer.train_words(TEXTS, 100, bos=None, eos=None))
-    with pytest.raises(ValueError, match=r"weights\[0\] \(1e-09\) is less than a block"):
+    with pytest.raises(ValueError, match="documents hold 2 tokens, none of which follows one of its own document"):
+        LanguageModelDataset([[5], [6]], Tokenizer.train_words(TEXTS, 100, bos=None, eos=None), packing="best_fit")
+    with pytest.raises(ValueError, match=r"packing \('padded'\)"):
+        dataset(TEXTS, packing="padded")
+    with pytest.raises(ValueError, match=r"weights\[0\] \(1e-09\) is less than a row"):
         dataset([files["few"], files["many"]], weights=[1e-9, 1])
     with pytest.raises(ValueError, match=r"weights\[1\] \(0\)"):
         dataset([files["few"], files["many"]], weights=[1, 0])

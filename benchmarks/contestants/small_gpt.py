@@ -1,5 +1,6 @@
 """A small GPT: 4 layers, 4 heads, 128 wide, 65 symbols, 12 x 64 tokens, AdamW, gradients clipped to norm 1."""
 
+import tempfile
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from contestants.steps import fit, ids
 LAYERS, HEADS, WIDTH, SYMBOLS, LENGTH, BATCH = 4, 4, 128, 65, 64, 12
 
 
-def ours(steps):
+def ours(steps, make_callbacks=list):
     """Our GPT."""
     from kerasllm import GPT
     from kerasllm.training import AdamW, TokenCrossentropy
@@ -21,7 +22,42 @@ def ours(steps):
     model.compile(AdamW(1e-3, global_clipnorm=1.0), TokenCrossentropy())
     tokens = ids(steps, SYMBOLS, BATCH, LENGTH + 1)
     x = {"token_ids": tokens[:, :-1], "padding_mask": np.ones((len(tokens), LENGTH), bool)}
-    return fit(model, x, tokens[:, 1:], BATCH)
+    return fit(model, x, tokens[:, 1:], BATCH, make_callbacks)
+
+
+def ours_with_throughput(steps):
+    """Ours with `Throughput`."""
+    from kerasllm.training import Throughput
+
+    return ours(steps, lambda: [Throughput(peak_flops=1e12)])
+
+
+def ours_guarded(steps):
+    """Ours with `StopOnNaN`."""
+    from kerasllm.training import StopOnNaN
+
+    return ours(steps, lambda: [StopOnNaN()])
+
+
+def ours_with_tensorboard(steps):
+    """Ours with `TensorBoardLog`, of each step."""
+    from kerasllm.training import TensorBoardLog
+
+    return ours(steps, lambda: [TensorBoardLog(tempfile.mkdtemp(), every=1)])
+
+
+def ours_resumable(steps):
+    """Ours with `ResumableTraining`, which writes a checkpoint a turn."""
+    from kerasllm.training import ResumableTraining
+
+    return ours(steps, lambda: [ResumableTraining(tempfile.mkdtemp())])
+
+
+def ours_looked_at(steps):
+    """Ours with a callback that does nothing at each step: what Keras itself takes for it."""
+    from keras.callbacks import LambdaCallback
+
+    return ours(steps, lambda: [LambdaCallback(on_train_batch_end=lambda batch, logs: None)])
 
 
 def plain_keras(steps):

@@ -10,8 +10,8 @@ def ids(steps, symbols, batch, length):
     return np.random.default_rng(0).integers(1, symbols, (steps * batch, length)).astype("int32")
 
 
-def fit(model, x, y, batch_size):
-    """`run` through `model.fit`, on the first batches of x and y."""
+def fit(model, x, y, batch_size, make_callbacks=list):
+    """`run` through `model.fit`, on the first batches of x and y, each time with what `make_callbacks()` lists."""
     from keras.callbacks import LambdaCallback
 
     def run(steps):
@@ -20,7 +20,8 @@ def fit(model, x, y, batch_size):
         # tensorflow's data pipeline may sleep for seconds when `fit` gives it up, for any model: that is not counted.
         ends = []
         clock = LambdaCallback(on_train_end=lambda logs: ends.append(time.perf_counter()))
-        model.fit(inputs, y[:n], batch_size=batch_size, shuffle=False, verbose=0, callbacks=[clock])
+        callbacks = [clock, *make_callbacks()]
+        model.fit(inputs, y[:n], batch_size=batch_size, shuffle=False, verbose=0, callbacks=callbacks)
         return ends[0]
 
     return run

@@ -64,6 +64,22 @@ def padding_attention_mask(padding_mask):
     return ops.expand_dims(ops.expand_dims(ops.cast(padding_mask, "bool"), 1), 1)
 
 
+def same_document_mask(position_ids):
+    """Every query sees the document it stands in, which begins wherever a position is not one more than that before.
+
+    So transformers reads `position_ids` of packed rows (masking_utils.find_packed_sequence_indices).
+
+    Args:
+        position_ids: (B, T) int.
+
+    Returns:
+        (B, 1, T, T) boolean.
+    """
+    begins = ops.cast(ops.not_equal(position_ids[:, 1:], position_ids[:, :-1] + 1), "int32")
+    documents = ops.pad(ops.cumsum(begins, axis=1), ((0, 0), (1, 0)))  # (B, T)
+    return ops.expand_dims(ops.equal(ops.expand_dims(documents, 2), ops.expand_dims(documents, 1)), 1)
+
+
 def num_seen_keys(attention_mask):
     """How many keys the queries of a row see between them: (B, 1, T, S) boolean -> (B, 1) int32."""
     return ops.sum(ops.cast(ops.any(attention_mask, axis=2), "int32"), axis=-1)

@@ -20,6 +20,7 @@ from kerasllm.layers.masks import (
     check_padding_mask,
     num_seen_keys,
     padding_attention_mask,
+    same_document_mask,
     slots_from,
 )
 from kerasllm.layers.norms import make_norm
@@ -364,6 +365,8 @@ class TransformerDecoder(TransformerStack):
         padding_mask: (B, T), True or 1 = real. Default: what Keras's mask of the token ids says, or all real.
         memory: (B, S, D) for cross-attention.
         memory_padding_mask: (B, S), True or 1 = real. Default: what Keras's mask of the memory says, or all real.
+        position_ids: (B, T) int, of rows in which several documents stand one after the other: wherever a position is
+            not one more than that before, a document begins, and no token sees another document. Default: 0, 1, ...
 
     Returns:
         (B, T, D).
@@ -377,6 +380,7 @@ class TransformerDecoder(TransformerStack):
         padding_mask=None,
         memory=None,
         memory_padding_mask=None,
+        position_ids=None,
         mask=None,
         token_ids_mask=None,
         memory_mask=None,
@@ -392,19 +396,31 @@ class TransformerDecoder(TransformerStack):
         if memory is None and self.blocks[0].cross_attention:
             raise ValueError("memory (None) must be given to a decoder with cross_attention.")
         length = ops.shape(token_ids)[1]
-        positions = ops.arange(length, dtype="int32")
+        positions = ops.arange(length, dtype="int32") if position_ids is None else position_ids
         x = self.embeddings(token_ids, positions, training=training)
+        is_seen = lengths = None
         if padding_mask is not None:
             check_padding_mask("padding_mask", padding_mask, token_ids)
-            padding_mask = padding_attention_mask(padding_mask)
-        attention_masks = self._masks(length, length, 0, padding_mask)
+            is_seen = padding_attention_mask(padding_mask)
+        if position_ids is not None:
+            check_padding_mask("position_ids", position_ids, token_ids)
+            is_same = same_document_mask(position_ids)
+            is_seen = is_same if is_seen is None else ops.logical_and(is_same, is_seen)
+            lengths = ops.sum(ops.cast(is_seen[:, 0], "int32"), axis=-1)  # (B, T), of each token's document
+        attention_masks = self._masks(length, length, 0, is_seen)
         if memory is not None and memory_padding_mask is not None:
             check_padding_mask("memory_padding_mask", memory_padding_mask, memory)
         memories = None if memory is None else [memory] * len(self.blocks)
         memory_mask = None if memory_padding_mask is None else padding_attention_mask(memory_padding_mask)
-        return self.walk(x, positions, attention_masks, memories=memories, memory_mask=memory_mask, training=training)[
-            0
-        ]
+        return self.walk(
+            x,
+            positions,
+            attention_masks,
+            memories=memories,
+            memory_mask=memory_mask,
+            training=training,
+            lengths=lengths,
+        )[0]
 
     @method_of_graph
     def start(self, token_ids, padding_mask, capacity, memory=None, memory_padding_mask=None):
@@ -474,13 +490,13 @@ class TransformerDecoder(TransformerStack):
         )
         return x, {**state, "caches": caches}
 
-    def _masks(self, length, capacity, index, is_real):
+    def _masks(self, length, capacity, index, is_seen):
         """What the queries of each block see, a list of (B, 1, T, S): blocks of one window share theirs."""
         masks = {}
         for window in dict.fromkeys(self.windows):
             masks[window] = causal_mask(length, capacity, index, window)
-            if is_real is not None:
-                masks[window] = ops.logical_and(masks[window], is_real)
+            if is_seen is not None:
+                masks[window] = ops.logical_and(masks[window], is_seen)
         return [masks[window] for window in self.windows]
 
     def grow(self, state, capacity):

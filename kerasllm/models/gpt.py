@@ -1,5 +1,6 @@
 """GPT: a decoder-only Transformer language model, GPT-2 by default; Llama, Qwen or Gemma 2 by its arguments."""
 
+import functools
 from typing import Unpack
 
 import keras
@@ -33,6 +34,8 @@ class GPT(LanguageModel):
         token_ids: (B, T) int32.
         padding_mask: (B, T) bool or int, True = real; padding stands on the right, unless positions are "rotary",
             "relative", "alibi" or None.
+        position_ids: (B, T) int32, if they are given: wherever a position is not one more than that before, a document
+            begins, and no token sees another document (`LanguageModelDataset(..., packing="best_fit")`).
 
     Outputs:
         Logits (B, T, V): at t the scores of token t + 1.
@@ -54,7 +57,7 @@ class GPT(LanguageModel):
         >>> model.generate("The meaning of life is", max_new_tokens=30)
     """
 
-    rewinds = True
+    rewinds = reads_documents = True
 
     @takes(
         StackArguments,
@@ -91,14 +94,19 @@ class GPT(LanguageModel):
         head = decoder.logits
         if not tie_embeddings:
             head = Dense(vocabulary_size, use_bias=False, dtype=decoder.dtype_policy, name="head")
-        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
-        logits = head(decoder(token_ids, padding_mask=padding_mask))
-        if logit_softcap is not None:
-            logits = SoftCap(logit_softcap, dtype=decoder.dtype_policy, name="logit_softcap")(logits)
-        super().__init__({"token_ids": token_ids, "padding_mask": padding_mask}, logits)
+        inputs = {
+            "token_ids": keras.Input((None,), dtype="int32", name="token_ids"),
+            "padding_mask": keras.Input((None,), dtype="bool", name="padding_mask"),
+        }
+        super().__init__(inputs, _logits(decoder, head, logit_softcap, inputs))
         self.decoder, self.head = decoder, head
         self.tokenizer = tokenizer
+
+    @functools.cached_property
+    def packed(self):
+        """The graph for rows of several documents: the model's own with `position_ids` among its inputs."""
+        inputs = {**self.input, "position_ids": keras.Input((None,), dtype="int32", name="position_ids")}
+        return keras.Model(inputs, _logits(self.decoder, self.head, self.arguments["logit_softcap"], inputs))
 
     @classmethod
     def from_size(cls, size, **arguments):
@@ -124,3 +132,11 @@ class GPT(LanguageModel):
     def grow(self, state, capacity):
         """The same cache with room for `capacity` tokens."""
         return self.decoder.grow(state, capacity)
+
+
+def _logits(decoder, head, logit_softcap, inputs):
+    """The graph from inputs, by their names, to logits."""
+    logits = head(decoder(**inputs))
+    if logit_softcap is None:
+        return logits
+    return SoftCap(logit_softcap, dtype=decoder.dtype_policy, name="logit_softcap")(logits)

@@ -39,6 +39,9 @@ class InputLimits:
             size = next((size for size in sizes if arguments.get(size) is not None), None)
             if size:
                 ids[name] = size, arguments[size]
+        # A position is an id of its own, wherever the model takes any.
+        longest = arguments.get("max_sequence_length")
+        ids["position_ids"] = ("max_sequence_length", longest) if longest else ("int32", 2**31)
         right = ("target_padding_mask",)
         is_encoder = "num_segments" in arguments
         if not is_encoder and "cell" not in arguments and arguments.get("positions", "learned") not in ANYWHERE:

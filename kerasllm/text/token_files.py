@@ -94,9 +94,14 @@ class TokenFile:
         return self.ids[start + (self.manifest["bos_id"] is not None) : end - self._ends_with_eos].astype("int32")
 
     @property
-    def _ends_with_eos(self):
+    def share_ends(self):
+        """Whether bos and eos are one token, which ends a document and begins the next."""
         bos, eos = self.manifest["bos_id"], self.manifest["eos_id"]
-        return eos is not None and bos != eos
+        return bos is not None and bos == eos
+
+    @property
+    def _ends_with_eos(self):
+        return self.manifest["eos_id"] is not None and not self.share_ends
 
     def check_tokenizer(self, name, tokenizer):
         """Raise `ValueError` unless a tokenizer is the one that the ids are from."""

@@ -88,7 +88,8 @@ class Limits:
         elif isinstance(loss, list | tuple):
             losses = dict(zip(outputs, loss, strict=False))
         limits = {name: OutputLimits.of(x.shape, losses.get(name)) for name, x in outputs.items()}
-        return cls(InputLimits.of(model.arguments), tuple(model.input), limits if loss is not None else {})
+        names = *model.input, *(["position_ids"] if model.reads_documents else [])
+        return cls(InputLimits.of(model.arguments), names, limits if loss is not None else {})
 
     def check(self, inputs, labels=None, sample_weight=None, examples=None):
         """Raise `ValueError` where a batch, or whole arrays for `fit`, hold what the model cannot read or learn.

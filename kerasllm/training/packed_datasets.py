@@ -1,22 +1,29 @@
-"""Batches for `fit` of causal language models: blocks of running text, made when they are asked for."""
+"""Batches for `fit` of causal language models: rows of running text or of documents, made when they are asked for."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from kerasllm.arguments import check_positive, check_positive_number, shown
+from kerasllm.arguments import check_choice, check_positive, check_positive_number, shown
 from kerasllm.text import batches
+from kerasllm.text.packing import best_fit
 from kerasllm.text.shuffling import permuted
 from kerasllm.text.token_files import TokenFile, id_dtype
 from kerasllm.training.datasets import BucketedDataset, check_tokenizer, tokenize
 
 
 class LanguageModelDataset(BucketedDataset):
-    """Documents for a causal language model, packed into blocks: every token is predicted once an epoch.
+    """Documents for a causal language model, packed into rows: every token is predicted once an epoch.
 
     A batch is `(inputs, labels)`: `inputs` has `token_ids` and `padding_mask` (B, T), the labels (B, T) are
-    the next tokens. Only the last block is padded, with label -1.
+    the next tokens, -1 at padding. How documents share rows is `packing`:
+
+    - "wrapped": rows are cut from the running text, and only the last is padded. A token sees what stands before it in
+      its row, of whichever document; documents are cut where a row ends.
+    - "best_fit": whole documents, each put where it fits best (Ding et al. 2024, arXiv:2404.10830); only one that is
+      longer than a row is cut. `inputs` has `position_ids` (B, T) as well, which begin anew with each document; no
+      token sees another document, which is for a `GPT` alone. Few rows are padded.
 
         tokens = TokenFile.write("wiki.tokens", "wiki/", tokenizer)  # once
         dataset = LanguageModelDataset(tokens, tokenizer, sequence_length=1024)
@@ -32,14 +39,15 @@ class LanguageModelDataset(BucketedDataset):
         tokenizer: its bos and eos, as far as it has them, are put round each document; where both are one
             token it stands once between two documents. A `TokenFile` must have been written with it.
         sequence_length: T.
-        weights: for each of several `TokenFile`s its share of the blocks of an epoch, which has as many as all of them
+        packing: "wrapped" or "best_fit".
+        weights: for each of several `TokenFile`s its share of the rows of an epoch, which has as many as all of them
             together; they need not add up to 1. A file whose share is smaller than it is goes on in the next epoch
             with what it had not given, one whose share is larger begins anew, in another order. Default: each file's
-            size, so that every block comes once.
+            size, so that every row comes once.
         batch_size, seed, shuffle, **kwargs: see `BucketedDataset`.
 
     Attributes:
-        sources: list of what blocks are cut from, each with `ids` (N,), the running text.
+        sources: list of what rows are made of, a `Wrapped` or `Packed` for each file.
 
     Raises:
         ValueError: a file is of another tokenizer, there are fewer than two tokens, or weights are not positive.
@@ -54,37 +62,34 @@ class LanguageModelDataset(BucketedDataset):
         seed=0,
         shuffle=True,
         weights=None,
+        packing="wrapped",
         **kwargs,
     ):
         check_positive("sequence_length", sequence_length)
         check_tokenizer("tokenizer", tokenizer)
-        self.sources = _sources(documents, tokenizer)
-        sizes = [-(-(len(source.ids) - 1) // sequence_length) for source in self.sources]
-        for source, size in zip(self.sources, sizes, strict=True):
-            if size < 1:
-                raise ValueError(f"documents hold {len(source.ids)} tokens; there must be at least 2.")
+        check_choice("packing", packing, PACKINGS)
+        self.sources = [PACKINGS[packing](tokens, sequence_length) for tokens in _all_tokens(documents, tokenizer)]
+        sizes = list(map(len, self.sources))
         self.shares = Shares(sizes, _counts(sizes, weights))
         lengths = np.broadcast_to(sequence_length, (sum(sizes),))
         super().__init__(lengths, batch_size, sequence_length, sequence_length, seed, shuffle, **kwargs)
 
     def make_batch(self, indices, widths, generator):
-        (length,) = widths
-        rows = [self._block(*self.shares.place(index), length + 1) for index in indices]
-        token_ids, padding_mask = batches.pad([row[:-1] for row in rows], length)
-        labels, _ = batches.pad([row[1:] for row in rows], length, value=batches.IGNORED)
-        return {"token_ids": token_ids, "padding_mask": padding_mask}, labels
-
-    def _block(self, source, number, length):
-        start = number * (length - 1)
-        return self.sources[source].ids[start : start + length].astype("int32")
+        rows = [self.sources[source].row(number) for source, number in map(self.shares.place, indices)]
+        inputs, mask = {}, None
+        for name in rows[0]:
+            value = batches.IGNORED if name == "labels" else 0
+            inputs[name], mask = batches.pad([row[name] for row in rows], *widths, value=value)
+        labels = inputs.pop("labels")
+        return inputs | {"padding_mask": mask}, labels
 
     def _plan_of(self, epoch):
         return Plan(self.shares, self.batch_size, self.max_length, self.seed if self.shuffle else None, epoch)
 
     def batches_ahead(self):
-        """Of each source the block with the first of its largest ids: if a model can read it, it can read all."""
+        """Of each source the row with the first of its largest ids: if a model can read it, it can read all."""
         for number, source in enumerate(self.sources):
-            index = self.shares.first_of(number) + max(source.largest_at - 1, 0) // self.max_length
+            index = self.shares.first_of(number) + source.largest()
             yield [index], self.make_batch([index], (self.max_length,), None)
 
     def description(self):
@@ -92,39 +97,112 @@ class LanguageModelDataset(BucketedDataset):
         return {**super().description(), "counts": self.shares.counts}
 
 
-@dataclasses.dataclass(frozen=True)
-class Shares:
-    """Which blocks of several sources an epoch has.
-
-    Blocks are numbered through all sources, those of the first before those of the second.
+class Wrapped:
+    """Rows that are cut from running text, one after the other.
 
     Args:
-        sizes: list of the numbers of blocks that sources have.
-        counts: list of the numbers of blocks that an epoch has of each.
+        tokens: `TokenFile`, or what is like it.
+        length: T.
+    """
+
+    def __init__(self, tokens, length):
+        self.tokens, self.length = tokens, length
+        if len(tokens.ids) < 2:
+            raise ValueError(f"documents hold {len(tokens.ids)} tokens; there must be at least 2.")
+
+    def __len__(self):
+        return -(-(len(self.tokens.ids) - 1) // self.length)
+
+    def row(self, number):
+        """A row: dict of `token_ids` and `labels`, (T,) or fewer."""
+        start = number * self.length
+        ids = self.tokens.ids[start : start + self.length + 1].astype("int32")
+        return {"token_ids": ids[:-1], "labels": ids[1:]}
+
+    def largest(self):
+        """The number of the row with the first of the largest ids."""
+        return max(self.tokens.largest_at - 1, 0) // self.length
+
+
+class Packed:
+    """Rows of whole documents, or of pieces of one that is longer than a row.
+
+    A piece begins with the token that the one before has predicted last, so that each token is predicted once.
+
+    Args:
+        tokens: `TokenFile`, or what is like it.
+        length: T.
+    """
+
+    def __init__(self, tokens, length):
+        self.tokens = tokens
+        starts = np.asarray(tokens.starts).astype("int64")
+        # Where one token is bos and eos, a document's end is the beginning of the next.
+        predicted = np.maximum(np.diff(starts) - (not tokens.share_ends), 0)  # (D,)
+        counts = -(-predicted // length)
+        if not counts.any():
+            raise ValueError(f"documents hold {len(tokens.ids)} tokens, none of which follows one of its own document.")
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # within its document
+        self.begins = np.repeat(starts[:-1], counts) + number * length  # (P,)
+        self.sizes = np.minimum(np.repeat(predicted, counts) - number * length, length).astype("int32")
+        self.pieces, self.starts = best_fit(self.sizes, length)
+
+    def __len__(self):
+        return len(self.starts) - 1
+
+    def row(self, number):
+        """A row: dict of `token_ids`, `labels` and `position_ids`, (T,) or fewer."""
+        pieces = self.pieces[self.starts[number] : self.starts[number + 1]]
+        sizes = self.sizes[pieces]
+        ids = [self.tokens.ids[b : b + n + 1].astype("int32") for b, n in zip(self.begins[pieces], sizes, strict=True)]
+        return {
+            "token_ids": np.concatenate([piece[:-1] for piece in ids]),
+            "labels": np.concatenate([piece[1:] for piece in ids]),
+            "position_ids": np.concatenate([np.arange(n, dtype="int32") for n in sizes]),
+        }
+
+    def largest(self):
+        """The number of the row with the first of the largest ids."""
+        piece = max(int(np.searchsorted(self.begins, self.tokens.largest_at, side="right")) - 1, 0)
+        return int(np.searchsorted(self.starts, int(np.flatnonzero(self.pieces == piece)[0]), side="right")) - 1
+
+
+PACKINGS = {"wrapped": Wrapped, "best_fit": Packed}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Which rows of several sources an epoch has.
+
+    Rows are numbered through all sources, those of the first before those of the second.
+
+    Args:
+        sizes: list of the numbers of rows that sources have.
+        counts: list of the numbers of rows that an epoch has of each.
     """
 
     sizes: list
     counts: list
 
     def first_of(self, source):
-        """The number of a source's first block."""
+        """The number of a source's first row."""
         return sum(self.sizes[:source])
 
     def place(self, index):
-        """The source of a block, and its number there."""
+        """The source of a row, and its number there."""
         source = 0
         while index >= self.sizes[source]:
             index, source = index - self.sizes[source], source + 1
         return source, int(index)
 
-    def blocks(self, places, epoch, seed=None):
-        """The blocks at some places (b,) of an epoch: (b,) int; in their order where there is no seed."""
+    def rows(self, places, epoch, seed=None):
+        """The rows at some places (b,) of an epoch: (b,) int; in their order where there is no seed."""
         if seed is not None:
             places = permuted(places, sum(self.counts), seed, epoch)
         sources = np.searchsorted(np.cumsum(self.counts), places, side="right")
         found = np.empty(len(places), int)
         for source in np.unique(sources):
-            # The source's blocks follow one another through all epochs, each time it begins anew in another order.
+            # The source's rows follow one another through all epochs, each time it begins anew in another order.
             size, count = self.sizes[source], self.counts[source]
             numbers = places[sources == source] - sum(self.counts[:source]) + epoch * count * (seed is not None)
             inside = numbers % size
@@ -156,7 +234,7 @@ class Plan(Sequence):
         index = len(self) - 1 if index == 1 else max(index - 1, 0)
         end = min((index + 1) * self.batch_size, sum(self.shares.counts))
         places = np.arange(index * self.batch_size, end)
-        return self.shares.blocks(places, self.epoch, self.seed), (self.length,)
+        return self.shares.rows(places, self.epoch, self.seed), (self.length,)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,6 +242,8 @@ class Tokens:
     """Token ids in memory, as far as they are like a `TokenFile`'s."""
 
     ids: np.ndarray
+    starts: np.ndarray
+    share_ends: bool
 
     @property
     def largest_at(self):
@@ -171,12 +251,15 @@ class Tokens:
         return int(self.ids.argmax())
 
 
-def _sources(documents, tokenizer):
-    """What blocks are cut from: `TokenFile`s, or documents one after the other."""
+def _all_tokens(documents, tokenizer):
+    """What rows are made of: `TokenFile`s, or documents one after the other."""
     files = [documents] if isinstance(documents, TokenFile) else documents
     if not isinstance(files, list | tuple) or not any(isinstance(file, TokenFile) for file in files):
-        rows = tokenize(documents, tokenizer, "documents")
-        return [Tokens(batches.stream(rows, tokenizer.bos_id, tokenizer.eos_id, id_dtype(tokenizer)))]
+        rows, (bos, eos) = tokenize(documents, tokenizer, "documents"), (tokenizer.bos_id, tokenizer.eos_id)
+        share_ends = bos is not None and bos == eos
+        more = (bos is not None) + (eos is not None and not share_ends)
+        starts = np.cumsum([0, *(len(row) + more for row in rows)])
+        return [Tokens(batches.stream(rows, bos, eos, id_dtype(tokenizer)), starts, share_ends)]
     for index, file in enumerate(files):
         if not isinstance(file, TokenFile):
             raise ValueError(f"documents[{index}] ({shown(file)}) must be a TokenFile where others are.")
@@ -185,7 +268,7 @@ def _sources(documents, tokenizer):
 
 
 def _counts(sizes, weights):
-    """How many blocks an epoch has of each source: whole numbers, as nearly as can be in proportion to the weights."""
+    """How many rows an epoch has of each source: whole numbers, as nearly as can be in proportion to the weights."""
     if weights is None:
         return sizes
     weights = list(weights)
@@ -198,6 +281,6 @@ def _counts(sizes, weights):
     counts[np.argsort(counts - exact, kind="stable")[: sum(sizes) - counts.sum()]] += 1
     if not counts.all():
         raise ValueError(
-            f"weights[{counts.argmin()}] ({weights[counts.argmin()]}) is less than a block's share of an epoch."
+            f"weights[{counts.argmin()}] ({weights[counts.argmin()]}) is less than a row's share of an epoch."
         )
     return counts.tolist()
