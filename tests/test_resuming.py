@@ -433,6 +433,8 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert_same(made.get_weights(), weights[1])
     ResumableTraining(tmp_path / "run").load(made, "last")
     assert_same(made.get_weights(), weights[4])
+    resumable.load(made, "average")
+    assert_same(made.get_weights(), [(a / 2 + b / 2) for a, b in zip(weights[3], weights[4], strict=True)])
     with pytest.raises(ValueError, match=r"another model: model\.config\.width was 4 and is 8"):
         resumable.load(Tiny(8))
     with pytest.raises(ValueError, match="holds no best checkpoint"):

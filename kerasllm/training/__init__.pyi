@@ -1,5 +1,6 @@
 # The public names of kerasllm.training, which are imported when they are first used (kerasllm/lazy.py).
 from kerasllm.text.token_files import TokenFile as TokenFile
+from kerasllm.training import averaging as averaging
 from kerasllm.training import datasets as datasets
 from kerasllm.training import evaluating as evaluating
 from kerasllm.training import event_files as event_files
@@ -14,6 +15,7 @@ from kerasllm.training import quality as quality
 from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
 from kerasllm.training import throughput as throughput
+from kerasllm.training.averaging import average_weights as average_weights
 from kerasllm.training.datasets import MaskedLMDataset as MaskedLMDataset
 from kerasllm.training.datasets import TranslationDataset as TranslationDataset
 from kerasllm.training.evaluating import EvaluateEvery as EvaluateEvery

@@ -6,6 +6,7 @@ import keras
 
 from kerasllm.arguments import check_choice, check_positive, check_positive_number, check_text, read_path
 from kerasllm.constructors import reading
+from kerasllm.training.averaging import mean_of
 from kerasllm.training.checkpoints import Checkpoints
 from kerasllm.training.comparing import described_model, difference
 from kerasllm.training.runs import Run
@@ -33,7 +34,8 @@ class ResumableTraining(keras.callbacks.Callback):
         folder: of the run, made if need be; each `fit` of a script needs its own.
         every_steps: save after so many steps of training. Default: not by steps.
         every_minutes: save after so many minutes; None: not by time. The end of an epoch is always saved.
-        keep: how many of the last checkpoints are kept, beside the best and the final one. Each takes about three times
+        keep: how many of the last checkpoints are kept, beside the best and the final one; so many are averaged by
+            `load(model, "average")`. Each takes about three times
             the bytes of the weights with Adam, twice while it is written.
         monitor: the value in the epochs' logs by which the best is known. Default: `val_loss`, or `loss` without
             validation.
@@ -80,23 +82,29 @@ class ResumableTraining(keras.callbacks.Callback):
 
         Args:
             model: built as the one that was trained.
-            which: "best" or "last".
+            which: "best"; "last"; or "average", the mean of the `keep` last, as of `average_weights`.
 
         Raises:
             ValueError: there is no such checkpoint, or it is of another model.
         """
-        check_choice("which", which, ("best", "last"))
+        check_choice("which", which, ("best", "last", "average"))
         checkpoints = Checkpoints(self.folder, self.keep)
         numbers = checkpoints.numbers()
-        state = checkpoints.read(numbers[-1]) if numbers else None
-        if state is not None and which == "best":
-            state = checkpoints.read(state["best"]["number"]) if state["best"] else None
-        if state is None:
+        states = list(map(checkpoints.read, numbers[-1:]))
+        if which == "best" and states:
+            states = [checkpoints.read(states[0]["best"]["number"])] if states[0]["best"] else []
+        elif which == "average":
+            # What ends a run may have changed the weights after the last step, which has its own checkpoint before.
+            by_step = {state["place"]["steps"]: state for state in map(checkpoints.read, reversed(numbers))}
+            states = [by_step[step] for step in sorted(by_step)[-self.keep :]]
+        if not states:
             raise ValueError(f"folder ({str(self.folder)!r}) holds no {which} checkpoint.")
-        found = difference(state["compared"]["model"], described_model(model), "model")
-        if found:
-            raise ValueError(f"folder ({str(self.folder)!r}) holds a checkpoint of another model: {found}.")
-        values = dict(zip(map(id, model.variables), state["variables"]["model"], strict=True))
+        for state in states:
+            found = difference(state["compared"]["model"], described_model(model), "model")
+            if found:
+                raise ValueError(f"folder ({str(self.folder)!r}) holds a checkpoint of another model: {found}.")
+        values = mean_of(state["variables"]["model"] for state in states)
+        values = dict(zip(map(id, model.variables), values, strict=True))
         model.set_weights([values[id(v)] for v in model.weights])
 
 
