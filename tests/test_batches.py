@@ -193,6 +193,44 @@ def test_a_short_second_side_stays_narrow():
     assert {widths[1] for _, widths in batches.bucket(lengths, 10, 8)} == {8}
 
 
+@pytest.mark.parametrize("columns", [None, 1, 2])
+@pytest.mark.parametrize("count", [1, 7, 64, 1000])
+def test_buckets_by_tokens_hold_every_example_once_and_few_shapes(columns, count):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 61, size=count if columns is None else (count, columns))
+    table = lengths.reshape(count, -1)
+    for batch_tokens, max_length in ((200, None), (1000, 60), (61, None), (60, 60), (10**6, 64)):
+        plan = batches.bucket_tokens(lengths, batch_tokens, 8, rng, max_length)
+        np.testing.assert_array_equal(np.sort(np.concatenate([i for i, _ in plan])), np.arange(count))
+        shapes = [(len(indices), *widths) for indices, widths in plan]
+        full = {max(widths): len(indices) for indices, widths in plan[1:]}
+        for indices, widths in plan:
+            assert (table[indices] <= widths).all() and len(indices) * max(widths) <= batch_tokens
+            assert max(widths) % 8 == 0 or max(widths) == min(batch_tokens, max_length or batch_tokens)
+        for rows, *widths in shapes[1:]:  # of a width all have as many rows, and no eight more would go in
+            assert rows == full[max(widths)] and (rows % 8 == 0 or rows < 8)
+            assert (rows + 8 if rows >= 8 else rows + 1) * max(widths) > batch_tokens
+        assert len(set(shapes)) <= len({-(-n // 8) for n in table.max(axis=1)}) + 1
+        narrowing = np.array(shapes)
+        assert (np.diff(narrowing[:, 0]) >= 0).all() and (np.diff(narrowing[:, 1:], axis=0) <= 0).all()
+
+
+def test_buckets_by_tokens_waste_little():
+    lengths = np.random.default_rng(0).integers(1, 65, size=(20000, 2))
+    plan = batches.bucket_tokens(lengths, 4096, 8)
+    sizes = [len(indices) * max(widths) for indices, widths in plan]
+    assert len(plan) < 1.05 * batches.round_up(lengths, 8).max(axis=1).sum() / 4096
+    assert np.mean(sizes[1:]) > 0.95 * 4096
+
+
+def test_buckets_by_tokens_keep_their_shapes_with_another_generator():
+    lengths = np.random.default_rng(0).integers(1, 60, size=(500, 2))
+    plans = [batches.bucket_tokens(lengths, 500, 8, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    same = [all((a[0] == b[0]).all() for a, b in zip(plans[0], plan, strict=True)) for plan in plans[1:]]
+    assert same == [True, False]
+    assert len({tuple((len(i), w) for i, w in plan) for plan in plans}) == 1
+
+
 # check_ids and bad input
 
 
@@ -216,6 +254,9 @@ def test_check_ids_names_the_wrong_id():
         (lambda: batches.pad(ROWS, multiple=0), "multiple .0. must be a positive"),
         (lambda: batches.bucket([], 4), "at least one example"),
         (lambda: batches.bucket([3], 0), "batch_size .0. must be a positive"),
+        (lambda: batches.bucket_tokens([], 4), "at least one example"),
+        (lambda: batches.bucket_tokens([3], 0), "batch_tokens .0. must be a positive"),
+        (lambda: batches.bucket_tokens([3, 9], 8), "lengths.1. .9. must be at most batch_tokens .8."),
         (lambda: mask(*make_rows(), rate=1.5), "rate .1.5. must be a number"),
         (lambda: mask(*make_rows(), num_positions=1), "num_positions .1. must be at least"),
     ],

@@ -22,6 +22,7 @@ from kerasllm.models.base import Model
 from kerasllm.processes import python
 from kerasllm.training import LanguageModelDataset, ResumableTraining, TokenAccuracy, TokenCrossentropy, state_files
 from kerasllm.training.checkpoints import Checkpoints
+from kerasllm.training.labelled_datasets import TokenClassificationDataset
 
 BACKEND = keras.backend.backend()
 TOKENIZER = kerasllm.Tokenizer.train_words(["a b c d e f g h"] * 2, 20)
@@ -121,6 +122,14 @@ def dataset(documents=IDS, **arguments):
     )
 
 
+def by_tokens():
+    """Batches of two and of eight rows."""
+    words = [["a"] * 4] * 9 + [["b", "c"]] * 4 + [["d"]] * 10
+    labels = [[i % 5 for i, _ in enumerate(row)] for row in words]
+    given = {"batch_tokens": 16, "multiple": 2, "segments": False}
+    return TokenClassificationDataset(words, labels, TOKENIZER, **given)
+
+
 def generator():
     while True:
         for i in range(STEPS):
@@ -167,6 +176,7 @@ CASES = {
     "accumulated": ({"optimizer": whole_optimizer}, lambda: {"x": dataset()}),
     "passes": ({}, lambda: {"x": dataset(shuffle=False), "steps_per_epoch": 5, "epochs": 3}),
     "workers": ({}, lambda: {"x": dataset(workers=2)}),
+    "batches by tokens": ({"optimizer": whole_optimizer}, lambda: {"x": by_tokens()}),
     "initial_epoch": ({}, lambda: {"x": dataset(), "initial_epoch": 1, "epochs": 3}),
     "arrays": ({}, lambda: {"x": X, "y": Y, "batch_size": BATCH, "validation_split": 0.2}),
     "plain arrays": ({}, lambda: {"x": X, "y": Y, "batch_size": BATCH, "shuffle": False}),

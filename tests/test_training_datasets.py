@@ -9,10 +9,16 @@ import keras
 import numpy as np
 import pytest
 
+import kerasllm
 from kerasllm import GPT as GPTModel
 from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import Perplexity, TokenCrossentropy
-from kerasllm.training.datasets import MaskedLMDataset, TranslationDataset
+from kerasllm.training.datasets import BucketedDataset, MaskedLMDataset, TranslationDataset
+from kerasllm.training.labelled_datasets import (
+    ClassificationDataset,
+    QuestionAnsweringDataset,
+    TokenClassificationDataset,
+)
 from kerasllm.training.packed_datasets import LanguageModelDataset
 
 WORDS = "the cat dog sat ran on under mat log a big small and then it was good bad very not".split()
@@ -187,6 +193,140 @@ def test_shapes_are_few_and_the_first_two_batches_differ_where_any_do(make):
         assert len(set(map(shapes, dataset))) <= 3
         every = np.array([sum(shapes(batch), ()) for batch in dataset])
         np.testing.assert_array_equal(every[0] != every[1], (every != every[0]).any(axis=0))
+
+
+# Batches by tokens
+
+TOKENS = 200
+
+
+def translation_by_tokens(**arguments):
+    return TranslationDataset(PAIRS, SOURCE, TARGET, **{"batch_tokens": TOKENS, "multiple": 4, **arguments})
+
+
+def masked_by_tokens(**arguments):
+    return MaskedLMDataset(SENTENCES, BERT, **{"batch_tokens": TOKENS, "multiple": 8, **arguments})
+
+
+BY_TOKENS = pytest.mark.parametrize("make", [translation_by_tokens, masked_by_tokens])
+
+
+@BY_TOKENS
+def test_batches_by_tokens_have_all_examples_and_at_most_so_many_tokens(make):
+    for shuffle in (True, False):
+        dataset = make(shuffle=shuffle)
+        for epoch in (0, 1):
+            dataset.epoch = epoch
+            indices = [dataset.examples_of(i) for i in range(len(dataset))]
+            np.testing.assert_array_equal(np.sort(np.concatenate(indices)), np.arange(50))
+            for i, (inputs, _) in enumerate(dataset):
+                padded = [x for name, x in inputs.items() if name.endswith("token_ids")]
+                assert max(x.size for x in padded) <= TOKENS and len(padded[0]) == len(indices[i])
+                assert_equal(dataset.batch_of(epoch, i), dataset[i])
+        assert len(dataset) > 2 and len({len(i) for i in indices}) > 1
+
+
+@BY_TOKENS
+def test_batches_by_tokens_depend_on_seed_and_epoch_and_hold_the_examples_of_arrays(make):
+    dataset, again = make(seed=3), make(seed=3)
+    for epoch in (0, 5):
+        dataset.epoch = again.epoch = epoch
+        assert_equal(list(dataset), list(again))
+    assert collections.Counter(map(shapes, dataset)) == collections.Counter(map(shapes, make(seed=4)))
+    assert not equal([dataset[0], dataset[1]], [make(seed=4)[0], make(seed=4)[1]])
+    expected = {translation_by_tokens: translation, masked_by_tokens: masked}[make](
+        multiple=dataset.multiple, batch_size=50, seed=3
+    )
+    dataset.epoch = 0
+    assert_equal(dataset.arrays(), expected.arrays())
+
+
+def test_the_first_two_batches_by_tokens_differ_wherever_any_do():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        lengths = rng.integers(1, rng.integers(2, 40), size=(rng.integers(1, 60), rng.integers(1, 3)))
+        tokens, multiple = int(rng.integers(40, 400)), int(rng.integers(1, 9))
+        dataset = BucketedDataset(lengths, None, multiple, 40, 0, True, batch_tokens=tokens)
+        every = np.array([(len(indices), *widths) for indices, widths in dataset._plan])
+        np.testing.assert_array_equal(every[0] != every[min(1, len(every) - 1)], (every != every[0]).any(axis=0))
+
+
+def test_labelled_datasets_have_batches_by_tokens():
+    words = [text.split() for text in SENTENCES]
+    given = {"batch_tokens": 300, "multiple": 8}
+    for dataset in (
+        ClassificationDataset(SENTENCES, [0] * 50, BERT, **given),
+        TokenClassificationDataset(words, [[0] * len(row) for row in words], BERT, **given),
+        QuestionAnsweringDataset(SENTENCES, SENTENCES, [None] * 50, BERT, **given),
+    ):
+        sizes = [inputs["token_ids"].shape for inputs, _ in dataset]
+        assert sum(rows for rows, _ in sizes) == 50 and all(rows * width <= 300 for rows, width in sizes)
+        assert len({rows for rows, _ in sizes}) > 1
+
+
+def test_tokens_and_size_of_a_batch_exclude_each_other():
+    assert (translation().batch_size, TranslationDataset(PAIRS, SOURCE, TARGET).batch_size) == (8, 64)
+    assert (translation_by_tokens().batch_size, translation_by_tokens().batch_tokens) == (None, TOKENS)
+    with pytest.raises(ValueError, match=r"batch_tokens \(9\) takes the place of batch_size \(8\)"):
+        translation(batch_tokens=9)
+    with pytest.raises(ValueError, match="batch_tokens .9. takes the place of batch_size .4."):
+        language_model(batch_tokens=9)
+    with pytest.raises(ValueError, match=r"batch_tokens \('9'\) must be a positive"):
+        translation_by_tokens(batch_tokens="9")
+    longest = int(np.argmax([len(SOURCE.encode(s)) for s in SENTENCES]))
+    with pytest.raises(ValueError, match=rf"batch_tokens .8. .* example {longest} has \d+ tokens"):
+        translation_by_tokens(batch_tokens=8)
+
+
+def test_a_description_says_what_a_batch_is():
+    assert "batch_tokens" not in translation().description()
+    description = translation_by_tokens().description()
+    assert description["batch_tokens"] == TOKENS and "batch_size" not in description
+
+
+TRANSLATOR = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "max_sequence_length": 32, "dropout": 0.0}
+
+
+def translator(**compiled):
+    keras.utils.set_random_seed(0)
+    model = kerasllm.TransformerTranslator(SOURCE.vocabulary_size, TARGET.vocabulary_size, **TRANSLATOR)
+    model.compile(**{"optimizer": keras.optimizers.SGD(0.1), "loss": TokenCrossentropy(), **compiled})
+    return model
+
+
+@pytest.mark.parametrize(("steps", "jit"), [(1, "auto"), (3, True)])
+def test_fit_takes_batches_of_different_numbers_of_rows(steps, jit):
+    """It learns what a loop over `train_on_batch` does, with several steps in an execution too."""
+    dataset = translation_by_tokens(seed=1, multiple=8, batch_tokens=100)
+    assert len({shapes(batch) for batch in dataset}) == 3
+    model = translator()
+    for epoch in (1, 2):
+        dataset.epoch = epoch
+        for batch in dataset:
+            model.train_on_batch(*batch)
+    expected = model.get_weights()
+    if steps > 1 and keras.backend.backend() == "torch":
+        with pytest.raises(ValueError, match="steps_per_execution"):
+            translator(steps_per_execution=steps).fit(dataset, verbose=0)
+        return
+    model = translator(steps_per_execution=steps, jit_compile=jit)
+    dataset, still = (
+        translation_by_tokens(seed=1, multiple=8, batch_tokens=100, shuffle=shuffle) for shuffle in (True, False)
+    )
+    history = model.fit(dataset, validation_data=still, epochs=2, verbose=0).history
+    for a, b in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert history["loss"][1] < history["loss"][0] and history["val_loss"][1] < history["val_loss"][0]
+
+
+def test_updates_of_batches_by_tokens_have_the_mean_over_all_their_tokens():
+    count = len(translation_by_tokens(multiple=8, batch_tokens=100))
+    whole = translator()
+    whole.fit(translation(batch_size=50), epochs=2, verbose=0)
+    parts = translator(optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=count))
+    parts.fit(translation_by_tokens(multiple=8, batch_tokens=100), epochs=2, verbose=0)
+    for a, b in zip(parts.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 # Lengths

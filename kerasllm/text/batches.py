@@ -176,6 +176,56 @@ def bucket(lengths, batch_size, multiple=8, generator=None, max_length=None):
         one more.
     """
     check_positive("batch_size", batch_size)
+    order, longest, widths = _from_the_shortest(lengths, multiple, generator, max_length)
+    order = order[::-1]
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    ends = np.searchsorted(longest, longest[::-1][::batch_size], side="right")
+    return [(b, tuple(map(int, widths[end - 1]))) for b, end in zip(batches, ends, strict=True)]
+
+
+def bucket_tokens(lengths, batch_tokens, multiple=8, generator=None, max_length=None):
+    """Batch examples of like length, each batch of about as many tokens, in few different shapes.
+
+    The measure is that of `--max-tokens` of fairseq (Ott et al., 2019, https://arxiv.org/abs/1904.01038): rows x width,
+    padding included, of the wider side where there are several. For each width the rows are as many as there can be, of
+    which multiples of 8 are taken where there are 8 or more. The examples are taken from the shortest on; those that do
+    not fill a batch of their width go into one of the next, and what is left in the end is a batch of the widest. So
+    every batch is full but one, and no example is lost.
+
+    Args:
+        lengths, multiple, generator, max_length: as for `bucket`.
+        batch_tokens: the most tokens of a batch, and of an example. No width is larger, even if it is no multiple.
+
+    Returns:
+        A list as that of `bucket`. The batch that may not be full is the first, so that along the list no width grows
+        and rows do not become fewer; there are at most as many shapes as rounded lengths, and one more.
+    """
+    check_positive("batch_tokens", batch_tokens)
+    for place in np.argwhere(np.asarray(lengths) > batch_tokens)[:1]:
+        length = np.asarray(lengths)[tuple(place)]
+        raise ValueError(f"lengths[{place[0]}] ({length}) must be at most batch_tokens ({batch_tokens}).")
+    limit = batch_tokens if max_length is None else min(max_length, batch_tokens)
+    order, longest, widths = _from_the_shortest(lengths, multiple, generator, limit)
+    batches, start = [], 0
+    for width in np.unique(longest):
+        rows = batch_tokens // int(width)
+        rows -= rows % 8 if rows >= 8 else 0
+        end = int(np.searchsorted(longest, width, side="right"))
+        shape = tuple(map(int, widths[end - 1]))
+        batches += [(order[i : i + rows], shape) for i in range(start, end - rows + 1, rows)]
+        start = end - (end - start) % rows
+    if start < len(order):
+        batches.append((order[start:], tuple(map(int, widths[-1]))))
+    return batches[::-1]
+
+
+def _from_the_shortest(lengths, multiple, generator, max_length):
+    """Examples in the order of their longest sides: `(order, longest, widths)`.
+
+    Returns:
+        The indices (N,); their longest sides, rounded up to a multiple (N,); and how wide a batch (N, C) is that holds
+        an example and all before it.
+    """
     check_positive("multiple", multiple)
     lengths = np.asarray(lengths)
     if len(lengths) == 0:
@@ -185,13 +235,8 @@ def bucket(lengths, batch_size, multiple=8, generator=None, max_length=None):
         rounded = np.minimum(rounded, max_length)
     longest = rounded.max(axis=1)  # (N,)
     order = np.arange(len(lengths)) if generator is None else generator.permutation(len(lengths))
-    order = order[np.argsort(-longest[order], kind="stable")]
-    # A batch is as wide as the widest of all examples that are not longer than its longest one.
-    shortest_first = order[::-1]
-    widths = np.maximum.accumulate(rounded[shortest_first], axis=0)  # (N, C)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    last = np.searchsorted(longest[shortest_first], [longest[b[0]] for b in batches], side="right") - 1
-    return [(b, tuple(map(int, widths[i]))) for b, i in zip(batches, last, strict=True)]
+    order = order[np.argsort(-longest[order], kind="stable")][::-1]
+    return order, longest[order], np.maximum.accumulate(rounded[order], axis=0)
 
 
 def check_ids(ids, vocabulary_size, name="token_ids"):

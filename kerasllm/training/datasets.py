@@ -36,23 +36,35 @@ class BucketedDataset(keras.utils.PyDataset):
 
     Args:
         lengths: (N,) or (N, C) int, the lengths that decide an example's batch.
-        batch_size: examples in a batch. Every batch is full but one.
+        batch_size: examples in a batch. Every batch is full but one. Default: `default_batch_size` of the class.
         multiple: batches are padded to multiples of it, but not beyond `max_length`; larger ones give fewer shapes
             to compile.
         max_length: the most tokens of an example.
         seed: a non-negative int.
         shuffle: draw a new order (and a new mask) in every epoch. False, for evaluation: the same every time.
+        batch_tokens: in place of `batch_size` the most tokens of a batch, rows x width, padding included, of the wider
+            side; see `kerasllm.text.batches.bucket_tokens`. Then batches differ in their rows too, a number for each
+            width. With several `steps_per_execution` TensorFlow and JAX take each as a step of its own shape, too;
+            Keras refuses them on PyTorch, for all data.
         **kwargs: `workers`, `use_multiprocessing`, `max_queue_size` of `keras.utils.PyDataset`.
     """
 
-    def __init__(self, lengths, batch_size, multiple, max_length, seed, shuffle, **kwargs):
+    default_batch_size = 32
+
+    def __init__(self, lengths, batch_size, multiple, max_length, seed, shuffle, batch_tokens=None, **kwargs):
         super().__init__(**kwargs)
-        check_positive("batch_size", batch_size)
+        if batch_size is None and batch_tokens is None:
+            batch_size = self.default_batch_size
+        if batch_tokens is None:
+            check_positive("batch_size", batch_size)
+        else:
+            check_batch_tokens(batch_tokens, batch_size, lengths)
         check_positive("multiple", multiple)
         check_seed("seed", seed)
         check_boolean("shuffle", shuffle)
         self.lengths = lengths
         self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
         self.multiple = multiple
         self.max_length = max_length
         self.seed = seed
@@ -85,9 +97,13 @@ class BucketedDataset(keras.utils.PyDataset):
     def _plan_of(self, epoch):
         """The batches of an epoch: a list of (indices, widths)."""
         generator = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
-        plan = batches.bucket(self.lengths, self.batch_size, self.multiple, generator, self.max_length)
+        how = self.multiple, generator, self.max_length
+        if self.batch_tokens is None:
+            plan = batches.bucket(self.lengths, self.batch_size, *how)
+        else:
+            plan = batches.bucket_tokens(self.lengths, self.batch_tokens, *how)
         # Keras on TensorFlow takes the shapes of the first two batches for those of all, and fixes an axis in
-        # which they agree. So the widest and the narrowest come first.
+        # which they agree. So the widest and the narrowest come first, which are those of fewest and most rows.
         first, rest = plan[:1] + plan[1:][-1:], plan[1:-1]
         if self.shuffle:
             rest = [rest[i] for i in generator.permutation(len(rest))]
@@ -116,7 +132,8 @@ class BucketedDataset(keras.utils.PyDataset):
         """Plain values and arrays that tell this dataset from others: its settings, lengths and some examples."""
         some = np.unique(np.linspace(0, len(self.lengths) - 1, 256).astype(int))
         ((_, widths),) = batches.bucket(self.lengths[some], len(some), self.multiple, None, self.max_length)
-        settings = ("batch_size", "multiple", "max_length", "seed", "shuffle")
+        size = "batch_size" if self.batch_tokens is None else "batch_tokens"
+        settings = (size, "multiple", "max_length", "seed", "shuffle")
         return {
             "class": type(self).__name__,
             **{name: getattr(self, name) for name in settings},
@@ -214,21 +231,24 @@ class TranslationDataset(BucketedDataset):
         max_length: the most tokens of a source, and of a target with its bos.
         too_long: what is done with longer pairs: "error" raises, "drop" leaves them out, "truncate" cuts
             them; `num_too_long` counts them.
-        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+        batch_size, batch_tokens, multiple, seed, shuffle, **kwargs: see `BucketedDataset`; 64 pairs by default.
     """
+
+    default_batch_size = 64
 
     def __init__(
         self,
         pairs,
         source_tokenizer,
         target_tokenizer,
-        batch_size=64,
+        batch_size=None,
         max_length=64,
         too_long="error",
         multiple=8,
         seed=0,
         shuffle=True,
         start_token_id=None,
+        batch_tokens=None,
         **kwargs,
     ):
         check_positive("max_length", max_length)
@@ -257,7 +277,7 @@ class TranslationDataset(BucketedDataset):
         self.sources = [sources[i][:max_length] for i in keep]
         self.target_inputs, self.labels = batches.shift([targets[i][: max_length - 1] for i in keep], start, end)
         lengths = [(len(s), len(t)) for s, t in zip(self.sources, self.target_inputs, strict=True)]
-        super().__init__(np.array(lengths), batch_size, multiple, max_length, seed, shuffle, **kwargs)
+        super().__init__(np.array(lengths), batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         source_token_ids, source_padding_mask = batches.pad([self.sources[i] for i in indices], widths[0])
@@ -287,14 +307,14 @@ class MaskedLMDataset(BucketedDataset):
         rate: share of the tokens to mask; see `kerasllm.text.batches.mask_tokens`.
         whole_words: mask all pieces of a word or none.
         segments: whether there are `segment_ids`: for models with two `num_segments` or more.
-        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+        batch_size, batch_tokens, multiple, seed, shuffle, **kwargs: see `BucketedDataset`; 32 rows by default.
     """
 
     def __init__(
         self,
         texts,
         tokenizer,
-        batch_size=32,
+        batch_size=None,
         max_length=128,
         too_long="error",
         rate=0.15,
@@ -303,6 +323,7 @@ class MaskedLMDataset(BucketedDataset):
         multiple=32,
         seed=0,
         shuffle=True,
+        batch_tokens=None,
         **kwargs,
     ):
         check_positive("max_length", max_length)
@@ -328,9 +349,8 @@ class MaskedLMDataset(BucketedDataset):
         self.ordinary = np.ones(tokenizer.vocabulary_size, dtype=bool)
         self.ordinary[tokenizer.special_ids] = False
         self.word_starts = tokenizer.word_starts if whole_words else None
-        super().__init__(
-            np.array([len(row) for row in self.rows]), batch_size, multiple, max_length, seed, shuffle, **kwargs
-        )
+        lengths = np.array([len(row) for row in self.rows])
+        super().__init__(lengths, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         token_ids, padding_mask = batches.pad([self.rows[i] for i in indices], widths[0])
@@ -389,6 +409,21 @@ def tokenize(texts, tokenizer, name, special_tokens=False):
         if len(row) == 0:
             raise ValueError(f"{name}[{index}] ({shown(texts[index])}) has no tokens.")
     return [np.asarray(row, dtype="int32") for row in rows]
+
+
+def check_batch_tokens(batch_tokens, batch_size, lengths):
+    """Raise `ValueError` unless batches of at most so many tokens hold every example, and nothing else is said."""
+    check_positive("batch_tokens", batch_tokens)
+    if batch_size is not None:
+        raise ValueError(
+            f"batch_tokens ({batch_tokens}) takes the place of batch_size ({shown(batch_size)}): give one of the two."
+        )
+    longest = lengths.reshape(len(lengths), -1).max(axis=1)
+    if longest.max() > batch_tokens:
+        raise ValueError(
+            f"batch_tokens ({batch_tokens}) must be as many as the longest example has: of those that are kept example "
+            f"{longest.argmax()} has {longest.max()} tokens."
+        )
 
 
 def check_tokenizer(name, tokenizer):

@@ -14,12 +14,12 @@ from kerasllm.training.datasets import BucketedDataset, fitting
 class EncodingsDataset(BucketedDataset):
     """The base of datasets for BERT's heads: encodings as `token_ids`, `segment_ids` and `padding_mask`."""
 
-    def __init__(self, encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs):
+    def __init__(self, encodings, segments, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs):
         check_boolean("segments", segments)
         self.token_ids = [np.array(e.ids, "int32") for e in encodings]
         self.segment_ids = [np.array(e.type_ids, "int32") for e in encodings] if segments else None
         lengths = np.array([len(row) for row in self.token_ids])
-        super().__init__(lengths, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+        super().__init__(lengths, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_inputs(self, indices, widths):
         """The inputs of the examples at `indices`, padded to `widths`."""
@@ -51,7 +51,7 @@ class ClassificationDataset(EncodingsDataset):
         too_long: what is done with longer examples: "error" raises, "drop" leaves them out, "truncate" cuts them;
             `num_too_long` counts them.
         segments: whether there are `segment_ids`: for models with two `num_segments` or more.
-        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+        batch_size, batch_tokens, multiple, seed, shuffle, **kwargs: see `BucketedDataset`; 32 texts by default.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ClassificationDataset(EncodingsDataset):
         texts,
         labels,
         tokenizer,
-        batch_size=32,
+        batch_size=None,
         pairs=None,
         label_names=None,
         max_length=128,
@@ -68,6 +68,7 @@ class ClassificationDataset(EncodingsDataset):
         multiple=32,
         seed=0,
         shuffle=True,
+        batch_tokens=None,
         **kwargs,
     ):
         check_positive("max_length", max_length)
@@ -78,7 +79,7 @@ class ClassificationDataset(EncodingsDataset):
         given = {"texts": texts} if pairs is None else {"texts": texts, "pairs": read_sequence("pairs", pairs)}
         encodings, keep, self.num_too_long = encode(tokenizer, given, max_length, too_long)
         self.labels = labels[keep]
-        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         return self.make_inputs(indices, widths), self.labels[indices]
@@ -97,7 +98,7 @@ class TokenClassificationDataset(EncodingsDataset):
         words: for each text its words, a list of strings; the text is their join by spaces.
         labels: for each text a label of each word, its number or its name.
         tokenizer, label_names, max_length, too_long, segments: as for `ClassificationDataset`.
-        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+        batch_size, batch_tokens, multiple, seed, shuffle, **kwargs: see `BucketedDataset`; 32 texts by default.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class TokenClassificationDataset(EncodingsDataset):
         words,
         labels,
         tokenizer,
-        batch_size=32,
+        batch_size=None,
         label_names=None,
         max_length=128,
         too_long="error",
@@ -113,6 +114,7 @@ class TokenClassificationDataset(EncodingsDataset):
         multiple=32,
         seed=0,
         shuffle=True,
+        batch_tokens=None,
         **kwargs,
     ):
         check_positive("max_length", max_length)
@@ -135,7 +137,7 @@ class TokenClassificationDataset(EncodingsDataset):
         self.labels = [
             np.array(token_labels(e, words[i], marks[i]), "int32") for i, e in zip(keep, encodings, strict=True)
         ]
-        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         labels, _ = batches.pad([self.labels[i] for i in indices], widths[0], value=batches.IGNORED)
@@ -159,8 +161,10 @@ class QuestionAnsweringDataset(EncodingsDataset):
         answers: for each the characters (start, end) of the answer in its context, or None where it has none.
         tokenizer, max_length, segments: as for `ClassificationDataset`.
         too_long: "error" or "drop"; `num_too_long` counts the examples.
-        batch_size, multiple, seed, shuffle, **kwargs: see `BucketedDataset`.
+        batch_size, batch_tokens, multiple, seed, shuffle, **kwargs: see `BucketedDataset`; 16 questions by default.
     """
+
+    default_batch_size = 16
 
     def __init__(
         self,
@@ -168,13 +172,14 @@ class QuestionAnsweringDataset(EncodingsDataset):
         contexts,
         answers,
         tokenizer,
-        batch_size=16,
+        batch_size=None,
         max_length=384,
         too_long="error",
         segments=True,
         multiple=32,
         seed=0,
         shuffle=True,
+        batch_tokens=None,
         **kwargs,
     ):
         check_positive("max_length", max_length)
@@ -190,7 +195,7 @@ class QuestionAnsweringDataset(EncodingsDataset):
         encodings, keep, self.num_too_long = encode(tokenizer, given, max_length, too_long)
         spans = [answer_tokens(i, e, contexts[i], answers[i]) for i, e in zip(keep, encodings, strict=True)]
         self.spans = np.array(spans, "int32")  # (N, 2)
-        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, **kwargs)
+        super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         starts, ends = self.spans[indices].T
