@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import html
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from typing import NamedTuple
 from kerasllm import processes, writing
 from kerasllm.arguments import check_choice, check_positive, check_rate, read_path, read_sequence, shown
 from kerasllm.packages import Wheel, cache_folder, read, write_whole
+from kerasllm.text.corpora import read_lines as lines_of
 
 
 class Splits(NamedTuple):
@@ -230,6 +232,61 @@ def from_files(train, validation=None, test=None, kind="pairs", held_out=0.02):
     return splits
 
 
+def parallel(source, target, empty="error", encoding="utf-8"):
+    """Parallel text in two files, as WMT and OPUS have it: line i of one is the translation of line i of the other.
+
+        pairs = kerasllm.datasets.parallel("train.en", "train.de.gz")
+        train, validation, test = kerasllm.datasets.split(pairs, validation=0.01, test=0.01)
+
+    Lines are as they stand in the files, without their ends (a line feed, with a carriage return before it or not, and
+    nothing else) and the byte order mark of the first. For corpora that are too large to be held as strings see
+    `kerasllm.training.TokenFile`.
+
+    Args:
+        source, target: paths of text files, compressed where their names end in .gz.
+        empty: what is done with pairs of which a line is blank: "error", or "drop", which leaves them out and prints
+            how many.
+        encoding: of both files.
+
+    Returns:
+        A list of `(source, target)`.
+
+    Raises:
+        ValueError: a file cannot be read, they differ in the number of lines, or there is no pair; or a line is not in
+            the encoding, holds a NUL character or is blank: it names the file and the line.
+    """
+    check_choice("empty", empty, ("error", "drop"))
+    paths = {"source": read_path("source", source), "target": read_path("target", target)}
+    sides = [lines_of(path, encoding) for path in paths.values()]
+    pairs, dropped = [], []
+    for number, pair in enumerate(itertools.zip_longest(*sides), 1):
+        if None in pair:
+            left = [sum(1 for _ in side) + number - (line is None) for side, line in zip(sides, pair, strict=True)]
+            raise ValueError(
+                f"source ({str(source)!r}) has {left[0]} lines and target ({str(target)!r}) {left[1]}; there must be "
+                "as many, for line i of one is the translation of line i of the other."
+            )
+        for place, text in pair:
+            if "\0" in text:
+                reason = "it is damaged, or the file is in another encoding"
+                raise ValueError(f"{place} ({shown(text, 40)}) holds a NUL character: {reason}.")
+            if not text and empty == "error":
+                raise ValueError(f"{place} is blank; empty='drop' leaves such pairs out.")
+        if all(text for _, text in pair):
+            pairs.append(tuple(text for _, text in pair))
+        else:
+            dropped.append(number)
+    if not pairs:
+        raise ValueError(f"source ({str(source)!r}) and target ({str(target)!r}) hold no pairs.")
+    if dropped:
+        print(
+            f"{source}, {target}: {len(dropped)} of {len(dropped) + len(pairs)} pairs have an empty side and are left "
+            f"out: the first on line {dropped[0]}.",
+            flush=True,
+        )
+    return pairs
+
+
 def read_pairs(path):
     """The `(source, target)` of a file of lines `source <tab> target`; see `from_files`."""
     pairs = []
@@ -273,6 +330,9 @@ def split(examples, validation, test):
     Args:
         examples: strings, or tuples whose first entry is the source.
         validation, test: shares of the sources.
+
+    Returns:
+        `Splits` of lists of the examples.
     """
     parts = Splits([], [], [])
     for example in examples:

@@ -20,6 +20,7 @@ WITHOUT_KERAS = {"packages", "text", "tasks", "metrics", "datasets", "pretrained
 MIDDLE = {"layers", "training", "generation"}
 ARROWS = {
     **{part: set() for part in FOUNDATION | LOWEST},
+    "datasets": {"text"},
     "checkpoints": {"backend", "text", "generation"},  # torch reads its own files; GGUF files hold SentencePiece models
     "tasks": {"text"},
     **{part: {"backend", "text"} for part in MIDDLE},

@@ -262,6 +262,62 @@ def test_bad_arguments(arguments, message):
         datasets.from_files(**arguments)
 
 
+# Parallel text
+
+
+def write_both(folder, source, target, ending=""):
+    paths = folder / f"train.en{ending}", folder / f"train.de{ending}"
+    for path, data in zip(paths, (source, target), strict=True):
+        path.write_bytes(gzip.compress(data) if ending else data)
+    return paths
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_parallel_lines_are_pairs_as_they_stand(ending, tmp_path):
+    long = "x" * 100_000
+    source = f"\ufeffone \r\ntwo\u2028\x85\x0b too\r\nthree\r3\n{long}".encode()
+    target = f" eins\nzwei\ndrei\n{long}\n".encode()
+    pairs = [("one ", " eins"), ("two\u2028\x85\x0b too", "zwei"), ("three\r3", "drei"), (long, long)]
+    assert datasets.parallel(*write_both(tmp_path, source, target, ending)) == pairs
+    assert datasets.parallel(*map(str, write_both(tmp_path, source, target, ending))) == pairs
+    other = [x.decode().encode("utf-16") for x in (source.removeprefix(b"\xef\xbb\xbf"), target)]
+    assert datasets.parallel(*write_both(tmp_path, *other, ending), encoding="utf-16") == pairs
+
+
+def test_pairs_with_an_empty_side_are_refused_or_dropped_and_counted(tmp_path, capsys):
+    paths = write_both(tmp_path, b"a\nb\n\nd\n\n", b"1\n \t\n3\n4\n\n")
+    with pytest.raises(ValueError, match=r"train.de, line 2 is blank; empty='drop' leaves such pairs out"):
+        datasets.parallel(*paths)
+    assert datasets.parallel(*paths, empty="drop") == [("a", "1"), ("d", "4")]
+    assert "3 of 5 pairs have an empty side and are left out: the first on line 2" in capsys.readouterr().out
+    datasets.parallel(*write_both(tmp_path, b"a", b"1"), empty="drop")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "arguments", "message"),
+    [
+        (b"a\nb\nc", b"1\n2\n", {}, r"source .*train.en.* has 3 lines and target .*train.de.* 2; .* as many"),
+        (b"a\n", b"1\n2\n3\n\n", {"empty": "drop"}, r"source .* has 1 lines and target .* 4"),
+        (b"a\n\xff\n", b"1\n2\n", {}, "train.en, line 2: it is not in utf-8"),
+        (b"a\nb\n", b"1\n2\xc3\n", {}, "train.de, line 2: it is not in utf-8"),
+        (b"a\nb\0c\n", b"1\n2\n", {}, "train.en, line 2 .* holds a NUL character"),
+        ("ab".encode("utf-16-le"), b"1", {}, "train.en, line 1 .* holds a NUL character: .* another encoding"),
+        (b"", b"", {}, "train.en.* hold no pairs"),
+        (b"\n\n", b"a\n\n", {"empty": "drop"}, "train.en.* hold no pairs"),
+        (b"a", b"1", {"empty": "keep"}, "empty .'keep'. must be one of 'error', 'drop'"),
+        (b"a", b"1", {"encoding": "utf-61"}, "encoding .'utf-61'. "),
+        (b"a", b"1", {"target": None}, "target .None. must be a path"),
+        (b"a", b"1", {"source": "/nowhere/a"}, "/nowhere/a cannot be read"),
+        (b"a", b"1", {"source": "."}, "cannot be read"),
+    ],
+)
+def test_bad_parallel_files_are_named(source, target, arguments, message, tmp_path):
+    paths = dict(zip(("source", "target"), write_both(tmp_path, source, target), strict=True))
+    with pytest.raises(ValueError, match=message):
+        datasets.parallel(**(paths | arguments))
+
+
 # The real thing
 
 

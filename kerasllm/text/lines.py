@@ -48,11 +48,14 @@ def of_stream(stream, encoding="utf-8"):
                 line = line.removeprefix(codecs.BOM_UTF8)
             yield _decoded(f"line {number}", line, encoding)
         return
+    leave = contextlib.ExitStack()
     if hasattr(stream, "buffer"):  # UTF-16: a line feed is more than a byte
         stream = io.TextIOWrapper(stream.buffer, encoding, newline="\n")
-    for number, line in enumerate(stream, 1):
-        line = line.removesuffix("\n").removesuffix("\r")
-        yield _checked(f"line {number}", line.removeprefix("\ufeff") if number == 1 else line)
+        leave.callback(stream.detach)  # the bytes are another's to close
+    with leave:
+        for number, line in enumerate(stream, 1):
+            line = line.removesuffix("\n").removesuffix("\r")
+            yield _checked(f"line {number}", line.removeprefix("\ufeff") if number == 1 else line)
 
 
 def read_all(stream, encoding="utf-8"):
