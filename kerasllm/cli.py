@@ -23,7 +23,7 @@ from kerasllm.arguments import check_positive
 from kerasllm.generation.config import OPTIONS, GenerationConfig
 from kerasllm.tasks.embedding import find_prompt
 from kerasllm.text import lines
-from kerasllm.text.corpora import SAMPLE_BY
+from kerasllm.text.corpora import BLANK_LINES, SAMPLE_BY
 from kerasllm.writing import PREFIX
 
 EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
@@ -186,6 +186,8 @@ def parser():
     tokenize.add_argument("--tokenizer", metavar="SOURCE", required=True, help=f"that of {SOURCE}")
     help = "what a document of a text file is: line (default), paragraph or document, the whole file"
     tokenize.add_argument("--sample-by", choices=SAMPLE_BY, default=SAMPLE_BY[0], help=help)
+    help = "what blank lines are: none (skip, default), empty documents (keep, for parallel text) or an error"
+    tokenize.add_argument("--blank-lines", choices=BLANK_LINES, default=BLANK_LINES[0], help=help)
     tokenize.add_argument("--field", metavar="NAME", default="text", help="of JSONL, the entry with the text")
     tokenize.add_argument("--force", action="store_true", help="replace OUT")
     _add_encoding(tokenize)
@@ -511,7 +513,7 @@ def _tokenize(arguments):
     with tokenizer_folder(arguments.tokenizer) as folder:
         tokenizer = kerasllm.Tokenizer.from_folder(folder)
     how = arguments.sample_by, arguments.field, arguments.encoding, arguments.force
-    TokenFile.write(arguments.path, arguments.corpus, tokenizer, *how, progress=show)
+    TokenFile.write(arguments.path, arguments.corpus, tokenizer, *how, show, arguments.blank_lines)
 
 
 def _format_of(path):

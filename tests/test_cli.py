@@ -359,3 +359,8 @@ def test_a_corpus_is_tokenized_with_a_presets_tokenizer(gpt, tmp_path, capsys):
     assert [model.tokenizer.decode(row) for row in tokens] == [*TEXTS, *TEXTS]
     code, out, errors = run(capsys, *command[:3], tmp_path / "two", *command[4:])
     assert code == 1 and "--force replaces it" in errors
+    (tmp_path / "train.en").write_text(f"{TEXTS[0]}\n\n")
+    command = "tokenize", tmp_path / "train.en", tmp_path / "en", "--tokenizer", folder, "--blank-lines"
+    assert run(capsys, *command, "keep")[0] == 0 and len(kerasllm.training.TokenFile(tmp_path / "en")) == 2
+    code, out, errors = run(capsys, *command, "error", "--force")
+    assert code == 1 and "train.en, line 2 is blank" in errors

@@ -56,6 +56,39 @@ def test_documents_come_back(tokenizer, corpus, tmp_path, small_chunks):
     assert len(pickle.dumps(tokens)) < 1000
 
 
+def test_blank_lines_keep_their_places_or_are_refused(tmp_path, small_chunks):
+    path = tmp_path / "train.en"
+    path.write_text("the cat\n\n \t\nthe dog\n\n")
+    expected = ["the cat", "", "", "the dog", ""]
+    for i, tokenizer in enumerate((ONE, TWO, Tokenizer.train_words(TEXTS, 100, bos=None, eos=None))):
+        tokens = TokenFile.write(tmp_path / f"out{i}", path, tokenizer, blank_lines="keep")
+        assert [list(row) for row in tokens] == [tokenizer.encode(t, special_tokens=False) for t in expected]
+        assert tokens.lengths.tolist() == [len(row) for row in tokens] and len(tokens) == 5
+        assert tokens.manifest["blank_lines"] == "keep" and tokens.ids[tokens.largest_at] == tokens.ids.max()
+    with pytest.raises(ValueError, match="train.en, line 2 is blank"):
+        TokenFile.write(tmp_path / "no", path, ONE, blank_lines="error")
+    with pytest.raises(ValueError, match="was begun with another blank_lines .'error', now 'keep'"):
+        TokenFile.write(tmp_path / "no", path, ONE, blank_lines="keep")
+    with pytest.raises(ValueError, match="train.en' must end in .txt"):
+        TokenFile.write(tmp_path / "other", path, ONE)
+    path.write_text("\n\n")
+    only = Tokenizer.train_words(TEXTS, 100, bos=None, eos=None)
+    assert TokenFile.write(tmp_path / "blank", path, only, blank_lines="keep").lengths.tolist() == [0, 0]
+
+
+def test_an_older_writer_s_work_is_taken_up(corpus, tmp_path, small_chunks):
+    """What it has noted does not say what blank lines are: nothing, as there was no choice."""
+    (corpus / "3.txt").write_bytes(b"b\xfcse\n")
+    with pytest.raises(ValueError, match="line 1"):
+        TokenFile.write(tmp_path / "out", corpus, ONE)
+    job = partial(tmp_path / "out") / token_files.JOB
+    noted = token_files.read_json(job)
+    del noted["blank_lines"]
+    token_files._write_json(job, noted)
+    (corpus / "3.txt").write_text("the cat")
+    assert len(TokenFile.write(tmp_path / "out", corpus, ONE)) == 301
+
+
 CHILD = """
 import os, signal, sys
 from kerasllm.text import token_files

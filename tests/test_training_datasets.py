@@ -4,6 +4,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import weakref
 
 import keras
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 
 import kerasllm
 from kerasllm import GPT as GPTModel
+from kerasllm.text.token_files import TokenFile
 from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import Perplexity, TokenCrossentropy
+from kerasllm.training import datasets as training_datasets
 from kerasllm.training.datasets import BucketedDataset, MaskedLMDataset, TranslationDataset
 from kerasllm.training.labelled_datasets import (
     ClassificationDataset,
@@ -329,6 +332,192 @@ def test_updates_of_batches_by_tokens_have_the_mean_over_all_their_tokens():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+# Texts in files, and texts that come one after the other
+
+
+def token_file(folder, texts, tokenizer, blank_lines="keep", **arguments):
+    """A token file of texts, one on each line."""
+    name = f"{len(list(folder.iterdir()))}"
+    (folder / f"{name}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return TokenFile.write(
+        folder / f"{name}.tokens", folder / f"{name}.txt", tokenizer, blank_lines=blank_lines, **arguments
+    )
+
+
+def pair_of_files(folder, pairs, source, target):
+    sides = zip(*pairs, strict=True)
+    return tuple(token_file(folder, texts, tokenizer) for texts, tokenizer in zip(sides, (source, target), strict=True))
+
+
+ROBERTA = Tokenizer.from_folder(pathlib.Path(__file__).parent / "data" / "tokenizers" / "roberta")
+UPPER = Tokenizer.train_bpe([target for _, target in PAIRS], 300)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "arguments"),
+    [
+        (SOURCE, TARGET, {"batch_size": 8}),
+        (GPT, UPPER, {"batch_tokens": 300, "shuffle": False}),  # bos is eos
+        (BERT, TARGET, {"max_length": 8, "too_long": "truncate", "batch_tokens": 100}),
+        (BERT, TARGET, {"max_length": 10, "too_long": "drop", "multiple": 4}),
+        (ROBERTA, ROBERTA, {"start_token_id": ROBERTA.eos_id, "max_length": 99}),
+        (ROBERTA, ROBERTA, {"start_token_id": ROBERTA.bos_id, "max_length": 9, "too_long": "truncate"}),
+    ],
+)
+def test_a_pair_of_files_gives_the_batches_of_its_texts(source, target, arguments, tmp_path):
+    pairs = [*PAIRS[:20], ("", "AND"), *PAIRS[20:], ("and", " "), ("", "")]
+    files = pair_of_files(tmp_path, pairs, source, target)
+    texts, of_files = (TranslationDataset(p, source, target, empty="drop", **arguments) for p in (pairs, files))
+    assert of_files.num_empty == texts.num_empty == 3 and of_files.num_too_long == texts.num_too_long
+    for epoch in (0, 2):
+        texts.epoch = of_files.epoch = epoch
+        assert_equal(list(texts), list(of_files))
+    assert_equal(texts.arrays(), of_files.arrays())
+    assert_equal(texts.description()["examples"], of_files.description()["examples"])
+    assert_equal(pickle.loads(pickle.dumps(of_files))[0], of_files[0])
+    with pytest.raises(ValueError, match=r"sources\[20\] \(''\) has no tokens"):
+        TranslationDataset(pairs, source, target, **arguments)
+    with pytest.raises(ValueError, match=r"pairs\[20\]: the source, document 20 of '.*', has no tokens; empty='drop'"):
+        TranslationDataset(files, source, target, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_length": 32},
+        {"max_length": 8, "too_long": "split", "batch_tokens": 64},
+        {"max_length": 8, "too_long": "truncate"},
+        {"max_length": 8, "too_long": "drop"},
+        {"whole_words": True, "shuffle": False},
+    ],
+)
+def test_token_files_give_a_masked_lm_the_batches_of_their_texts(arguments, tmp_path):
+    files = [token_file(tmp_path, texts, BERT, "skip") for texts in (SENTENCES[:15], SENTENCES[15:])]
+    texts, of_files = (MaskedLMDataset(t, BERT, multiple=8, **arguments) for t in (SENTENCES, files))
+    assert len(of_files.rows) == len(texts.rows) and of_files.num_too_long == texts.num_too_long
+    texts.epoch = of_files.epoch = 3
+    assert_equal(list(texts), list(of_files))
+    assert_equal(texts.arrays(), of_files.arrays())
+    assert_equal(
+        MaskedLMDataset(files[0], BERT, multiple=8, **arguments)[0],
+        MaskedLMDataset(SENTENCES[:15], BERT, multiple=8, **arguments)[0],
+    )
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    source, target = pair_of_files(tmp_path, PAIRS, SOURCE, TARGET)
+    few = token_file(tmp_path, SENTENCES[:9], TARGET)
+    skipped = token_file(tmp_path, SENTENCES, TARGET, "skip")
+    whole = token_file(tmp_path, SENTENCES, TARGET, "skip", sample_by="document")
+    blank = token_file(tmp_path, ["the cat", ""], BERT)
+    for pairs, message in (
+        ((source, few), r"pairs: the source file '.*' has 50 documents and the target file '.*' 9"),
+        (
+            (source, skipped),
+            "pairs: the target file .* must be written line by line with blank_lines='keep' or 'error'",
+        ),
+        ((source, whole), "sample_by='document'"),
+        ((target, source), "source_tokenizer .* must be the one that"),
+        ((source, source), "target_tokenizer .* must be the one that"),
+        ((source, SENTENCES), r"pairs\[1\] .* must be a TokenFile where others are"),
+        ((source, target, target), r"pairs \(3 of them\) must be 2 TokenFiles"),
+        (source, r"pairs \(1 of them\) must be 2 TokenFiles"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TranslationDataset(pairs, SOURCE, TARGET)
+    with pytest.raises(ValueError, match="empty .'keep'. must be one of 'error', 'drop'"):
+        translation(empty="keep")
+    with pytest.raises(ValueError, match=r"pairs \(2 of them\) all have an empty side"):
+        TranslationDataset([("a", ""), (" ", "b")], SOURCE, TARGET, empty="drop")
+    with pytest.raises(ValueError, match="tokenizer .* must be the one that"):
+        MaskedLMDataset(source, BERT)
+    with pytest.raises(ValueError, match=r"texts\[1\] has no tokens: .*blank_lines='skip'"):
+        MaskedLMDataset(blank, BERT)
+
+
+@pytest.mark.parametrize("largest", ["first", "last"])
+def test_a_model_that_cannot_read_files_says_so_before_it_looks_at_all_batches(largest, tmp_path, monkeypatch):
+    """The largest id, that of bos and eos aside, is found wherever it is."""
+    tokenizer = Tokenizer.train_words(SENTENCES, 100, **({} if largest == "first" else {"bos": "zz", "eos": "zz"}))
+    files = pair_of_files(tmp_path, [(text, text) for text in SENTENCES], tokenizer, tokenizer)
+    dataset = TranslationDataset(files, tokenizer, tokenizer, batch_size=4)
+    size = max(int(dataset.sources[i].max()) for i in range(50))
+    model = kerasllm.TransformerTranslator(size, tokenizer.vocabulary_size, **TRANSLATOR)
+    model.compile("sgd", TokenCrossentropy())
+    made = []
+    plain_batch = dataset.plain_batch
+    monkeypatch.setattr(dataset, "plain_batch", lambda *given: made.append(given) or plain_batch(*given))
+    with pytest.raises(ValueError, match=rf"source_token_ids\[\d+, \d+\] \({size}\)"):
+        model.fit(dataset, verbose=0)
+    assert len(made) <= 2
+    short = kerasllm.TransformerTranslator(100, 100, **(TRANSLATOR | {"max_sequence_length": 8}))
+    short.compile("sgd", TokenCrossentropy())
+    with pytest.raises(ValueError, match="max_sequence_length"):
+        short.fit(dataset, verbose=0)
+
+
+def test_where_the_largest_id_is_cut_off_all_batches_are_looked_at(tmp_path):
+    tokens = Tokenizer.train_words(["the cat a dog zebra"], 20)
+    files = pair_of_files(tmp_path, [("the cat", "the cat " * 9 + "zebra"), ("a dog", "the")], tokens, tokens)
+    cut = TranslationDataset(files, tokens, tokens, max_length=8, too_long="truncate", batch_size=1)
+    assert tokens.token_to_id("zebra") == files[1].ids.max() and len(list(cut.batches_ahead())) == 2
+    assert cut.targets.holders_of_largest() is None
+
+
+def test_fit_learns_from_a_pair_of_files(tmp_path):
+    files = pair_of_files(tmp_path, PAIRS, SOURCE, TARGET)
+    dataset = TranslationDataset(files, SOURCE, TARGET, batch_tokens=100)
+    model = translator()
+    model.fit(dataset, epochs=2, verbose=0)
+    expected = translator()
+    expected.fit(translation(batch_size=None, batch_tokens=100), epochs=2, verbose=0)
+    for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class Entries:
+    """A length and entries, and no end but the length."""
+
+    def __init__(self, entries):
+        self.entries = entries
+
+    def __len__(self):
+        return len(self.entries)
+
+    def __getitem__(self, index):
+        return self.entries[index % len(self.entries)]
+
+
+@pytest.mark.parametrize("read", [Entries, iter, tuple, lambda x: (entry for entry in x)])
+def test_texts_may_come_one_after_the_other(read, monkeypatch):
+    monkeypatch.setattr(training_datasets, "CHUNK", 50)
+    assert_equal(list(TranslationDataset(read(PAIRS), SOURCE, TARGET, batch_size=8)), list(translation()))
+    assert_equal(list(MaskedLMDataset(read(SENTENCES), BERT, batch_size=8, multiple=16)), list(masked()))
+    ids = [BERT.encode(text, special_tokens=False) for text in SENTENCES]
+    assert_equal(list(MaskedLMDataset(read(ids), BERT, batch_size=8, multiple=16)), list(masked()))
+    given = {"batch_size": 4, "sequence_length": 16}
+    assert_equal(list(LanguageModelDataset(read(SENTENCES), GPT, **given)), list(language_model()))
+
+
+def test_strings_of_a_generator_are_not_held(monkeypatch):
+    class Text(str):
+        __slots__ = ("__weakref__",)
+
+    monkeypatch.setattr(training_datasets, "CHUNK", 50)
+    alive, most = weakref.WeakSet(), 0
+
+    def texts():
+        nonlocal most
+        for i in range(200):
+            text = Text(f"{SENTENCES[i % 50]} {i}")
+            alive.add(text)
+            most = max(most, len(alive))
+            yield text
+            del text
+
+    assert len(MaskedLMDataset(texts(), BERT).rows) == 200 and most < 60
+
+
 # Lengths
 
 
@@ -516,6 +705,9 @@ NO_EOS = Tokenizer.train_words(SENTENCES, 100, bos=None, eos=None)
         (lambda: TranslationDataset(PAIRS, SOURCE, NO_EOS), "target_tokenizer .* must have a token for bos"),
         (lambda: translation(too_long="ignore"), "too_long .'ignore'. must be one of"),
         (lambda: translation(max_length=1, too_long="drop"), "all have more than 1 tokens"),
+        (lambda: MaskedLMDataset(["a", [3]], BERT), r"texts\[1\] .* must be a string where others are"),
+        (lambda: MaskedLMDataset([[3], "a"], BERT), r"texts\[1\] .* must be token ids where others are"),
+        (lambda: MaskedLMDataset(iter(()), BERT), "texts must not be empty"),
         (lambda: MaskedLMDataset("a text", BERT), "texts .'a text'. must be a sequence"),
         (lambda: LanguageModelDataset({"input_ids": [[1]]}, GPT), "documents .{'input_ids'.* must be a sequence"),
         (lambda: TranslationDataset(dict(PAIRS), SOURCE, TARGET), "pairs .* must be a sequence"),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, is_whole, read_path, shown
+from kerasllm.arguments import check_boolean, check_choice, is_whole, read_path, shown
 from kerasllm.json_files import read_json
-from kerasllm.text.corpora import find_files, read_documents
+from kerasllm.text.corpora import BLANK_LINES, check_encoding, find_files, read_documents
 from kerasllm.writing import held, replacing
 
 FORMAT, VERSION = "kerasllm tokens", 1
@@ -36,6 +36,12 @@ class TokenFile:
     the place where each document begins, and where the last ends, (D + 1,) uint64; `manifest.json` the rest.
 
     A sequence: `tokens[i]` are the ids of document i, int32, without bos and eos.
+
+    Parallel text is a file of each side, whose lines are kept together by `blank_lines`:
+
+        source = TokenFile.write("train.en.tokens", "train.en", english, blank_lines="keep")
+        target = TokenFile.write("train.de.tokens", "train.de", german, blank_lines="keep")
+        dataset = TranslationDataset((source, target), english, german)
 
     Args:
         folder: path.
@@ -94,6 +100,12 @@ class TokenFile:
         return self.ids[start + (self.manifest["bos_id"] is not None) : end - self._ends_with_eos].astype("int32")
 
     @property
+    def lengths(self):
+        """How many ids each document has without bos and eos: (D,) int32, made anew each time."""
+        around = (self.manifest["bos_id"] is not None) + self._ends_with_eos
+        return (np.diff(self.starts) - np.uint64(around)).astype("int32")
+
+    @property
     def share_ends(self):
         """Whether bos and eos are one token, which ends a document and begins the next."""
         bos, eos = self.manifest["bos_id"], self.manifest["eos_id"]
@@ -119,6 +131,7 @@ class TokenFile:
         encoding="utf-8",
         overwrite=False,
         progress=None,
+        blank_lines="skip",
     ):
         """Tokenize a corpus on all cores, in memory that does not grow with it.
 
@@ -135,6 +148,9 @@ class TokenFile:
             overwrite: whether it takes the place of another `folder`.
             progress: function (bytes read, bytes of all files, documents, tokens), called now and then and at the end.
                 Of a file that is being read the bytes are guessed from its characters.
+            blank_lines: what a line of spaces, or of nothing, is where lines are documents: "skip", none; "keep", a
+                document without ids, as is a line of which the tokenizer leaves none; "error" names the file and the
+                line. Both of the latter keep parallel text together, whose files may then have any ending.
 
         Returns:
             The `TokenFile`.
@@ -149,7 +165,7 @@ class TokenFile:
         folder = Path(read_path("folder", folder))
         if os.path.lexists(folder) and not overwrite:
             raise ValueError(f"folder ({str(folder)!r}) is there already; overwrite=True replaces it.")
-        corpus = Corpus.of(sources, sample_by, field, encoding)
+        corpus = Corpus.of(sources, sample_by, field, encoding, blank_lines)
         with _partial(folder) as place:
             writer = Writer(place, tokenizer, corpus)
             try:
@@ -202,10 +218,14 @@ class Corpus:
     sample_by: str
     field: str
     encoding: str
+    blank_lines: str
 
     @classmethod
     def of(cls, sources, *how):
-        return cls(find_files(sources), *how)
+        *_, encoding, blank_lines = how
+        check_encoding(encoding)
+        check_choice("blank_lines", blank_lines, BLANK_LINES)
+        return cls(find_files(sources, any_ending=blank_lines != "skip"), *how)
 
     def listed(self):
         """Of each file what tells it from what it was when another writer read it."""
@@ -213,7 +233,7 @@ class Corpus:
 
     def settings(self):
         """How documents are found."""
-        return {"sample_by": self.sample_by, "field": self.field, "encoding": self.encoding}
+        return {name: getattr(self, name) for name in ("sample_by", "field", "encoding", "blank_lines")}
 
     def chunks(self, num_files, num_documents):
         """Lists of documents of `CHUNK` characters or a little more.
@@ -227,7 +247,7 @@ class Corpus:
         """
         chunk, size = [], 0
         for number, path in enumerate(self.files[num_files:], num_files):
-            documents = read_documents(path, self.sample_by, self.field, self.encoding)
+            documents = read_documents(path, **self.settings())
             for count, document in enumerate(documents, 1):
                 if number == num_files and count <= num_documents:
                     continue
@@ -288,6 +308,7 @@ class Writer:
         """Begin, or go on where another has been interrupted; a file that has changed since is read anew."""
         if (self.folder / PROGRESS).exists():
             job, noted = (read_json(self.folder / name) for name in (JOB, PROGRESS))
+            job.setdefault("blank_lines", BLANK_LINES[0])  # as it was before there was a choice
             self.done, self.before_file = noted["done"], noted["before_file"]
             ended = slice(self.done["files"])
             for name, value in (*self.settings.items(), ("files", self.files[ended])):
@@ -326,7 +347,8 @@ class Writer:
 
     def _encoded(self, documents):
         try:
-            rows = self.tokenizer.encode_batch([text for _, text in documents], special_tokens=False)
+            rows = iter(self.tokenizer.encode_batch([text for _, text in documents if text], special_tokens=False))
+            rows = [next(rows) if text else [] for _, text in documents]
         except ValueError:
             for place, text in documents:
                 try:
@@ -335,7 +357,7 @@ class Writer:
                     raise ValueError(f"{place}: {error}") from error
             raise
         for (place, text), row in zip(documents, rows, strict=True):
-            if not row:
+            if not row and self.corpus.blank_lines != "keep":
                 raise ValueError(f"{place} ({shown(text)}) has no tokens.")
         return rows
 
@@ -349,7 +371,7 @@ class Writer:
                 row.append(self.eos)
             array = np.array(row, self.dtype)
             ids.write(array)
-            if (largest := int(array.max())) > self.done["largest"]:
+            if (largest := int(array.max(initial=0))) > self.done["largest"] and row:
                 self.done |= {"largest": largest, "largest_at": self.done["num_tokens"] + int(array.argmax())}
             self.done["num_tokens"] += len(array)
         starts.write(np.array(places, "<u8"))

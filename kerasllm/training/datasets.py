@@ -3,6 +3,11 @@
 All are `keras.utils.PyDataset`s that tokenize once, when they are made, and draw a batch by `(seed, epoch,
 index)` alone. The batches are cheap, so one worker does.
 
+Texts are an iterable of strings, or of token ids: a list, a generator, or anything with a length and entries. It is
+read once, from its beginning to its end, and what is held of it are token ids; strings are encoded some at a time, and
+those of a generator are not held. Those of a `TokenFile` stay in it: what is held of them are their lengths. (The
+datasets of labelled texts hold texts and labels in lists while they are made.)
+
 Habits of Keras's `fit`: it shuffles the order of batches once more, with Python's `random`, unless it is given
 `shuffle=False` (the datasets shuffle by themselves); that of kerasllm's models does so only with `shuffle=True`. With
 `steps_per_epoch` it goes on in the middle of a dataset whose order has changed with the epoch, so that some batches
@@ -16,10 +21,19 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate, check_seed, read_sequence, shown
-from kerasllm.text import batches
+from kerasllm.arguments import (
+    check_boolean,
+    check_choice,
+    check_positive,
+    check_rate,
+    check_seed,
+    check_sequence,
+    shown,
+)
+from kerasllm.text import batches, tokenizer_json
 from kerasllm.text.limits import as_array
 from kerasllm.text.token_files import CHUNK
+from kerasllm.training.file_rows import FileRows, check_parallel, is_of_files, read_files
 
 
 class BucketedDataset(keras.utils.PyDataset):
@@ -82,8 +96,20 @@ class BucketedDataset(keras.utils.PyDataset):
 
     def batches_ahead(self):
         """The indices of examples and their `plain_batch`, of all that may break a model's limits."""
-        for indices, widths in self._plan:
+        for indices, widths in self.plan_ahead():
             yield indices, self.plain_batch(indices, widths)
+
+    def plan_ahead(self):
+        """The batches, (indices, widths), that are checked ahead of `fit`: those of this epoch."""
+        return self._plan
+
+    def plan_of_largest(self, *sides):
+        """As `plan_ahead`: of rows in files the widest batch and those with the largest ids, which stand for all."""
+        largest = [side.holders_of_largest() if isinstance(side, FileRows) else None for side in sides]
+        if None in largest:
+            return self._plan
+        indices = np.unique(np.concatenate(largest))
+        return [self._plan[0], (indices, tuple(self.lengths[indices].reshape(len(indices), -1).max(axis=0)))]
 
     @property
     def epoch(self):
@@ -222,15 +248,22 @@ class TranslationDataset(BucketedDataset):
         dataset = TranslationDataset([("Go.", "Ve."), ...], english, spanish, batch_size=64, max_length=32)
         model.fit(dataset, epochs=5)
 
+        files = TokenFile("train.en.tokens"), TokenFile("train.es.tokens")  # written with blank_lines="keep"
+        dataset = TranslationDataset(files, english, spanish, batch_tokens=4096, empty="drop")
+
     Args:
-        pairs: sequence of (source, target). Sources are strings, or token ids as `source_tokenizer.encode`
-            gives them; targets are strings, or token ids without bos and eos.
+        pairs: iterable of (source, target). Sources are strings, or token ids as `source_tokenizer.encode`
+            gives them; targets are strings, or token ids without bos and eos. Or a pair of `TokenFile`s, written
+            with these tokenizers from the lines of parallel text: document i of the one is the translation of document
+            i of the other. The batches are those of their texts.
         source_tokenizer, target_tokenizer: the target's needs bos and eos.
         start_token_id: `start_token_id` of a model from elsewhere (Marian, BART, T5), in place of bos. Then special
             tokens that the tokenizer adds to a target are part of it, as in their training.
         max_length: the most tokens of a source, and of a target with its bos.
         too_long: what is done with longer pairs: "error" raises, "drop" leaves them out, "truncate" cuts
             them; `num_too_long` counts them.
+        empty: what is done with pairs of which a side is blank or has no tokens: "error", or "drop" leaves them out;
+            `num_empty` counts them.
         batch_size, batch_tokens, multiple, seed, shuffle, **kwargs: see `BucketedDataset`; 64 pairs by default.
     """
 
@@ -249,6 +282,7 @@ class TranslationDataset(BucketedDataset):
         shuffle=True,
         start_token_id=None,
         batch_tokens=None,
+        empty="error",
         **kwargs,
     ):
         check_positive("max_length", max_length)
@@ -259,30 +293,29 @@ class TranslationDataset(BucketedDataset):
         for role in ("bos", "eos") if start_token_id is None else ("eos",):
             if role not in target_tokenizer.roles:
                 raise ValueError(f"target_tokenizer ({target_tokenizer}) must have a token for {role}.")
-        pairs = read_sequence("pairs", pairs)
-        for index, pair in enumerate(pairs):
-            if not isinstance(pair, Sequence | np.ndarray) or isinstance(pair, str | bytes) or len(pair) != 2:
-                raise ValueError(f"pairs[{index}] ({shown(pair)}) must be a (source, target).")
-        sources = tokenize([source for source, _ in pairs], source_tokenizer, "sources", special_tokens=True)
-        start, end = target_tokenizer.bos_id if start_token_id is None else start_token_id, target_tokenizer.eos_id
-        targets = tokenize(
-            [target for _, target in pairs], target_tokenizer, "targets", special_tokens=start_token_id is not None
-        )
-        if start_token_id is not None:
-            targets = [batches.stripped(row, start, [end]) for row in targets]
         check_choice("too_long", too_long, ("error", "drop", "truncate"))
-        longest = np.maximum([len(row) for row in sources], [len(row) + 1 for row in targets])
-        keep = fitting(longest, max_length, too_long, "pairs")
+        check_choice("empty", empty, ("error", "drop"))
+        self.start = target_tokenizer.bos_id if start_token_id is None else start_token_id
+        self.end = target_tokenizer.eos_id
+        tokenizers = {"source_tokenizer": source_tokenizer, "target_tokenizer": target_tokenizer}
+        read = pairs_of_files if is_of_files(pairs) else pairs_of_texts
+        kept, lengths, is_empty = read(pairs, tokenizers, start_token_id, max_length, empty)
+        self.num_empty = int(is_empty.sum())
+        longest = np.where(is_empty, 0, lengths.max(axis=1))
         self.num_too_long = int((longest > max_length).sum())
-        self.sources = [sources[i][:max_length] for i in keep]
-        self.target_inputs, self.labels = batches.shift([targets[i][: max_length - 1] for i in keep], start, end)
-        lengths = [(len(s), len(t)) for s, t in zip(self.sources, self.target_inputs, strict=True)]
-        super().__init__(np.array(lengths), batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
+        keep = fitting(longest, max_length, too_long, "pairs")
+        keep = keep[~is_empty[keep]]
+        if not len(keep):
+            raise ValueError(f"pairs ({len(longest)} of them) all have an empty side, or are too long.")
+        self.sources, self.targets = kept(keep)
+        lengths = np.minimum(lengths[keep], max_length)
+        super().__init__(lengths, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
         source_token_ids, source_padding_mask = batches.pad([self.sources[i] for i in indices], widths[0])
-        target_token_ids, target_padding_mask = batches.pad([self.target_inputs[i] for i in indices], widths[1])
-        labels, _ = batches.pad([self.labels[i] for i in indices], widths[1], value=batches.IGNORED)
+        target_inputs, labels = batches.shift([self.targets[i] for i in indices], self.start, self.end)
+        target_token_ids, target_padding_mask = batches.pad(target_inputs, widths[1])
+        labels, _ = batches.pad(labels, widths[1], value=batches.IGNORED)
         inputs = {
             "source_token_ids": source_token_ids,
             "source_padding_mask": source_padding_mask,
@@ -290,6 +323,9 @@ class TranslationDataset(BucketedDataset):
             "target_padding_mask": target_padding_mask,
         }
         return inputs, labels
+
+    def plan_ahead(self):
+        return self.plan_of_largest(self.sources, self.targets)
 
 
 class MaskedLMDataset(BucketedDataset):
@@ -299,7 +335,8 @@ class MaskedLMDataset(BucketedDataset):
     and `masked_positions` (B, P); the labels (B, P) are the true ids there, -1 where a row has fewer.
 
     Args:
-        texts: sequence of strings, or of token ids; [CLS] and [SEP] are put round each.
+        texts: iterable of strings, or of token ids; or a `TokenFile`, or a sequence of those, written with this
+            tokenizer. [CLS] and [SEP] are put round each.
         tokenizer: needs cls, sep and mask. Special tokens are neither masked nor drawn as random tokens.
         max_length: the most tokens of a row, [CLS] and [SEP] included.
         too_long: what is done with longer texts: "error" raises, "drop" leaves them out, "truncate" cuts
@@ -337,19 +374,29 @@ class MaskedLMDataset(BucketedDataset):
                 raise ValueError(f"tokenizer ({tokenizer}) must have a token for {role}.")
         space = max_length - 2
         check_positive("max_length - 2", space)
-        rows = tokenize(texts, tokenizer, "texts")
-        sizes = np.array([len(row) for row in rows])
-        rows = [rows[i] for i in fitting(sizes, space, too_long, "texts")]
+        files = read_files("texts", texts, ["tokenizer"], [tokenizer]) if is_of_files(texts) else None
+        rows = tokenize(texts, tokenizer, "texts") if files is None else None
+        sizes = np.array([len(row) for row in rows]) if files is None else np.concatenate([f.lengths for f in files])
+        for index in np.flatnonzero(sizes == 0)[:1]:
+            raise ValueError(f"texts[{index}] has no tokens: write TokenFiles for this with blank_lines='skip'.")
+        keep = fitting(sizes, space, too_long, "texts")
         self.num_too_long = int((sizes > space).sum())
-        step = space if too_long == "split" else sizes.max()
-        rows = [row[i : i + step][:space] for row in rows for i in range(0, len(row), step)]
-        self.rows = [np.array([tokenizer.cls_id, *row, tokenizer.sep_id], "int32") for row in rows]
+        # Each text has rows that start at multiples of `space`, one where it is not split.
+        counts = -(-sizes[keep] // space) if too_long == "split" else np.ones(len(keep), int)
+        documents = np.repeat(keep, counts)
+        starts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * space
+        lengths = np.minimum(sizes[documents] - starts, space) + 2
+        cls_id, sep_id = tokenizer.cls_id, tokenizer.sep_id
+        if files is None:
+            parts = ((rows[d], s) for d, s in zip(documents, starts, strict=True))
+            self.rows = [np.array([cls_id, *row[s : s + space], sep_id], "int32") for row, s in parts]
+        else:
+            self.rows = FileRows(files, documents, [cls_id], [sep_id], starts, space)
         self.mask_id = tokenizer.mask_id
         self.rate, self.segments = rate, segments
         self.ordinary = np.ones(tokenizer.vocabulary_size, dtype=bool)
         self.ordinary[tokenizer.special_ids] = False
         self.word_starts = tokenizer.word_starts if whole_words else None
-        lengths = np.array([len(row) for row in self.rows])
         super().__init__(lengths, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
@@ -382,33 +429,145 @@ class MaskedLMDataset(BucketedDataset):
             del inputs["segment_ids"]
         return inputs | {"masked_positions": token_ids[:, :1] * 0}, token_ids.max(axis=1, keepdims=True)
 
+    def plan_ahead(self):
+        return self.plan_of_largest(self.rows)
+
+
+def pairs_of_texts(pairs, tokenizers, start_token_id, max_length, empty):
+    """The rows of (source, target)s, read one after the other.
+
+    Args:
+        tokenizers: dict of their arguments' names -> the source's and the target's.
+        start_token_id, max_length, empty: as for `TranslationDataset`.
+
+    Returns:
+        A function (indices (n,)) -> the sources and the targets of these pairs, no row longer than it may be; the
+        lengths of all pairs (N, 2), the target's with its start; and which have an empty side, (N,) bool.
+    """
+    source, target = tokenizers.values()
+    sources = Rows(source, "sources", special_tokens=True, blank_is_empty=True)
+    targets = Rows(target, "targets", special_tokens=start_token_id is not None, blank_is_empty=True)
+    for index, pair in enumerate(iterated("pairs", pairs)):
+        if not isinstance(pair, Sequence | np.ndarray) or isinstance(pair, str | bytes) or len(pair) != 2:
+            raise ValueError(f"pairs[{index}] ({shown(pair)}) must be a (source, target).")
+        for side, text in zip((sources, targets), pair, strict=True):
+            side.add(text)
+    rows = [side.read(empty) for side in (sources, targets)]
+    if start_token_id is not None:
+        rows[1] = [batches.stripped(row, start_token_id, [target.eos_id]) for row in rows[1]]
+        rows[1] = [np.array(row, "int32") for row in rows[1]]
+    lengths = np.array([(len(a), len(b) + 1) for a, b in zip(*rows, strict=True)])
+    is_empty = np.zeros(len(lengths), bool)
+    is_empty[[*sources.empty, *targets.empty]] = True
+
+    def kept(keep):
+        return [rows[0][i][:max_length] for i in keep], [rows[1][i][: max_length - 1] for i in keep]
+
+    return kept, lengths, is_empty
+
+
+def pairs_of_files(pairs, tokenizers, start_token_id, max_length, empty):
+    """As `pairs_of_texts`, of two `TokenFile`s, whose rows stay in them."""
+    files = read_files("pairs", pairs, list(tokenizers), list(tokenizers.values()))
+    check_parallel(*files)
+    # What tokenizers put round a text is not in the files, but bos and eos, which a `TokenFile` leaves out.
+    around = [tokenizer_json.ends(tokenizer.backend)[:2] for tokenizer in tokenizers.values()]
+    if start_token_id is None:
+        around[1] = [], []
+    else:
+        before, after = around[1]
+        end = tokenizers["target_tokenizer"].eos_id
+        around[1] = before[before[:1] == [start_token_id] :], after[:-1] if after[-1:] == [end] else after
+    sizes = np.stack([file.lengths for file in files], axis=1)  # (N, 2)
+    is_empty = (sizes == 0).any(axis=1)
+    for index in np.flatnonzero(is_empty)[:1] if empty == "error" else ():
+        side, file = ("source", files[0]) if sizes[index, 0] == 0 else ("target", files[1])
+        raise ValueError(
+            f"pairs[{index}]: the {side}, document {index} of {str(file.folder)!r}, has no tokens; empty='drop' leaves "
+            "such pairs out."
+        )
+    sizes += np.array([sum(map(len, ends)) for ends in around], sizes.dtype) + np.array([0, 1], sizes.dtype)
+
+    def kept(keep):
+        limits = max_length, max_length - 1
+        return [FileRows([f], keep, *a, longest=n) for f, a, n in zip(files, around, limits, strict=True)]
+
+    return kept, sizes, is_empty
+
 
 def tokenize(texts, tokenizer, name, special_tokens=False):
-    """Token ids (int32 arrays) of strings; token ids are checked against the vocabulary and kept."""
-    texts = read_sequence(name, texts)
-    if not texts:
-        raise ValueError(f"{name} must not be empty.")
-    if any(isinstance(text, str) for text in texts):
-        other = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if other is not None:
-            raise ValueError(f"{name}[{other}] ({shown(texts[other])}) must be a string where others are.")
-        rows, start, size = [], 0, 0
-        for end, text in enumerate(texts, 1):
-            size += len(text)
-            if size >= CHUNK or end == len(texts):  # lists of Python's numbers are large
-                part = tokenizer.encode_batch(texts[start:end], special_tokens=special_tokens)
-                rows += [np.asarray(row, dtype="int32") for row in part]
-                start, size = end, 0
-    else:
-        for index, row in enumerate(texts):
-            if as_array(f"{name}[{index}]", row).ndim != 1:
-                raise ValueError(f"{name}[{index}] ({shown(row)}) must be a string or a flat list of token ids.")
-            batches.check_ids(row, tokenizer.vocabulary_size, f"{name}[{index}]")
-        rows = texts
-    for index, row in enumerate(rows):
-        if len(row) == 0:
-            raise ValueError(f"{name}[{index}] ({shown(texts[index])}) has no tokens.")
-    return [np.asarray(row, dtype="int32") for row in rows]
+    """Token ids (int32 arrays) of strings; token ids are checked against the vocabulary and kept.
+
+    Args:
+        texts: iterable of either, which is read once.
+        tokenizer: a `kerasllm.Tokenizer`.
+        name: of the argument, for errors.
+        special_tokens: whether those of the tokenizer are put round strings.
+    """
+    rows = Rows(tokenizer, name, special_tokens)
+    for text in iterated(name, texts):
+        rows.add(text)
+    return rows.read()
+
+
+class Rows:
+    """Token ids of texts that come one after the other: strings are encoded some at a time, and not held."""
+
+    def __init__(self, tokenizer, name, special_tokens=False, blank_is_empty=False):
+        self.tokenizer, self.name, self.special_tokens = tokenizer, name, special_tokens
+        self.blank_is_empty = blank_is_empty
+        self.rows, self.empty = [], {}  # and the place of each text that has no tokens -> it
+        self.waiting, self.size, self.of_strings = [], 0, None
+
+    def add(self, text):
+        """Take a string, or its token ids where those before it were ids."""
+        place = len(self.rows) + len(self.waiting)
+        self.of_strings = isinstance(text, str) if self.of_strings is None else self.of_strings
+        if self.of_strings != isinstance(text, str):
+            kind = "a string" if self.of_strings else "token ids"
+            raise ValueError(f"{self.name}[{place}] ({shown(text)}) must be {kind} where others are.")
+        if self.of_strings:
+            self.waiting.append(text)
+            self.size += len(text)
+            if self.size >= CHUNK:
+                self._encode()
+            return
+        if as_array(f"{self.name}[{place}]", text).ndim != 1:
+            raise ValueError(f"{self.name}[{place}] ({shown(text)}) must be a string or a flat list of token ids.")
+        batches.check_ids(text, self.tokenizer.vocabulary_size, f"{self.name}[{place}]")
+        if len(text) == 0:
+            self.empty[place] = text
+        self.rows.append(np.asarray(text, dtype="int32"))
+
+    def _encode(self):
+        rows = self.tokenizer.encode_batch(self.waiting, special_tokens=self.special_tokens)
+        for text, row in zip(self.waiting, rows, strict=True):
+            if len(row) == 0 or self.blank_is_empty and not text.strip():
+                self.empty[len(self.rows)] = text
+            self.rows.append(np.asarray(row, dtype="int32"))
+        self.waiting, self.size = [], 0
+
+    def read(self, empty="error"):
+        """All rows: a list of (T,) int32. Of texts without tokens the first is named, unless `empty` is "drop"."""
+        if self.waiting:
+            self._encode()
+        if not self.rows:
+            raise ValueError(f"{self.name} must not be empty.")
+        for place, text in self.empty.items() if empty == "error" else ():
+            raise ValueError(f"{self.name}[{place}] ({shown(text)}) has no tokens.")
+        return self.rows
+
+
+def iterated(name, values):
+    """An iterator over an argument; what has a length and entries, and does not say how to iterate, ends at its length.
+
+    Raises:
+        ValueError: it is a string, a mapping, a set, or no iterable.
+    """
+    check_sequence(name, values)
+    if not hasattr(values, "__iter__") and hasattr(values, "__len__"):
+        return (values[index] for index in range(len(values)))
+    return iter(values)
 
 
 def check_batch_tokens(batch_tokens, batch_size, lengths):
