@@ -12,6 +12,7 @@ import pytest
 
 import kerasllm
 from kerasllm import GPT as GPTModel
+from kerasllm.datasets import parallel
 from kerasllm.text.token_files import TokenFile
 from kerasllm.text.tokenizers import Tokenizer
 from kerasllm.training import Perplexity, TokenCrossentropy
@@ -379,6 +380,20 @@ def test_a_pair_of_files_gives_the_batches_of_its_texts(source, target, argument
         TranslationDataset(pairs, source, target, **arguments)
     with pytest.raises(ValueError, match=r"pairs\[20\]: the source, document 20 of '.*', has no tokens; empty='drop'"):
         TranslationDataset(files, source, target, **arguments)
+
+
+def test_parallel_text_gives_the_same_batches_as_strings_and_as_files(tmp_path, capsys):
+    source = "\ufeffthe cat\r\na\u2028dog \r\n\r\n it was\n\nthe\x85 log\n"
+    target = "THE CAT\n A DOG\nNOT\n \t\r\n\nTHE LOG"
+    paths = tmp_path / "train.en", tmp_path / "train.de"
+    files = []
+    for path, text, tokenizer in zip(paths, (source, target), (SOURCE, TARGET), strict=True):
+        path.write_bytes(text.encode())
+        files.append(TokenFile.write(path.with_suffix(".tokens" + path.suffix), path, tokenizer, blank_lines="keep"))
+    texts = TranslationDataset(parallel(*paths, empty="drop"), SOURCE, TARGET)
+    of_files = TranslationDataset(files, SOURCE, TARGET, empty="drop")
+    assert_equal(list(texts), list(of_files))
+    assert len(texts.sources) == 3 and of_files.num_empty == 3
 
 
 @pytest.mark.parametrize(
