@@ -73,6 +73,18 @@ CONSTRUCTORS = {
     "unknown size": (lambda: BERT.from_size("huge", vocabulary_size=9), "size ('huge')", "'tiny'"),
     "unknown cell": (lambda: LSTMTranslator(9, 9, cell="rnn"), "cell ('rnn')", "'lstm'"),
     "unknown attention": (lambda: LSTMTranslator(9, 9, attention="luong"), "attention ('luong')", "'additive'"),
+    "input feeding without attention": (
+        lambda: LSTMTranslator(9, 9, attention=None, input_feeding=True),
+        "input_feeding (True)",
+        "attention (None)",
+        "'additive'",
+    ),
+    "one table for two vocabularies": (
+        lambda: LSTMTranslator(9, 8, share_embeddings=True),
+        "share_embeddings (True)",
+        "source_vocabulary_size (9)",
+        "target_vocabulary_size (8)",
+    ),
     "dot products of unequal widths": (
         lambda: LSTMTranslator(9, 9, attention="dot"),
         "attention ('dot')",

@@ -25,6 +25,10 @@ MODELS = {
     "gru": lambda: LSTMTranslator(V, V, 1, 16, attention="dot", bidirectional=False, cell="gru"),
     "general": lambda: LSTMTranslator(V, V, 1, 16, attention="general", tie_embeddings=True),
     "simple": lambda: LSTMTranslator(V, V, 1, 16, attention=None, cell="simple"),
+    "fed": lambda: LSTMTranslator(V, V, 2, 16, tie_embeddings=True, share_embeddings=True, input_feeding=True),
+    "fed gru": lambda: LSTMTranslator(
+        V, V, 1, 16, attention="dot", bidirectional=False, cell="gru", share_embeddings=True, input_feeding=True
+    ),
     "penalties": lambda: TransformerTranslator(V, V, **TRANSFORMER, positions="rotary"),
     "summarizer": lambda: Summarizer(V, **TRANSFORMER, share=True),
     **{name: functools.partial(TransformerTranslator.from_preset, DATA / name) for name in ("marian", "bart", "t5")},
@@ -159,6 +163,8 @@ CASES = [
     pytest.param("gru", "litert", {"batch_size": 2, "max_length": 20}, marks=pytest.mark.slow),
     ("general", "litert", {"signatures": ["encode", "decode"], "max_length": 16}),
     pytest.param("simple", "litert", {"signatures": ["translate"], "max_length": 16}, marks=pytest.mark.slow),
+    ("fed", "litert", {"max_length": 16}),
+    ("fed gru", "tf_saved_model", {"signatures": ["forward", "translate", "translate_beams"]}),
     ("penalties", "litert", {"signatures": ["translate", "translate_beams"]}),
     pytest.param("summarizer", "tf_saved_model", {"signatures": ["translate_beams"]}, marks=pytest.mark.slow),
     ("bart", "tf_saved_model", {"signatures": ["translate_beams"]}),

@@ -93,6 +93,7 @@ def test_graphs_made_of_the_insides_of_our_models_are_saved_and_loaded():
     for model in (
         TransformerTranslator(V, V, **MODEL, share_embeddings=True),
         LSTMTranslator(V, V, hidden_dim=8, embedding_dim=4, tie_embeddings=True),
+        LSTMTranslator(V, V, hidden_dim=8, share_embeddings=True, input_feeding=True),
         Summarizer(V, **MODEL, share=True),
     ):
         check_user_model(keras.Model(model.input, softmax(model.output)), PAIRS, fit=False)

@@ -42,6 +42,7 @@ GEMMA = {
     "tie_embeddings": False,
 }
 SMALL = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "initializer_range": 0.3}
+SHARED = {"embedding_dim": 4, "tie_embeddings": True, "share_embeddings": True}
 LANGUAGE_MODELS = {
     "gpt": lambda **k: GPT(V, **SMALL, max_sequence_length=32, dropout=0.0, **k),
     "gemma": lambda **k: GPT(V, **SMALL, max_sequence_length=32, dropout=0.0, **GEMMA, **k),
@@ -56,6 +57,10 @@ TRANSLATORS = {
     ),
     "dot": lambda **k: LSTMTranslator(11, V, hidden_dim=8, attention="dot", bidirectional=False, **k),
     "none": lambda **k: LSTMTranslator(11, V, hidden_dim=8, attention=None, cell="simple", **k),
+    "fed": lambda **k: LSTMTranslator(11, V, num_layers=2, hidden_dim=8, dropout=0.0, input_feeding=True, **k),
+    "shared": lambda **k: LSTMTranslator(
+        V, V, hidden_dim=8, cell="gru", attention="general", dropout=0.0, **SHARED, input_feeding=True, **k
+    ),
     "transformer": lambda **k: TransformerTranslator(
         11, V, num_layers=1, num_heads=2, hidden_dim=8, max_sequence_length=32, dropout=0.0, **k
     ),
@@ -190,7 +195,10 @@ def test_language_models_are_causal(name):
     np.testing.assert_allclose(first[:, :3], second[:, :3], atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [LANGUAGE_MODELS["lstm"], TRANSLATORS["transformer"], LANGUAGE_MODELS["gemma"]])
+@pytest.mark.parametrize(
+    "make",
+    [LANGUAGE_MODELS["lstm"], TRANSLATORS["transformer"], TRANSLATORS["shared"], LANGUAGE_MODELS["gemma"]],
+)
 def test_a_preset_gives_the_model_back(make, tmp_path):
     model = make()
     model.save_to_preset(tmp_path / "preset")

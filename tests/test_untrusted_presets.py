@@ -444,7 +444,12 @@ WRONG = {
         "cell": ("x", None, []),
         "tie_embeddings": SWITCHES,
     },
-    "LSTMTranslator": {"bidirectional": SWITCHES, "attention": ("x", [], True), "target_vocabulary_size": COUNTS},
+    "LSTMTranslator": {
+        "bidirectional": SWITCHES,
+        "input_feeding": SWITCHES,
+        "attention": ("x", [], True),
+        "target_vocabulary_size": COUNTS,
+    },
     "TransformerTranslator": {
         "source_vocabulary_size": (*COUNTS, None),
         **dict.fromkeys(("num_decoder_layers", "num_decoder_heads", "decoder_intermediate_dim"), COUNTS),

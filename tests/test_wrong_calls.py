@@ -323,7 +323,8 @@ def all_calls(folder):
             kerasllm.LSTMTranslator,
             {"source_vocabulary_size": 9, "target_vocabulary_size": 9, "hidden_dim": 4},
             dict.fromkeys(("source_vocabulary_size", "target_vocabulary_size", "hidden_dim", "num_layers"), "count")
-            | {"dropout": "rate", "cell": "choice", "attention": "choice"},
+            | {"dropout": "rate", "cell": "choice", "attention": "choice"}
+            | dict.fromkeys(("share_embeddings", "input_feeding"), "flag"),
         ),
         (
             kerasllm.BERTEmbedder,

@@ -16,7 +16,7 @@ from kerasllm.backend.kernels import (
 )
 from kerasllm.backend.linear_crossentropy import Product, linear_crossentropy
 from kerasllm.backend.optimizers import adamw_class, muon_class
-from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, simple_rnn
+from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, scan, simple_rnn
 from kerasllm.backend.rematerialization import rematerialized
 
 extras.check_backend(name())
@@ -41,6 +41,7 @@ __all__ = [
     "not_folded",
     "product_with_table",
     "rematerialized",
+    "scan",
     "simple_rnn",
     "small_masked_scores",
     "token_crossentropy",

@@ -5,7 +5,7 @@ import contextvars
 import functools
 import sys
 
-from keras import ops
+from keras import ops, tree
 
 from kerasllm.backend.compilation import name
 
@@ -77,6 +77,56 @@ def simple_rnn(x, h, kernel, recurrent_kernel, bias, padding_mask=None, reverse=
 
 def _simple_step(x, recurrent, h):
     return (ops.tanh(x + recurrent),)
+
+
+def scan(step, carried, inputs, like):
+    """Walk `carried, output = step(carried, inputs at t)` over all t: a loop of any layers, with its gradient.
+
+    Args:
+        step: function of tensors that draws no random numbers.
+        carried: tuple of tensors (B, U), which each step replaces by others of their shapes and dtypes.
+        inputs: nest of tensors (B, T, ...), each (B, ...) at t.
+        like: a tensor (B, D) of an output's shape and dtype.
+
+    Returns:
+        What the last step carries, and the outputs (B, T, D).
+    """
+    inputs = tree.map_structure(lambda x: ops.swapaxes(x, 0, 1), inputs)
+    if name() == "torch" or (name() == "jax" and not _is_traced((carried, inputs))):
+        carried, outputs = _unrolled(step, carried, inputs)
+        return carried, ops.swapaxes(outputs, 0, 1)
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        batch_size = tf.shape(tree.flatten(inputs)[0])[1]
+        carried = tuple(tf.reshape(s, (batch_size, s.shape[1])) for s in carried)  # as in `_loop`
+
+    def body(before, inputs):
+        after, output = step(before, inputs)
+        if name() == "tensorflow":
+            for old, new in zip(before, after, strict=True):
+                new.set_shape(old.shape)
+        return after, (output,)
+
+    carried, (outputs,) = _scan(body, carried, inputs, (like,), reverse=False)
+    return carried, ops.swapaxes(outputs, 0, 1)
+
+
+def _is_traced(nest):
+    """Whether jax compiles or differentiates: else it would compile a scan anew at every call."""
+    import jax
+
+    return any(isinstance(x, jax.core.Tracer) for x in tree.flatten(nest))
+
+
+def _unrolled(step, carried, inputs):
+    """`_scan` as a plain loop."""
+    x, outputs = tree.flatten(inputs)[0], []
+    length, is_meta = x.shape[0], getattr(x, "is_meta", False)
+    for t in range(1 if is_meta else length):  # Keras asks torch for shapes with lengths that would take long.
+        carried, output = step(carried, tree.map_structure(lambda x, t=t: x[t], inputs))
+        outputs.append(output)
+    return carried, output.expand(length, *output.shape) if is_meta else ops.stack(outputs)
 
 
 _dense = contextvars.ContextVar("dense", default=False)
@@ -254,7 +304,7 @@ def _scan(body, carried, inputs, like, reverse):
         return jax.lax.scan(body, carried, inputs, reverse=reverse)
     import tensorflow as tf
 
-    length, dense = tf.shape(inputs[0])[0], _is_dense()
+    length, dense = tf.shape(tf.nest.flatten(inputs)[0])[0], _is_dense()
     if dense:
         outputs = [tf.zeros((length, *ops.shape(a)), a.dtype) for a in like]
         read, write = tf.gather, lambda output, t, a: ops.slice_update(output, (t, 0, 0), a[None])

@@ -3,10 +3,12 @@
 import keras
 from keras import ops
 
+from kerasllm import backend
 from kerasllm.arguments import check_boolean, check_choice, check_positive, check_rate
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.alignment import AdditiveAttention, DotAttention
 from kerasllm.layers.base import Layer, build_once, first_given, with_token_embedding
+from kerasllm.layers.masks import check_padding_mask
 from kerasllm.layers.recurrent import CELLS, Recurrent
 
 ATTENTIONS = ("additive", "dot", "general", None)
@@ -26,6 +28,7 @@ class RecurrentEncoder(Layer):
         cell: "lstm", "gru" or "simple".
         bidirectional: whether each layer walks in both directions, outputs and states concatenated.
         dropout: rate before each layer in training.
+        token_embedding: the token embeddings of another layer, to be shared. Default: its own.
 
     Call arguments:
         token_ids: (B, S) int.
@@ -44,15 +47,17 @@ class RecurrentEncoder(Layer):
         cell="lstm",
         bidirectional=True,
         dropout=0.0,
+        token_embedding=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout)
+        check_token_embedding(token_embedding, vocabulary_size, embedding_dim or hidden_dim)
         check_boolean("bidirectional", bidirectional)
         self.output_dim = hidden_dim * (2 if bidirectional else 1)
         self.embedding_dim = embedding_dim or hidden_dim
         policy = {"dtype": self.dtype_policy}
-        self.embedding = Embedding(
+        self.embedding = token_embedding or Embedding(
             vocabulary_size, self.embedding_dim, keras.initializers.RandomNormal(stddev=1.0), name="embedding", **policy
         )
         self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
@@ -68,7 +73,7 @@ class RecurrentEncoder(Layer):
 
     def build(self, token_ids_shape):
         """Build embeddings and layers for token ids (B, S)."""
-        self.embedding.build(token_ids_shape)
+        build_once(self.embedding, token_ids_shape)
         width = self.embedding_dim
         for directions in self.layers:
             for layer in directions:
@@ -89,6 +94,10 @@ class RecurrentEncoder(Layer):
             )
         return x, last_states
 
+    def get_config(self):
+        """The constructor's arguments, and while a model is saved the token embeddings."""
+        return with_token_embedding(super().get_config(), self.embedding)
+
 
 @keras.saving.register_keras_serializable("kerasllm")
 class RecurrentDecoder(Layer):
@@ -96,7 +105,10 @@ class RecurrentDecoder(Layer):
 
         outputs = layers(embed(token_ids)),   context = attention(outputs, memory),   tanh(W [context; outputs])
 
-    The context does not feed the recurrence, so that training walks a whole target with fused kernels.
+    The context does not feed the recurrence, so that training walks a whole target with fused kernels; unless
+    `input_feeding` says that it does, step by step (their section 3.3):
+
+        h_t = layers([embed(token_t); a_{t-1}], h_{t-1}),   a_t = tanh(W [attention(h_t, memory); h_t])
 
     Args:
         vocabulary_size: number of symbols V.
@@ -107,12 +119,14 @@ class RecurrentDecoder(Layer):
         attention: "additive" (Bahdanau et al. 2015), "dot", "general" (Luong et al. 2015) or None.
         tie_embeddings: whether the embeddings, transposed, are to be the output layer as well. Then the width D of the
             result is theirs, else `hidden_dim`; and they begin with standard deviation D ** -0.5, else 1.
-        dropout: rate before each layer and on the result in training.
+        dropout: rate before each layer and on the result in training; what is fed is the result.
         token_embedding: the token embeddings of another layer, to be shared. Default: its own.
+        input_feeding: whether the first layer reads the result of the step before, too. It needs an attention.
 
     Call arguments:
         token_ids: (B, T) int.
-        states: for each layer the list of its states (B, U). Default: zeros.
+        states: for each layer the list of its states (B, U), and with `input_feeding` perhaps one list more, of the
+            result of the step before (B, D). Default: zeros.
         padding_mask: (B, T), True or 1 = real. Default: what Keras's mask of the token ids says, or all real. Padding
             on the right changes nothing at the real tokens, so that it may be left out unless the last states matter.
         memory: (B, S, M), with attention.
@@ -120,7 +134,7 @@ class RecurrentDecoder(Layer):
         keys: (B, S, U), `attention.project(memory)`, which decoding computes once.
 
     Returns:
-        Hidden states (B, T, D), and the last states of each layer.
+        Hidden states (B, T, D), and the last states of each layer; with `input_feeding` a last list [a], (B, D).
     """
 
     def __init__(
@@ -134,14 +148,23 @@ class RecurrentDecoder(Layer):
         tie_embeddings=False,
         dropout=0.0,
         token_embedding=None,
+        input_feeding=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout)
         check_choice("attention", attention, ATTENTIONS)
         check_boolean("tie_embeddings", tie_embeddings)
+        check_boolean("input_feeding", input_feeding)
+        if input_feeding and attention is None:
+            raise ValueError(
+                "input_feeding (True) feeds what an attention gives: attention (None) must be 'additive', 'dot' or "
+                "'general'."
+            )
         self.hidden_dim, self.embedding_dim = hidden_dim, embedding_dim or hidden_dim
-        output_dim = self.embedding_dim if tie_embeddings else hidden_dim
+        self.input_feeding = input_feeding
+        self.output_dim = output_dim = self.embedding_dim if tie_embeddings else hidden_dim
+        check_token_embedding(token_embedding, vocabulary_size, self.embedding_dim)
         policy = {"dtype": self.dtype_policy}
         self.embedding = token_embedding or ReversibleEmbedding(
             vocabulary_size,
@@ -166,7 +189,7 @@ class RecurrentDecoder(Layer):
     def build(self, token_ids_shape, memory_shape=None):
         """Build the layers for token ids (B, T) and a memory (B, S, M)."""
         build_once(self.embedding, token_ids_shape)
-        width = self.embedding_dim
+        width = self.embedding_dim + (self.output_dim if self.input_feeding else 0)
         for layer in self.layers:
             layer.build((*token_ids_shape, width))
             width = self.hidden_dim
@@ -192,22 +215,95 @@ class RecurrentDecoder(Layer):
         """Decode; the arguments are in the class docstring."""
         padding_mask = first_given(padding_mask, mask, token_ids_mask)
         memory_padding_mask = first_given(memory_padding_mask, memory_mask)
-        x = self.embedding(token_ids)
+        x = self.dropout(self.embedding(token_ids), training=training)
+
+        if self.input_feeding and keys is None:
+            keys = self.attention.project(memory)
+
+        def attend(x):
+            context = self.attention(x, memory, padding_mask=memory_padding_mask, keys=keys)
+            return self.combine(ops.concatenate([context, x], axis=-1))
+
+        if self.input_feeding:
+            return self._walk_fed(x, states, padding_mask, attend, training)
         last_states = []
         for i, layer in enumerate(self.layers):
-            x = self.dropout(x, training=training)
+            x = self.dropout(x, training=training) if i else x
             x, state = layer(x, initial_state=states and states[i], padding_mask=padding_mask)
             last_states.append(state)
         if self.attention:
-            context = self.attention(x, memory, padding_mask=memory_padding_mask, keys=keys)
-            x = ops.concatenate([context, x], axis=-1)
-        if self.combine:
+            x = attend(x)
+        elif self.combine:
             x = self.combine(x)
         return self.dropout(x, training=training), last_states
+
+    def _walk_fed(self, x, states, padding_mask, attend, training):
+        """Step by step over embeddings x (B, T, E): what `call` returns with `input_feeding`."""
+        states = self.first_states(ops.shape(x)[0], states)
+        kernel = ops.convert_to_tensor(self.layers[0].cell.kernel)
+        kernel, fed_kernel = kernel[: self.embedding_dim], kernel[self.embedding_dim :]
+        # W [e; a] = W_e e + W_a a, the first for all steps at once.
+        inputs = {"x": ops.matmul(x, kernel), "dropout": self._dropout_masks(x, training), "is_real": []}
+        if padding_mask is not None:
+            check_padding_mask("padding_mask", padding_mask, x)
+            inputs["is_real"] = [ops.expand_dims(ops.cast(padding_mask, "bool"), -1)]
+
+        def step(carried, inputs):
+            before = keras.tree.pack_sequence_as(states, list(carried))
+            after = self._fed_step(inputs["x"], before, fed_kernel, inputs["dropout"], attend)
+            after = keras.tree.flatten(after)
+            result = after[-1]
+            for is_real in inputs["is_real"]:
+                result = ops.where(is_real, result, ops.zeros_like(result))
+                after = [ops.where(is_real, new, old) for new, old in zip(after, carried, strict=True)]
+            return tuple(after), result
+
+        carried = tuple(keras.tree.flatten(states))
+        if x.shape[1] == 1:  # A step of decoding needs no loop.
+            carried, result = step(carried, keras.tree.map_structure(lambda x: ops.squeeze(x, 1), inputs))
+            result = ops.expand_dims(result, 1)
+        else:
+            carried, result = backend.scan(step, carried, inputs, like=carried[-1])
+        return result, keras.tree.pack_sequence_as(states, list(carried))
+
+    def _fed_step(self, x, states, fed_kernel, dropout_masks, attend):
+        """The states after a step from x = W_e e (B, G) and the states before it; the last is what is fed."""
+        *states, [fed] = states
+        x, new = x + ops.matmul(fed, fed_kernel), []
+        *masks, last_mask = dropout_masks or [None] * len(states)
+        for layer, state, mask in zip(self.layers, states, [None, *masks], strict=True):
+            if new:
+                x = ops.matmul(_masked(x, mask), layer.cell.kernel)
+            x, state = layer.cell.step(x, state)
+            new.append(state)
+        result = ops.squeeze(attend(ops.expand_dims(x, 1)), 1)
+        return [*new, [_masked(result, last_mask)]]
+
+    def _dropout_masks(self, x, training):
+        """What dropout multiplies by after each layer but the last, and the result: [(B, T, U), ..., (B, T, D)], or [].
+
+        They are drawn for all steps at once, for a loop draws no random numbers.
+        """
+        if not (training and self.dropout.rate):
+            return []
+        widths = [self.hidden_dim] * (len(self.layers) - 1) + [self.output_dim]
+        return [self.dropout(ops.ones((*ops.shape(x)[:2], width), x.dtype), training=True) for width in widths]
+
+    def first_states(self, batch_size, states=None):
+        """The states that the first step reads: zeros (B, U), or those given, and what `input_feeding` feeds it."""
+        if states is None:
+            states = [layer.cell.get_initial_state(batch_size) for layer in self.layers]
+        if self.input_feeding and len(states) == len(self.layers):
+            states = [*states, [ops.zeros((batch_size, self.output_dim), self.compute_dtype)]]
+        return [list(state) for state in states]
 
     def get_config(self):
         """The constructor's arguments, and while a model is saved the token embeddings."""
         return with_token_embedding(super().get_config(), self.embedding)
+
+
+def _masked(x, dropout_mask):
+    return x if dropout_mask is None else x * dropout_mask
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -242,6 +338,18 @@ class Bridge(Layer):
             return states
         projections = iter(self.projections)
         return [[next(projections)(state) for state in layer] for layer in states]
+
+
+def check_token_embedding(token_embedding, vocabulary_size, embedding_dim):
+    """Raise `ValueError` unless a table to be shared has the sizes that the layer expects."""
+    if not isinstance(token_embedding, keras.layers.Embedding):
+        return
+    symbols, width = token_embedding.input_dim, token_embedding.output_dim
+    if (symbols, width) != (vocabulary_size, embedding_dim):
+        raise ValueError(
+            f"token_embedding has {symbols} symbols of width {width}: vocabulary_size ({vocabulary_size}) and "
+            f"embedding_dim ({embedding_dim}) must be the same."
+        )
 
 
 def check_sizes(vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout):

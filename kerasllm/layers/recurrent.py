@@ -12,8 +12,9 @@ from kerasllm.layers.masks import check_padding_mask
 class RecurrentCell(Layer):
     """The base of the cells: kernels in Keras's layout, and the zero state.
 
-    `call(x, states)` is one step; `walk` is the same step along a whole sequence, by the cell's `recurrence`,
-    the fast kernel of `kerasllm.backend`. The first of the states is the output.
+    `call(x, states)` is one step, and `step(W x, states)` what follows its first product. `walk` is the same along a
+    whole sequence, by the cell's `recurrence`, the fast kernel of `kerasllm.backend`. The first of the states is the
+    output.
     """
 
     num_gates = num_states = 1
@@ -40,6 +41,10 @@ class RecurrentCell(Layer):
         self.recurrent_kernel = self.add_weight(
             shape=(self.units, width), initializer=_orthogonal, name="recurrent_kernel"
         )
+
+    def call(self, x, states):
+        """One step."""
+        return self.step(ops.matmul(x, self.kernel), states)
 
     @method_of_graph
     def walk(self, x, states, padding_mask=None, reverse=False):
@@ -81,10 +86,10 @@ class SimpleRNNCell(RecurrentCell):
         super().build(x_shape)
         self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
 
-    def call(self, x, states):
-        """One step."""
+    def step(self, x, states):
+        """What follows the product x = W x_t (B, U)."""
         (h,) = states
-        h = ops.tanh(ops.matmul(x, self.kernel) + ops.matmul(h, self.recurrent_kernel) + self.bias)
+        h = ops.tanh(x + ops.matmul(h, self.recurrent_kernel) + self.bias)
         return h, [h]
 
 
@@ -118,10 +123,10 @@ class LSTMCell(RecurrentCell):
         super().build(x_shape)
         self.bias = self.add_weight(shape=(4 * self.units,), initializer=_forget_gate_ones, name="bias")
 
-    def call(self, x, states):
-        """One step."""
+    def step(self, x, states):
+        """What follows the product x = W x_t (B, 4U)."""
         h, c = states
-        gates = ops.matmul(x, self.kernel) + ops.matmul(h, self.recurrent_kernel) + self.bias
+        gates = x + ops.matmul(h, self.recurrent_kernel) + self.bias
         i, f, g, o = ops.split(gates, 4, axis=-1)
         c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
         h = ops.sigmoid(o) * ops.tanh(c)
@@ -164,11 +169,11 @@ class GRUCell(RecurrentCell):
         super().build(x_shape)
         self.bias = self.add_weight(shape=(2, 3 * self.units), initializer="zeros", name="bias")
 
-    def call(self, x, states):
-        """One step."""
+    def step(self, x, states):
+        """What follows the product x = W x_t (B, 3U)."""
         (h,) = states
         b, d = self.bias[0], self.bias[1]
-        x_z, x_r, x_n = ops.split(ops.matmul(x, self.kernel) + b, 3, axis=-1)
+        x_z, x_r, x_n = ops.split(x + b, 3, axis=-1)
         h_z, h_r, h_n = ops.split(ops.matmul(h, self.recurrent_kernel) + d, 3, axis=-1)
         z = ops.sigmoid(x_z + h_z)
         r = ops.sigmoid(x_r + h_r)

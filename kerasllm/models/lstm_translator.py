@@ -1,8 +1,9 @@
 """The recurrent translator."""
 
 import keras
+from keras import ops
 
-from kerasllm.arguments import check_positive
+from kerasllm.arguments import check_boolean, check_positive
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.encoder_decoder import Bridge, RecurrentDecoder, RecurrentEncoder
@@ -39,6 +40,9 @@ class LSTMTranslator(Translator):
         tie_embeddings: whether the target embeddings, transposed, are the output layer.
         dtype: dtype policy.
         source_tokenizer, target_tokenizer: `kerasllm.Tokenizer`s, for strings.
+        name: of the model.
+        share_embeddings: whether source and target, of one vocabulary, share their embeddings.
+        input_feeding: whether the decoder reads the attentional vector of the step before, as for `RecurrentDecoder`.
 
     Example:
         >>> model = LSTMTranslator(3000, 3000, hidden_dim=256, source_tokenizer=english, target_tokenizer=spanish)
@@ -63,9 +67,18 @@ class LSTMTranslator(Translator):
         source_tokenizer=None,
         target_tokenizer=None,
         name="lstm_translator",
+        *,
+        share_embeddings=False,
+        input_feeding=False,
     ):
         check_positive("source_vocabulary_size", source_vocabulary_size)
         check_positive("target_vocabulary_size", target_vocabulary_size)
+        check_boolean("share_embeddings", share_embeddings)
+        if share_embeddings and source_vocabulary_size != target_vocabulary_size:
+            raise ValueError(
+                f"share_embeddings (True) needs one vocabulary: source_vocabulary_size ({source_vocabulary_size}) and "
+                f"target_vocabulary_size ({target_vocabulary_size}) must be equal."
+            )
         if isinstance(attention, str) and attention == "dot" and bidirectional:
             raise ValueError(
                 "attention ('dot') takes a decoder as wide as the encoder's states, which are twice as wide with "
@@ -79,12 +92,19 @@ class LSTMTranslator(Translator):
             "dropout": dropout,
             "dtype": resolved_dtype(dtype),
         }
-        encoder = RecurrentEncoder(source_vocabulary_size, bidirectional=bidirectional, name="encoder", **shared)
         decoder = RecurrentDecoder(
             target_vocabulary_size,
             attention=attention,
             tie_embeddings=tie_embeddings,
+            input_feeding=input_feeding,
             name="decoder",
+            **shared,
+        )
+        encoder = RecurrentEncoder(
+            source_vocabulary_size,
+            bidirectional=bidirectional,
+            token_embedding=decoder.embedding if share_embeddings else None,
+            name="encoder",
             **shared,
         )
         bridge = Bridge(hidden_dim, dtype=decoder.dtype_policy, name="bridge")
@@ -108,7 +128,7 @@ class LSTMTranslator(Translator):
         """Encode the sources and read all but the last token of the prompts."""
         padding_mask = inputs["source_padding_mask"]
         memory, last_states = self.encoder(inputs["source_token_ids"], padding_mask=padding_mask)
-        state = {"states": self.bridge(last_states)}
+        state = {"states": self.decoder.first_states(ops.shape(memory)[0], self.bridge(last_states))}
         if self.decoder.attention:
             state |= {
                 "memory": memory,
