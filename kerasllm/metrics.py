@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_positive, read_sequence, read_strings, shown
+from kerasllm.arguments import check_boolean, check_choice, check_positive, read_sequence, read_strings, shown
 from kerasllm.extras import required
 
 
@@ -79,19 +79,27 @@ def answer_scores(answers, references):
     return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
 
 
-def bleu(hypotheses, references):
+def bleu(hypotheses, references, tokenize=None, lowercase=False):
     """BLEU of a corpus by sacrebleu, with one reference for each text (Papineni et al. 2002; Post 2018).
 
     Args:
         hypotheses, references: lists of N strings.
+        tokenize: sacrebleu's name of how words are told apart: "none" for texts whose tokens stand apart already, "zh",
+            "ja-mecab", "char", and so on. Default: "13a", that of WMT.
+        lowercase: whether cases are alike.
 
     Returns:
         A float in 0 .. 100, and the string that says how it was computed.
 
     Raises:
         ImportError: `kerasllm[metrics]` is not installed.
+        ValueError: sacrebleu has no such `tokenize`.
     """
-    return _by_sacrebleu("BLEU", hypotheses, references)
+    check_boolean("lowercase", lowercase)
+    names = required("sacrebleu", "bleu").BLEU.TOKENIZERS
+    if tokenize is not None:
+        check_choice("tokenize", tokenize, names)
+    return _by_sacrebleu("BLEU", hypotheses, references, tokenize=tokenize, lowercase=lowercase)
 
 
 def chrf(hypotheses, references):
@@ -138,9 +146,9 @@ def _read_classes(name, values, num_classes):
     return array.reshape(-1)
 
 
-def _by_sacrebleu(kind, hypotheses, references):
+def _by_sacrebleu(kind, hypotheses, references, **options):
     hypotheses, references = _read_pairs(hypotheses, references)
-    metric = getattr(required("sacrebleu", kind.lower()), kind)()
+    metric = getattr(required("sacrebleu", kind.lower()), kind)(**options)
     return metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature())
 
 

@@ -78,6 +78,31 @@ def test_every_script_trains_a_model_and_measures_it(script, monkeypatch):
         assert trivial and all(map(math.isfinite, trivial.values()))
 
 
+@pytest.mark.in_turn
+@pytest.mark.parametrize("kind, tokenizers", [("transformer", "one"), ("lstm", "one"), ("lstm", "two")])
+def test_any_two_files_become_a_translator(kind, tokenizers, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("translate_files")
+    tiny = {"num_layers": 1, "hidden_dim": 8} | ({"num_heads": 2} if kind == "transformer" else {})
+    monkeypatch.setitem(module.PRESETS[kind], "tiny", tiny)
+    files = {}
+    for part, pairs in datasets.tatoeba()._asdict().items():
+        files[part] = [str(tmp_path / f"{part}.{side}") for side in ("en", "es")]
+        for path, lines in zip(files[part], zip(*pairs, strict=True), strict=True):
+            pathlib.Path(path).write_text("\n".join(lines), encoding="utf-8")
+    arguments = ["--source", files["train"][0], "--target", files["train"][1]]
+    arguments += ["--validation", *files["validation"], "--test", *files["test"]]
+    arguments += ["--model", kind, "--tokenizers", tokenizers, "--vocabulary-size", "300", "--max-length", "24"]
+    arguments += ["--epochs", "2", "--average", "2", "--beams", "2", "--output", str(tmp_path / "run")]
+    _, bleu = module.main(arguments)
+    assert 0 <= bleu <= 100 and "chrF" in capsys.readouterr().out
+    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 3
+    lines = (tmp_path / "run" / "test.txt").read_text().splitlines()
+    assert len(lines) == 15
+    if (kind, tokenizers) == ("lstm", "one"):
+        assert module.main(arguments)[1] == bleu  # the run is finished
+        assert "nothing is trained" in capsys.readouterr().out
+
+
 # Each in the ordinary run of one backend; those of the other two are slow tests.
 TEACHING = {
     "fine_tune_classifier": "jax",

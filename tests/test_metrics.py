@@ -35,6 +35,9 @@ def test_texts_are_scored_by_the_libraries():
     texts = ["the cat sat on the mat", "a dog barked loudly at night"]
     assert metrics.bleu(texts, texts)[0] == pytest.approx(100)
     assert "tok:13a" in metrics.bleu(texts, texts)[1]
+    assert "case:lc" in metrics.bleu(texts, texts, lowercase=True)[1]
+    apart = (["a b c . d e"], ["a b c. d e"])
+    assert metrics.bleu(*apart, tokenize="none")[0] < metrics.bleu(*apart, tokenize="intl")[0]
     assert metrics.chrf(texts, texts)[0] == pytest.approx(100) and "nc:6" in metrics.chrf(texts, texts)[1]
     assert metrics.rouge(texts, texts) == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
     assert metrics.rouge(["cats"], ["cat"])["rouge1"] == 1 and metrics.rouge(["cats"], ["cat"], False)["rouge1"] == 0
@@ -47,6 +50,7 @@ def test_texts_are_scored_by_the_libraries():
         (lambda: metrics.confusion_matrix([0, 2], [0, 1], 2), "labels .* must be whole numbers in 0 .. 1"),
         (lambda: metrics.answer_scores([], []), "at least one"),
         (lambda: metrics.bleu(["a"], []), "hypotheses .1 of them. and references .0."),
+        (lambda: metrics.bleu(["a"], ["a"], tokenize="moses"), "tokenize .'moses'."),
     ],
 )
 def test_bad_input_is_named(call, message):
