@@ -6,6 +6,7 @@ import pytest
 from checks import check_layer, check_user_model
 from keras import ops
 
+from kerasllm import LSTMTranslator
 from kerasllm.layers.embeddings import TiedHead
 from kerasllm.layers.encoder_decoder import Bridge, RecurrentDecoder, RecurrentEncoder
 
@@ -236,6 +237,10 @@ def test_sizes_may_be_known_or_open(sizes):
 @pytest.mark.parametrize(
     "call, named",
     [
+        (
+            lambda: called(make("additive"), {**inputs_for("additive"), "states": [[np.zeros((B, U), "float32")]] * 2}),
+            r"states must be, for each layer, lists of \[2, 2\] tensors, not of \[1, 1, 1\]",
+        ),
         (lambda: RecurrentDecoder(V, 1, U, input_feeding=True), r"input_feeding \(True\).*attention \(None\)"),
         (lambda: RecurrentDecoder(V, 1, U, attention="dot", input_feeding=1), r"input_feeding \(1\)"),
         (
@@ -251,3 +256,30 @@ def test_sizes_may_be_known_or_open(sizes):
 def test_bad_arguments_raise_an_error_that_names_them(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+@pytest.mark.parametrize("tie, expected", [(False, 1.0), (True, 16**-0.25)])
+def test_a_table_of_both_sides_begins_as_large_as_both_can_use(tie, expected):
+    model = LSTMTranslator(300, 300, hidden_dim=16, tie_embeddings=tie, share_embeddings=True)
+    (table,) = [v for v in model.weights if v.path.endswith("/embeddings")]
+    assert table.path == "encoder/embedding/embeddings" and (300, 16) == table.shape
+    assert sum(v.shape in ((300, 16), (16, 300)) for v in model.weights) == (1 if tie else 2)  # an output layer
+    np.testing.assert_allclose(ops.convert_to_numpy(table.value).std(), expected, rtol=0.05)
+
+
+def test_lora_and_int8_of_a_shared_table_are_saved_and_generate(tmp_path):
+    model = LSTMTranslator(V, V, hidden_dim=8, tie_embeddings=True, share_embeddings=True, input_feeding=True)
+    table = model.encoder.embedding
+    table.enable_lora(2)
+    table.lora_factors[1].assign(np.random.default_rng(0).normal(size=(2, 8)))
+    sources, options = [[1, 2, 3], [4]], {"prompts": [[1], [1]], "max_new_tokens": 5, "num_beams": 2}
+    for layer in (table, model.decoder.attention.query, model.decoder.combine):
+        layer.quantize("int8")
+    expected = model.generate(sources, **options, return_scores=True)
+    model.save(tmp_path / "model.keras")
+    model.save_to_preset(tmp_path / "preset")
+    for copy in (keras.models.load_model(tmp_path / "model.keras"), LSTMTranslator.from_preset(tmp_path / "preset")):
+        assert copy.encoder.embedding is copy.decoder.embedding is copy.head.embedding
+        for got, row in zip(copy.generate(sources, **options, return_scores=True), expected, strict=True):
+            assert got.token_ids.tolist() == row.token_ids.tolist()
+            np.testing.assert_allclose(got.score, row.score, atol=1e-5)

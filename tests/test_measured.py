@@ -28,6 +28,9 @@ MODELS = {
     ),
     "lstm translator": lambda **given: kerasllm.LSTMTranslator(SYMBOLS, SYMBOLS, 1, WIDTH, dropout=0.0, **given),
     "summarizer": lambda **given: kerasllm.Summarizer(SYMBOLS, **SIZES, **given),
+    "fed translator": lambda **given: kerasllm.LSTMTranslator(
+        SYMBOLS, SYMBOLS, 1, WIDTH, dropout=0.0, tie_embeddings=True, share_embeddings=True, input_feeding=True, **given
+    ),
 }
 
 

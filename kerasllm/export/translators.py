@@ -42,8 +42,8 @@ class TranslatorContents(Contents):
     start token included. A model without a `start_token_id` has `encode` and `decode` alone.
 
     The state of a Transformer is `kv_cache_k_i` and `kv_cache_v_i`, whose slots are positions, and `memory_k_i`,
-    `memory_v_i` and `source_padding_mask`, which never change; of a recurrent translator `state_0`, `state_1`, ..., and
-    with attention `memory`, `keys` and `source_padding_mask`.
+    `memory_v_i` and `source_padding_mask`, which never change; of a recurrent translator `state_0`, `state_1`, ..., the
+    last what `input_feeding` feeds, and with attention `memory`, `keys` and `source_padding_mask`.
     """
 
     def __init__(self, model, options):

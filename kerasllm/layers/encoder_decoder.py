@@ -166,13 +166,9 @@ class RecurrentDecoder(Layer):
         self.output_dim = output_dim = self.embedding_dim if tie_embeddings else hidden_dim
         check_token_embedding(token_embedding, vocabulary_size, self.embedding_dim)
         policy = {"dtype": self.dtype_policy}
-        self.embedding = token_embedding or ReversibleEmbedding(
-            vocabulary_size,
-            self.embedding_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=output_dim**-0.5 if tie_embeddings else 1.0),
-            reverse_dtype=self.compute_dtype,  # as in `TransformerEmbeddings`
-            name="embedding",
-            **policy,
+        stddev = output_dim**-0.5 if tie_embeddings else 1.0
+        self.embedding = token_embedding or reversible_embedding(
+            vocabulary_size, self.embedding_dim, stddev, self.dtype_policy
         )
         self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
         self.layers = [Recurrent(hidden_dim, cell, name=f"layer_{i}", **policy) for i in range(num_layers)]
@@ -240,36 +236,36 @@ class RecurrentDecoder(Layer):
     def _walk_fed(self, x, states, padding_mask, attend, training):
         """Step by step over embeddings x (B, T, E): what `call` returns with `input_feeding`."""
         states = self.first_states(ops.shape(x)[0], states)
-        kernel = ops.convert_to_tensor(self.layers[0].cell.kernel)
-        kernel, fed_kernel = kernel[: self.embedding_dim], kernel[self.embedding_dim :]
-        # W [e; a] = W_e e + W_a a, the first for all steps at once.
-        inputs = {"x": ops.matmul(x, kernel), "dropout": self._dropout_masks(x, training), "is_real": []}
+        inputs = {"x": x, "dropout": self._dropout_masks(x, training), "is_real": []}
         if padding_mask is not None:
             check_padding_mask("padding_mask", padding_mask, x)
             inputs["is_real"] = [ops.expand_dims(ops.cast(padding_mask, "bool"), -1)]
 
         def step(carried, inputs):
             before = keras.tree.pack_sequence_as(states, list(carried))
-            after = self._fed_step(inputs["x"], before, fed_kernel, inputs["dropout"], attend)
-            after = keras.tree.flatten(after)
+            x, [fed] = inputs["x"], before[-1]
+            x = ops.matmul(ops.concatenate([x, fed], axis=-1), kernel) if is_single else x + ops.matmul(fed, fed_kernel)
+            after = keras.tree.flatten(self._fed_step(x, before[:-1], inputs["dropout"], attend))
             result = after[-1]
             for is_real in inputs["is_real"]:
                 result = ops.where(is_real, result, ops.zeros_like(result))
                 after = [ops.where(is_real, new, old) for new, old in zip(after, carried, strict=True)]
             return tuple(after), result
 
-        carried = tuple(keras.tree.flatten(states))
-        if x.shape[1] == 1:  # A step of decoding needs no loop.
+        kernel, carried = self.layers[0].cell.kernel, tuple(keras.tree.flatten(states))
+        is_single = x.shape[1] == 1
+        if is_single:  # A step of decoding needs no loop.
             carried, result = step(carried, keras.tree.map_structure(lambda x: ops.squeeze(x, 1), inputs))
             result = ops.expand_dims(result, 1)
-        else:
+        else:  # W [e; a] = W_e e + W_a a, the first product for all steps at once
+            kernel, fed_kernel = ops.split(ops.convert_to_tensor(kernel), [self.embedding_dim])
+            inputs["x"] = ops.matmul(x, kernel)
             carried, result = backend.scan(step, carried, inputs, like=carried[-1])
         return result, keras.tree.pack_sequence_as(states, list(carried))
 
-    def _fed_step(self, x, states, fed_kernel, dropout_masks, attend):
-        """The states after a step from x = W_e e (B, G) and the states before it; the last is what is fed."""
-        *states, [fed] = states
-        x, new = x + ops.matmul(fed, fed_kernel), []
+    def _fed_step(self, x, states, dropout_masks, attend):
+        """The states after a step, what is fed at the end, from x = W [e; a] (B, G) and the layers' states before."""
+        new = []
         *masks, last_mask = dropout_masks or [None] * len(states)
         for layer, state, mask in zip(self.layers, states, [None, *masks], strict=True):
             if new:
@@ -295,6 +291,9 @@ class RecurrentDecoder(Layer):
             states = [layer.cell.get_initial_state(batch_size) for layer in self.layers]
         if self.input_feeding and len(states) == len(self.layers):
             states = [*states, [ops.zeros((batch_size, self.output_dim), self.compute_dtype)]]
+        counts, num_states = [len(state) for state in states], [layer.cell.num_states for layer in self.layers]
+        if counts != num_states + [1] * self.input_feeding:
+            raise ValueError(f"states must be, for each layer, lists of {num_states} tensors, not of {counts}.")
         return [list(state) for state in states]
 
     def get_config(self):
@@ -338,6 +337,19 @@ class Bridge(Layer):
             return states
         projections = iter(self.projections)
         return [[next(projections)(state) for state in layer] for layer in states]
+
+
+def reversible_embedding(vocabulary_size, embedding_dim, stddev, dtype):
+    """Embeddings (V, E) that may be the output layer as well, and begin with a standard deviation."""
+    dtype = keras.dtype_policies.get(dtype)
+    return ReversibleEmbedding(
+        vocabulary_size,
+        embedding_dim,
+        embeddings_initializer=keras.initializers.RandomNormal(stddev=stddev),
+        reverse_dtype=dtype.compute_dtype,  # as in `TransformerEmbeddings`
+        name="embedding",
+        dtype=dtype,
+    )
 
 
 def check_token_embedding(token_embedding, vocabulary_size, embedding_dim):

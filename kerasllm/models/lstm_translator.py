@@ -6,7 +6,13 @@ from keras import ops
 from kerasllm.arguments import check_boolean, check_positive
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.embeddings import TiedHead
-from kerasllm.layers.encoder_decoder import Bridge, RecurrentDecoder, RecurrentEncoder
+from kerasllm.layers.encoder_decoder import (
+    Bridge,
+    RecurrentDecoder,
+    RecurrentEncoder,
+    check_sizes,
+    reversible_embedding,
+)
 from kerasllm.models.base import resolved_dtype
 from kerasllm.models.translator import Translator, translation_inputs
 
@@ -41,7 +47,8 @@ class LSTMTranslator(Translator):
         dtype: dtype policy.
         source_tokenizer, target_tokenizer: `kerasllm.Tokenizer`s, for strings.
         name: of the model.
-        share_embeddings: whether source and target, of one vocabulary, share their embeddings.
+        share_embeddings: whether source and target, of one vocabulary, share their embeddings. They begin with standard
+            deviation 1, or where they are the output layer too with D ** -0.25, D their width.
         input_feeding: whether the decoder reads the attentional vector of the step before, as for `RecurrentDecoder`.
 
     Example:
@@ -92,19 +99,19 @@ class LSTMTranslator(Translator):
             "dropout": dropout,
             "dtype": resolved_dtype(dtype),
         }
+        if share_embeddings:
+            check_sizes(source_vocabulary_size, num_layers, hidden_dim, embedding_dim, cell, dropout)
+            width = embedding_dim or hidden_dim
+            # From an output layer's width**-0.5 an encoder learns many times as slowly as from 1.
+            stddev = width**-0.25 if tie_embeddings else 1.0
+            shared["token_embedding"] = reversible_embedding(source_vocabulary_size, width, stddev, shared["dtype"])
+        encoder = RecurrentEncoder(source_vocabulary_size, bidirectional=bidirectional, name="encoder", **shared)
         decoder = RecurrentDecoder(
             target_vocabulary_size,
             attention=attention,
             tie_embeddings=tie_embeddings,
             input_feeding=input_feeding,
             name="decoder",
-            **shared,
-        )
-        encoder = RecurrentEncoder(
-            source_vocabulary_size,
-            bidirectional=bidirectional,
-            token_embedding=decoder.embedding if share_embeddings else None,
-            name="encoder",
             **shared,
         )
         bridge = Bridge(hidden_dim, dtype=decoder.dtype_policy, name="bridge")
