@@ -15,9 +15,8 @@ from kerasllm import GPT as GPTModel
 from kerasllm.datasets import parallel
 from kerasllm.text.token_files import TokenFile
 from kerasllm.text.tokenizers import Tokenizer
-from kerasllm.training import Perplexity, TokenCrossentropy
-from kerasllm.training import datasets as training_datasets
-from kerasllm.training.datasets import BucketedDataset, MaskedLMDataset, TranslationDataset
+from kerasllm.training import MaskedLMDataset, Perplexity, TokenCrossentropy, TranslationDataset, text_rows
+from kerasllm.training.datasets import BucketedDataset
 from kerasllm.training.labelled_datasets import (
     ClassificationDataset,
     QuestionAnsweringDataset,
@@ -505,7 +504,7 @@ class Entries:
 
 @pytest.mark.parametrize("read", [Entries, iter, tuple, lambda x: (entry for entry in x)])
 def test_texts_may_come_one_after_the_other(read, monkeypatch):
-    monkeypatch.setattr(training_datasets, "CHUNK", 50)
+    monkeypatch.setattr(text_rows, "CHUNK", 50)
     assert_equal(list(TranslationDataset(read(PAIRS), SOURCE, TARGET, batch_size=8)), list(translation()))
     assert_equal(list(MaskedLMDataset(read(SENTENCES), BERT, batch_size=8, multiple=16)), list(masked()))
     ids = [BERT.encode(text, special_tokens=False) for text in SENTENCES]
@@ -518,7 +517,7 @@ def test_strings_of_a_generator_are_not_held(monkeypatch):
     class Text(str):
         __slots__ = ("__weakref__",)
 
-    monkeypatch.setattr(training_datasets, "CHUNK", 50)
+    monkeypatch.setattr(text_rows, "CHUNK", 50)
     alive, most = weakref.WeakSet(), 0
 
     def texts():

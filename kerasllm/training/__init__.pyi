@@ -8,6 +8,7 @@ from kerasllm.training import examples as examples
 from kerasllm.training import guards as guards
 from kerasllm.training import labelled_datasets as labelled_datasets
 from kerasllm.training import losses as losses
+from kerasllm.training import masked_lm_datasets as masked_lm_datasets
 from kerasllm.training import metrics as metrics
 from kerasllm.training import optimizers as optimizers
 from kerasllm.training import packed_datasets as packed_datasets
@@ -15,9 +16,8 @@ from kerasllm.training import quality as quality
 from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
 from kerasllm.training import throughput as throughput
+from kerasllm.training import translation_datasets as translation_datasets
 from kerasllm.training.averaging import average_weights as average_weights
-from kerasllm.training.datasets import MaskedLMDataset as MaskedLMDataset
-from kerasllm.training.datasets import TranslationDataset as TranslationDataset
 from kerasllm.training.evaluating import EvaluateEvery as EvaluateEvery
 from kerasllm.training.event_files import TensorBoardLog as TensorBoardLog
 from kerasllm.training.examples import GenerateExamples as GenerateExamples
@@ -26,6 +26,7 @@ from kerasllm.training.labelled_datasets import ClassificationDataset as Classif
 from kerasllm.training.labelled_datasets import QuestionAnsweringDataset as QuestionAnsweringDataset
 from kerasllm.training.labelled_datasets import TokenClassificationDataset as TokenClassificationDataset
 from kerasllm.training.losses import TokenCrossentropy as TokenCrossentropy
+from kerasllm.training.masked_lm_datasets import MaskedLMDataset as MaskedLMDataset
 from kerasllm.training.metrics import Perplexity as Perplexity
 from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
 from kerasllm.training.optimizers import AdamW as AdamW
@@ -39,3 +40,4 @@ from kerasllm.training.schedules import WarmupCosine as WarmupCosine
 from kerasllm.training.schedules import WarmupLinear as WarmupLinear
 from kerasllm.training.schedules import WarmupStableDecay as WarmupStableDecay
 from kerasllm.training.throughput import Throughput as Throughput
+from kerasllm.training.translation_datasets import TranslationDataset as TranslationDataset

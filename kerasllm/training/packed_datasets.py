@@ -10,7 +10,8 @@ from kerasllm.text import batches
 from kerasllm.text.packing import best_fit
 from kerasllm.text.shuffling import permuted
 from kerasllm.text.token_files import TokenFile, id_dtype
-from kerasllm.training.datasets import BucketedDataset, check_tokenizer, tokenize
+from kerasllm.training.datasets import BucketedDataset, check_tokenizer
+from kerasllm.training.text_rows import tokenize
 
 
 class LanguageModelDataset(BucketedDataset):
