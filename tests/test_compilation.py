@@ -183,6 +183,23 @@ def test_recordings_share_what_they_make_of_the_weights():
 
 
 @pytest.mark.skipif(not ON_TORCH, reason="only torch records")
+def test_a_recording_sees_steps_of_fused_optimizers():
+    import torch
+
+    from kerasllm.backend.recording import Recording
+
+    layers, x = model(), torch.ones(1, 16)
+    recording = Recording(lambda arguments: [layers(arguments[0], training=False)], [x], num_donated=0)
+    optimizer = torch.optim.AdamW([v.value for v in layers.trainable_variables], 0.1, fused=True)
+    for _ in range(2):
+        recording.refresh()
+        torch.testing.assert_close(recording([x]), [layers(x, training=False)])
+        optimizer.zero_grad()
+        layers(x).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="only torch records")
 def test_a_reshape_that_mixes_rows_is_kept():
     import torch
 

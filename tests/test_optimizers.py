@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kerasllm.training.optimizers import AdamW
+from kerasllm import GPT
+from kerasllm.training.losses import TokenCrossentropy
+from kerasllm.training.optimizers import AdamW, Muon
 from kerasllm.training.schedules import WarmupCosine, WarmupLinear
 
 RNG = np.random.default_rng(0)
@@ -271,3 +273,19 @@ def test_measuring_the_norm_changes_nothing_that_is_saved(tmp_path):
     assert len(model.optimizer.variables) == before and not hasattr(model.optimizer, "gradient_norm")
     with pytest.raises(ValueError, match=r"measures_gradient_norm \('yes'\) must be True or False"):
         model.optimizer.measures_gradient_norm = "yes"
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Muon, keras.optimizers.Adam, keras.optimizers.SGD])
+def test_texts_are_those_of_the_weights_after_each_step(optimizer):
+    model = GPT(20, 1, 2, 8, max_sequence_length=8, dropout=0.0, initializer_range=0.5)
+    model.compile(optimizer(0.1), TokenCrossentropy())
+    ids = np.arange(1, 7, dtype="int32")[None]
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids, bool)}
+    for _ in range(3):
+        [text] = model.generate([[1, 2]], return_scores=True, max_length=6)
+        fresh = GPT.from_config(model.get_config())
+        fresh.set_weights(model.get_weights())
+        [expected] = fresh.generate([[1, 2]], return_scores=True, max_length=6)
+        assert list(text.token_ids) == list(expected.token_ids)
+        np.testing.assert_allclose(text.log_probs, expected.log_probs, atol=1e-4)
+        model.fit(inputs, ids, verbose=0)

@@ -222,9 +222,9 @@ def _torch_adam(
     import torch
     from torch.optim.adam import adam
 
-    done = float(done)
+    done, weights = float(done), [v.value for v in variables]
     adam(
-        [v.value for v in variables],
+        weights,
         [g.to(v.value.dtype) for g, v in zip(grads, variables, strict=True)],
         [m.value for m in momentums],
         [v.value for v in velocities],
@@ -242,3 +242,5 @@ def _torch_adam(
         maximize=False,
         **options,
     )
+    # By its versions `backend.recording` knows that a weight has changed; torch 2.13's fused kernels do not count them.
+    torch.autograd.graph.increment_version(weights)

@@ -17,6 +17,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kerasllm.backend.graph_nodes import TRANSPOSES, aten, is_constant, is_pure, shape_of, tensor_of, with_bias
 from kerasllm.backend.int8_products import fuse_int8
@@ -68,6 +69,14 @@ class Recording:
                 self.constants, self.versions = _prepare(self.prepared), versions
         constants = self.constants
         return lambda arguments: self.run(*arguments, *constants)
+
+
+def _count(optimizer, *_):
+    """Count a step of an optimizer of torch's, whose fused kernels do not: a loop of a user's own may have one."""
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
+
+
+register_optimizer_step_post_hook(_count)
 
 
 def _version(weight):
