@@ -83,7 +83,7 @@ def test_every_script_trains_a_model_and_measures_it(script, monkeypatch):
 def test_any_two_files_become_a_translator(kind, tokenizers, tmp_path, monkeypatch, capsys):
     module = importlib.import_module("translate_files")
     tiny = {"num_layers": 1, "hidden_dim": 8} | ({"num_heads": 2} if kind == "transformer" else {})
-    monkeypatch.setitem(module.PRESETS[kind], "tiny", tiny)
+    monkeypatch.setitem(module.SIZES[kind], "tiny", tiny)
     files = {}
     for part, pairs in datasets.tatoeba()._asdict().items():
         files[part] = [str(tmp_path / f"{part}.{side}") for side in ("en", "es")]

@@ -65,7 +65,7 @@ def plain_torch(kind, text, steps):
 
     torch.manual_seed(0)
     options, (source_tokenizer, target_tokenizer), test, dataset, schedule = recipe(kind, steps)
-    sizes = translate_files.PRESETS[kind][options.preset]
+    sizes = translate_files.SIZES[kind][options.preset]
     make = transformer if kind == "transformer" else lstm
     model = make(source_tokenizer.vocabulary_size, options, **sizes)
     decayed = [p for p in model.parameters() if p.ndim == 2]
