@@ -60,7 +60,7 @@ def main(tiny=False):
         print("...", text)
 
     perplexity = history.history["val_perplexity"][-1]
-    train_ids, validation_ids = (data.sources[0].ids.astype(int) for data in (train_data, validation_data))
+    train_ids, validation_ids = (data.sources[0].tokens.ids.astype(int) for data in (train_data, validation_data))
     losses = {
         "unigram": baselines.unigram_loss(train_ids, validation_ids[1:], tokenizer.vocabulary_size),
         "Kneser-Ney trigram": baselines.trigram_loss(train_ids, validation_ids, tokenizer.vocabulary_size),

@@ -51,7 +51,7 @@ def main(tiny=False):
     print("\n".join(model.generate([f"<s>{beginning}" for beginning in BEGINNINGS], **sampling)))
 
     perplexity = history.history["val_perplexity"][-1]
-    tokens = [data.sources[0].ids[1:].astype(int) for data in (train_data, validation_data)]
+    tokens = [data.sources[0].tokens.ids[1:].astype(int) for data in (train_data, validation_data)]
     trivial = {"unigram": math.exp(baselines.unigram_loss(*tokens, tokenizer.vocabulary_size))}
     return model, validation_data, [("RNN perplexity", perplexity, trivial)]
 
