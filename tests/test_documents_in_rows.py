@@ -1,5 +1,6 @@
 """Rows of several documents: positions that start anew, and attention that stays inside a document."""
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -69,6 +70,17 @@ def test_training_on_packed_rows_is_training_on_documents(chunk_size, remat):
         weights = [ops.convert_to_numpy(v) for v in model.trainable_variables]
         results.append((history.history["loss"], history.history["perplexity"], evaluated, weights))
     keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), *results)
+
+
+def test_the_graph_for_documents_is_no_part_of_a_file(tmp_path):
+    (inputs, labels), _ = packed(9)
+    model = gpt(max_sequence_length=9)
+    model.compile("sgd", TokenCrossentropy(chunk_size=3))
+    model.fit(inputs, labels, verbose=0)
+    model(inputs)
+    model.save_weights(tmp_path / "model.weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        assert set(file) <= {"layers", "optimizer", "vars", "_layer_checkpoint_dependencies"}
 
 
 def test_models_without_positions_and_positions_beyond_a_model_are_errors():

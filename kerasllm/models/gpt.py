@@ -1,6 +1,5 @@
 """GPT: a decoder-only Transformer language model, GPT-2 by default; Llama, Qwen or Gemma 2 by its arguments."""
 
-import functools
 from typing import Unpack
 
 import keras
@@ -102,9 +101,8 @@ class GPT(LanguageModel):
         self.decoder, self.head = decoder, head
         self.tokenizer = tokenizer
 
-    @functools.cached_property
-    def packed(self):
-        """The graph for rows of several documents: the model's own with `position_ids` among its inputs."""
+    def packed_graph(self):
+        """A graph for rows of several documents: the model's own with `position_ids` among its inputs."""
         inputs = {**self.input, "position_ids": keras.Input((None,), dtype="int32", name="position_ids")}
         return keras.Model(inputs, _logits(self.decoder, self.head, self.arguments["logit_softcap"], inputs))
 

@@ -1,7 +1,7 @@
 """The loss of tokens in training: computed without logits where it is asked to be, and shown as a mean over tokens."""
 
 import dataclasses
-import functools
+from types import SimpleNamespace
 
 import keras
 from keras import ops
@@ -21,16 +21,16 @@ class MeasuredModel(trainer_class(), keras.Model):
     """
 
     reads_documents = False
-    """Whether the model reads rows of several documents: then it has `packed`, the graph that takes `position_ids`."""
+    """Whether the model reads rows of several documents: then `packed_graph()` makes the graph that does."""
 
     def call(self, inputs, training=None, mask=None, **kwargs):
         is_packed = isinstance(inputs, dict) and "position_ids" in inputs
         if is_packed and not self.reads_documents:
             raise ValueError(f"position_ids: a {type(self).__name__} reads no rows of several documents, a GPT does.")
         if is_in_step(self) and self._is_chunked:
-            return self._trunks[is_packed].read(inputs, training, mask)
+            return self._trunk(is_packed).read(inputs, training, mask)
         if is_packed:
-            return self.packed(inputs, training=training, mask=mask)
+            return self._graph(is_packed)(inputs, training=training, mask=mask)
         return super().call(inputs, training=training, mask=mask, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -88,10 +88,22 @@ class MeasuredModel(trainer_class(), keras.Model):
     def _is_chunked(self):
         return self._token_loss is not None and self._token_loss.chunk_size is not None
 
-    @functools.cached_property
-    def _trunks(self):
-        """What stands before the output layer: of the model's graph, and of the one for rows of several documents."""
-        return [Trunk(graph) for graph in ([self, self.packed] if self.reads_documents else [self])]
+    # Keras saves every model that it finds among the values of attributes and properties: these are hidden in objects.
+
+    def _graph(self, is_packed):
+        """The model's own graph, or that for rows of several documents."""
+        if not is_packed:
+            return self
+        if "_packed" not in vars(self):
+            vars(self)["_packed"] = SimpleNamespace(graph=self.packed_graph())
+        return self._packed.graph
+
+    def _trunk(self, is_packed=False):
+        """What stands before the output layer of a graph."""
+        trunks = vars(self).setdefault("_trunks", {})
+        if is_packed not in trunks:
+            trunks[is_packed] = Trunk(self._graph(is_packed))
+        return trunks[is_packed]
 
     def _chunked_loss(self, x, y, hidden, sample_weight, training):
         """The loss of hidden states, by which metrics are updated as well: JAX hands on what the loss updates."""
@@ -99,7 +111,7 @@ class MeasuredModel(trainer_class(), keras.Model):
             self._compile_metrics.build(y, self.output)
         metrics = self._metrics_of_logits()
         asks_for_largest = any(metric.without_logits == "is_largest" for metric in metrics)
-        with OutputLayer(self._trunks[0].product(), training, asks_for_largest).left_out():
+        with OutputLayer(self._trunk().product(), training, asks_for_largest).left_out():
             loss = super().compute_loss(x, y, hidden, sample_weight, training)
             super().compute_metrics(x, y, hidden, sample_weight)
         return loss

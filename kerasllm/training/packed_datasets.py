@@ -66,6 +66,7 @@ class LanguageModelDataset(BucketedDataset):
         packing="wrapped",
         **kwargs,
     ):
+        check_positive("batch_size", batch_size)
         check_positive("sequence_length", sequence_length)
         check_tokenizer("tokenizer", tokenizer)
         check_choice("packing", packing, PACKINGS)

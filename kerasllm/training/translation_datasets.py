@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kerasllm.arguments import check_choice, check_positive, shown
-from kerasllm.text import batches, tokenizer_json
+from kerasllm.text import batches
 from kerasllm.training.datasets import BucketedDataset, check_tokenizer, fitting
 from kerasllm.training.file_rows import FileRows, check_parallel, is_of_files, read_files
 from kerasllm.training.text_rows import TextRows, iterated
@@ -136,6 +136,8 @@ def pairs_of_texts(pairs, tokenizers, start_token_id, max_length, empty):
 
 def pairs_of_files(pairs, tokenizers, start_token_id, max_length, empty):
     """As `pairs_of_texts`, of two `TokenFile`s, whose rows stay in them."""
+    from kerasllm.text import tokenizer_json  # it imports tokenizers, and `import kerasllm` this module
+
     files = read_files("pairs", pairs, list(tokenizers), list(tokenizers.values()))
     check_parallel(*files)
     # What tokenizers put round a text is not in the files, but bos and eos, which a `TokenFile` leaves out.
