@@ -92,7 +92,8 @@ def main(arguments=None):
     model.save_to_preset(folder / "model")
 
     translations, (bleu, signature) = bleu_of(model, test, options, beams)
-    (folder / "test.txt").write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
+    lines = (translation.replace("\n", " ") for translation in translations)  # line i is that of line i
+    (folder / "test.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for (sentence, reference), translation in list(zip(test, translations, strict=True))[:5]:
         print(f"{sentence}\n    model      {translation}\n    reference  {reference}")
     chrf, chrf_signature = kerasllm.metrics.chrf(translations, [reference for _, reference in test])
