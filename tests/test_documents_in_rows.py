@@ -58,8 +58,8 @@ def test_documents_in_one_row_have_the_logits_of_each_alone(kind):
         assert np.allclose(logits[row, start:end], ops.convert_to_numpy(alone)[0], atol=2e-5), (row, start)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.in_turn
+@pytest.mark.parametrize("chunk_size, remat", [(3, False), (None, False), (3, True)])
 def test_training_on_packed_rows_is_training_on_documents(chunk_size, remat):
     results = []
     for inputs, labels in packed(9):
