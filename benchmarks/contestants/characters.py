@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-LAYERS, HEADS, WIDTH, LENGTH, BATCH = 4, 4, 128, 64, 12
+from contestants.small_gpt import BATCH, HEADS, LAYERS, LENGTH, WIDTH, torch_model
+
 LSTM_LAYERS, LSTM_WIDTH = 2, 224
 STEPS, WARMUP, PEAK, LAST = 2000, 100, 1e-3, 1e-4
 FIGURES = ("validation loss",)
@@ -63,7 +64,7 @@ def ours(kind, text, steps):
         model = kerasllm.RNNLanguageModel(
             count, num_layers=LSTM_LAYERS, hidden_dim=LSTM_WIDTH, dropout=0.0, tie_embeddings=True
         )
-    schedule = WarmupCosine(PEAK, WARMUP, steps, final_learning_rate=LAST)
+    schedule = WarmupCosine(PEAK, min(WARMUP, steps // 2), steps, final_learning_rate=LAST)
     model.compile(AdamW(schedule, beta_2=0.99, weight_decay=0.1, global_clipnorm=1.0), TokenCrossentropy())
     tokens = batches(train, steps)
     start = time.perf_counter()
@@ -87,33 +88,6 @@ def plain_torch(kind, text, steps):
     torch.manual_seed(0)
     count, (train, validation) = blocks(text)
 
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
-
-        def forward(self, x):
-            heads = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, -1))
-            mixed = functional.scaled_dot_product_attention(*heads, is_causal=True)
-            x = x + self.out(mixed.transpose(1, 2).flatten(2))
-            return x + self.down(functional.gelu(self.up(self.norm_2(x)), approximate="tanh"))
-
-    class GPT(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.tokens, self.positions = nn.Embedding(count, WIDTH), nn.Embedding(LENGTH, WIDTH)
-            self.blocks, self.norm = nn.Sequential(*[Block() for _ in range(LAYERS)]), nn.LayerNorm(WIDTH)
-            for name, weight in self.named_parameters():
-                if weight.ndim == 2:
-                    std = 0.02 / math.sqrt(2 * LAYERS) if name.endswith(("out.weight", "down.weight")) else 0.02
-                    nn.init.normal_(weight, std=std)
-
-        def forward(self, token_ids):
-            x = self.blocks(self.tokens(token_ids) + self.positions.weight[: token_ids.shape[1]])
-            return self.norm(x) @ self.tokens.weight.T
-
     class LSTM(nn.Module):
         def __init__(self):
             super().__init__()
@@ -124,16 +98,25 @@ def plain_torch(kind, text, steps):
         def forward(self, token_ids):
             return self.layers(self.tokens(token_ids))[0] @ self.tokens.weight.T
 
-    model = GPT() if kind == "gpt" else LSTM()
+    if kind == "gpt":
+        model = torch_model(count, bias=False)
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                scale = math.sqrt(2 * LAYERS) if name.endswith(("out.weight", "down.weight")) else 1
+                nn.init.normal_(weight, std=0.02 / scale)
+    else:
+        model = LSTM()
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, PEAK, betas=(0.9, 0.99))
 
+    warmup = min(WARMUP, steps // 2)
+
     def rate(step):
-        if step < WARMUP:
-            return step / WARMUP
-        share = (step - WARMUP) / (steps - WARMUP)
+        if step < warmup:
+            return step / warmup
+        share = (step - warmup) / (steps - warmup)
         return (LAST + (PEAK - LAST) * (1 + math.cos(math.pi * share)) / 2) / PEAK
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step + 1))

@@ -92,32 +92,7 @@ def plain_torch(steps):
 
     imported()
 
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-        def forward(self, x):
-            q, k, v = (
-                t.view(-1, LENGTH, HEADS, WIDTH // HEADS).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, -1)
-            )
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(mixed.transpose(1, 2).reshape(-1, LENGTH, WIDTH))
-            return x + self.down(functional.gelu(self.up(self.norm_2(x)), approximate="tanh"))
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.tokens, self.positions = nn.Embedding(SYMBOLS, WIDTH), nn.Embedding(LENGTH, WIDTH)
-            self.blocks, self.norm = nn.Sequential(*[Block() for _ in range(LAYERS)]), nn.LayerNorm(WIDTH)
-
-        def forward(self, token_ids):
-            x = self.blocks(self.tokens(token_ids) + self.positions.weight)
-            return self.norm(x) @ self.tokens.weight.T
-
-    model = Model()
+    model = torch_model(SYMBOLS)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     tokens = torch.tensor(ids(steps, SYMBOLS, BATCH, LENGTH + 1)).long()
 
@@ -131,3 +106,34 @@ def plain_torch(steps):
         return time.perf_counter()
 
     return run
+
+
+def torch_model(symbols, bias=True):
+    """The GPT as a module of PyTorch, as nanoGPT writes it."""
+    from torch import nn
+    from torch.nn import functional
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias), nn.Linear(WIDTH, WIDTH, bias)
+            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias), nn.Linear(4 * WIDTH, WIDTH, bias)
+
+        def forward(self, x):
+            heads = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, -1))
+            mixed = functional.scaled_dot_product_attention(*heads, is_causal=True)
+            x = x + self.out(mixed.transpose(1, 2).flatten(2))
+            return x + self.down(functional.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(symbols, WIDTH), nn.Embedding(LENGTH, WIDTH)
+            self.blocks, self.norm = nn.Sequential(*[Block() for _ in range(LAYERS)]), nn.LayerNorm(WIDTH)
+
+        def forward(self, token_ids):
+            x = self.blocks(self.tokens(token_ids) + self.positions.weight)
+            return self.norm(x) @ self.tokens.weight.T
+
+    return Model()

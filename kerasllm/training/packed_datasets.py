@@ -9,8 +9,9 @@ from kerasllm.arguments import check_choice, check_positive, check_positive_numb
 from kerasllm.text import batches
 from kerasllm.text.packing import best_fit
 from kerasllm.text.shuffling import permuted
-from kerasllm.text.token_files import TokenFile, id_dtype
+from kerasllm.text.token_files import id_dtype
 from kerasllm.training.datasets import BucketedDataset, check_tokenizer
+from kerasllm.training.file_rows import is_of_files, read_files
 from kerasllm.training.text_rows import tokenize
 
 
@@ -255,18 +256,13 @@ class Tokens:
 
 def _all_tokens(documents, tokenizer):
     """What rows are made of: `TokenFile`s, or documents one after the other."""
-    files = [documents] if isinstance(documents, TokenFile) else documents
-    if not isinstance(files, list | tuple) or not any(isinstance(file, TokenFile) for file in files):
-        rows, (bos, eos) = tokenize(documents, tokenizer, "documents"), (tokenizer.bos_id, tokenizer.eos_id)
-        share_ends = bos is not None and bos == eos
-        more = (bos is not None) + (eos is not None and not share_ends)
-        starts = np.cumsum([0, *(len(row) + more for row in rows)])
-        return [Tokens(batches.stream(rows, bos, eos, id_dtype(tokenizer)), starts, share_ends)]
-    for index, file in enumerate(files):
-        if not isinstance(file, TokenFile):
-            raise ValueError(f"documents[{index}] ({shown(file)}) must be a TokenFile where others are.")
-        file.check_tokenizer("tokenizer", tokenizer)
-    return list(files)
+    if is_of_files(documents):
+        return read_files("documents", documents, ["tokenizer"], [tokenizer])
+    rows, (bos, eos) = tokenize(documents, tokenizer, "documents"), (tokenizer.bos_id, tokenizer.eos_id)
+    share_ends = bos is not None and bos == eos
+    more = (bos is not None) + (eos is not None and not share_ends)
+    starts = np.cumsum([0, *(len(row) + more for row in rows)])
+    return [Tokens(batches.stream(rows, bos, eos, id_dtype(tokenizer)), starts, share_ends)]
 
 
 def _counts(sizes, weights):
