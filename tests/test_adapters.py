@@ -72,6 +72,41 @@ def test_quantised_embeddings_have_lora_in_both_directions():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(x, reverse=True)), before + product, atol=1e-5)
 
 
+ROUNDED = keras.quantizers.AbsMaxQuantizer(axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "config"),
+    [
+        ("int8", None),
+        ("int4", None),
+        ("int4", keras.quantizers.Int4QuantizationConfig(activation_quantizer=ROUNDED, block_size=-1)),
+    ],
+)
+def test_gradients_pass_quantised_output_embeddings(mode, config):
+    """They are those of the table as it is looked up, and of LoRA; Keras's rounding of the inputs has none."""
+    layer, x = ReversibleEmbedding(6, 8), keras.random.normal((3, 8), seed=0)
+    layer.build()
+    layer.quantize(mode, config=config)
+    layer.enable_lora(2, lora_alpha=3)
+    for i, v in enumerate(layer.lora_factors):
+        v.assign(keras.random.normal(v.shape, seed=i))
+    table = keras.ops.convert_to_numpy(layer(np.arange(6)))
+    before = keras.layers.Dense(8, use_bias=False)
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layer(before(inputs), reverse=True))
+    before.kernel.assign(np.eye(8))
+    model.compile(keras.optimizers.SGD(1.0), lambda y, p: keras.ops.sum(y * p, axis=-1))
+    labels = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
+    a, b = (v + 0 for v in values(layer.lora_factors))
+    model.fit(x, labels, batch_size=3, verbose=0)
+    x, mean = keras.ops.convert_to_numpy(x), labels / 3
+    np.testing.assert_allclose(np.eye(8) - values([before.kernel])[0], x.T @ mean @ table, atol=1e-4)
+    new_a, new_b = values(layer.lora_factors)
+    np.testing.assert_allclose(a - new_a, 1.5 * mean.T @ x @ b.T, atol=1e-4)
+    np.testing.assert_allclose(b - new_b, 1.5 * a.T @ mean.T @ x, atol=1e-4)
+
+
 def test_calibrated_quantisation_is_refused():
     _, layer = model_of("dense")
     config = keras.quantizers.GPTQConfig(dataset=["text"], tokenizer=str)

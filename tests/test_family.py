@@ -11,7 +11,7 @@ import kerasllm
 from kerasllm.checkpoints.encoder_family import ELSEWHERE, EncoderFamily
 from kerasllm.checkpoints.families import FAMILIES
 from kerasllm.checkpoints.family import replaced, with_defaults, with_prefix
-from kerasllm.checkpoints.presets import _layout_of
+from kerasllm.checkpoints.presets import layout_of
 from kerasllm.stack import NORMS, POSITIONS, RESIDUALS
 
 OURS = FAMILIES[-1]
@@ -106,7 +106,7 @@ def test_no_argument_that_is_varied_is_lost(model_type, class_name):
     for name in arguments:
         for value in VALUES[name]:
             varied = own | {name: value}
-            family, config = _layout_of(class_name, json.loads(json.dumps(varied)), None)
+            family, config = layout_of(class_name, json.loads(json.dumps(varied)), None)
             config = {key: x for key, x in config.items() if key not in ("model_type", "architectures")}
             if family is OURS:
                 assert config["arguments"] == varied

@@ -198,9 +198,15 @@ class EncoderFamily:
     def write_weights(self, class_name, arguments, arrays):
         """The tensors of this family from the values of a model's variables."""
         tensors = self.families[class_name].write_weights(class_name, arguments, arrays)
-        if class_name in ENCODERS:
-            return tensors
-        return {f"{self.prefix}.{n}" if _part(n) in BODY else n: tensor for n, tensor in tensors.items()}
+        return {self._full(class_name, name): tensor for name, tensor in tensors.items()}
+
+    def rows_of(self, class_name, arguments):
+        """The rows of all tensors of a model, by the names that files have."""
+        rows = self.families[class_name].expanded(arguments)
+        return [row._replace(name=self._full(class_name, row.name)) for row in rows]
+
+    def _full(self, class_name, name):
+        return f"{self.prefix}.{name}" if class_name not in ENCODERS and _part(name) in BODY else name
 
     def left_out(self, class_name, arguments, names):
         """The names of those tensors of a checkpoint that a model has no place for: poolers and other heads."""

@@ -101,6 +101,10 @@ class Family:
         """The tensors of this family from the values of a model's variables."""
         return weight_map.write(self.expanded(arguments), arrays)
 
+    def rows_of(self, class_name, arguments):
+        """The rows of all tensors of a model, by the names that files have."""
+        return self.expanded(arguments)
+
     def expanded(self, arguments):
         """The rows of all tensors of a model."""
         rows = self.rows(arguments) if callable(self.rows) else self.rows

@@ -142,17 +142,18 @@ def write_tensors(folder, tensors, max_shard_size=None):
         shards[-1].append(name)
         room -= size
     if len(shards) == 1:
-        _write_safetensors(folder / WEIGHTS, tensors)
+        write_safetensors(folder / WEIGHTS, tensors)
         return
     shard_of, metadata = {}, {WRITING_ID: secrets.token_hex(8)}
     for i, names in enumerate(shards, start=1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
         shard_of |= dict.fromkeys(names, file)
-        _write_safetensors(folder / file, {name: tensors[name] for name in names}, metadata)
+        write_safetensors(folder / file, {name: tensors[name] for name in names}, metadata)
     write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": shard_of})
 
 
-def _write_safetensors(path, tensors, metadata=None):
+def write_safetensors(path, tensors, metadata=None):
+    """Write one file of tensors, dict name -> array or the like, and strings that its header has as well."""
     # The wider types first, so that every tensor lies at a multiple of its type's size.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     # transformers 4 refuses a file that doesn't say which framework's layouts it keeps.
@@ -182,11 +183,11 @@ def _bytes_of(size):
 
 
 @contextmanager
-def replaced_folder(folder):
+def replaced_folder(folder, goes=PRESET_FILE.fullmatch):
     """Write a preset as a whole: the block writes to a folder whose files take their places in `folder` at its end.
 
     If the block fails, or the process ends before it does, `folder` stays as it was. Files of an older preset that the
-    new one lacks are removed; other files in `folder` are left alone.
+    new one lacks, those whose names `goes` takes, are removed; other files in `folder` are left alone.
 
     Example:
         >>> with replaced_folder("presets/tiny") as staging:
@@ -199,7 +200,7 @@ def replaced_folder(folder):
     described = f"folder ({str(folder)!r})"
     folder = writing.resolved(folder, described)
     if os.path.lexists(folder):
-        with writing.staged(folder, PRESET_FILE.fullmatch, described) as staging:
+        with writing.staged(folder, goes, described) as staging:
             yield staging
         return
     with writing.scratch(folder.parent, described) as own:
@@ -209,6 +210,6 @@ def replaced_folder(folder):
         try:
             os.rename(staging, folder)
         except OSError:  # another writer was first
-            with writing.staged(folder, PRESET_FILE.fullmatch, described) as new:
+            with writing.staged(folder, goes, described) as new:
                 for path in staging.iterdir():
                     os.replace(path, new / path.name)

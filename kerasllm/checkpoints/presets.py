@@ -154,7 +154,7 @@ def write_preset(
     """
     folder = read_path("folder", folder)
     arguments = {name: value for name, value in arguments.items() if name not in ("dtype", "remat")}
-    family, config = _layout_of(class_name, arguments, parts)
+    family, config = layout_of(class_name, arguments, parts)
     if family is not ours:
         config = (special_token_ids or {}) | config  # RoBERTa's layout rests on its padding token
         config["dtype"] = next(iter(arrays.values())).dtype.name
@@ -238,7 +238,8 @@ def named_token_ids(config, arguments):
     return kept
 
 
-def _layout_of(class_name, arguments, parts):
+def layout_of(class_name, arguments, parts=None):
+    """The first family that can say a model, and its config.json; our own layout for one with `parts`."""
     for family in [ours] if parts else FAMILIES:
         if class_name in family.ARCHITECTURES or family is ours:
             config = family.write_config(class_name, arguments)

@@ -23,6 +23,11 @@ class Adaptable:
     adapted = "kernel"
 
     @property
+    def adapted_shape(self):
+        """(in, out) of that table, also where two of its numbers share a byte."""
+        return self.input_spec.axes[-1], self.units
+
+    @property
     def lora_factors(self):
         """LoRA's variables A and B."""
         return [getattr(self, f"lora_{self.adapted}_{factor}") for factor in "ab"]
@@ -30,6 +35,22 @@ class Adaptable:
     def enable_lora(self, rank, lora_alpha=None, **kwargs):
         """Add LoRA, as Keras does; a layer from a config that says `lora_alpha` keeps that."""
         super().enable_lora(rank, lora_alpha=self.lora_alpha if lora_alpha is None else lora_alpha, **kwargs)
+
+    @property
+    def lora_scale(self):
+        """What the product of LoRA's factors is times."""
+        return self.lora_alpha / self.lora_rank
+
+    def disable_lora(self):
+        """Take LoRA away, and what it has learned; the weights are those that it adapted, and trained again."""
+        self._tracker.unlock()
+        for factor, variable in zip("ab", self.lora_factors, strict=True):
+            self._untrack_variable(variable)
+            delattr(self, f"lora_{self.adapted}_{factor}")
+        self._tracker.lock()
+        if self.quantization_mode is None:
+            getattr(self, f"_{self.adapted}").trainable = True
+        self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
 
     def quantize(self, mode=None, type_check=True, config=None):
         """Quantise the weights, as Keras does: "int8", "int4" or "float8"."""
@@ -98,6 +119,15 @@ class Adaptable:
 class Dense(Adaptable, keras.layers.Dense):
     """`keras.layers.Dense`."""
 
+    def call(self, inputs, training=None):
+        """As Keras's, which makes a kernel of LoRA's product first, and a gradient of all of it."""
+        if not self.lora_enabled:
+            return super().call(inputs, training=training)
+        adapted = ops.matmul(ops.matmul(inputs, self.lora_kernel_a), self.lora_kernel_b)
+        x = ops.matmul(inputs, self._kernel) + self.lora_scale * adapted
+        x = x if self.bias is None else x + self.bias
+        return x if self.activation is None else self.activation(x)
+
     def product(self):
         """As `Adaptable.product`."""
         return dataclasses.replace(super().product(), bias=self.bias)
@@ -108,6 +138,7 @@ class Embedding(Adaptable, keras.layers.Embedding):
     """`keras.layers.Embedding`."""
 
     adapted = "embeddings"
+    adapted_shape = property(lambda self: (self.input_dim, self.output_dim))
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -115,6 +146,7 @@ class ReversibleEmbedding(Adaptable, keras.layers.ReversibleEmbedding):
     """`keras.layers.ReversibleEmbedding`."""
 
     adapted = "embeddings"
+    adapted_shape = Embedding.adapted_shape
 
     def call(self, inputs, reverse=False):
         """As Keras's; logits of training by the backend's best product."""
@@ -129,10 +161,32 @@ class ReversibleEmbedding(Adaptable, keras.layers.ReversibleEmbedding):
         return dataclasses.replace(super().product(), is_transposed=True, dtype=dtype)
 
     def quantized_call(self, inputs, reverse=False):
-        """As Keras's, whose reverse direction forgets LoRA."""
-        outputs = super().quantized_call(inputs, reverse=reverse)
-        if not (reverse and self.lora_enabled and self.tie_weights):
+        """As Keras's, whose reverse direction forgets LoRA, and has no gradient where it rounds its inputs."""
+        if not (reverse and self.tie_weights):
+            return super().quantized_call(inputs, reverse=reverse)
+        is_rounded = self.inputs_quantizer is not None and self.logit_soft_cap is None
+        outputs = self._logits_of_rounded(inputs) if is_rounded else super().quantized_call(inputs, reverse=True)
+        if not self.lora_enabled:
             return outputs
         a, b = self.lora_factors
         product = ops.matmul(ops.matmul(inputs, ops.transpose(b)), ops.transpose(a))
-        return outputs + ops.cast(self.lora_alpha / self.lora_rank * product, outputs.dtype)
+        return outputs + ops.cast(self.lora_scale * product, outputs.dtype)
+
+    def _logits_of_rounded(self, inputs):
+        rounded = super().quantized_call
+
+        @ops.custom_gradient
+        def logits(x):
+            def gradient(*args, upstream=None):
+                return ops.matmul(args[0] if upstream is None else upstream, self._table(x.dtype))
+
+            return rounded(x, reverse=True), gradient
+
+        return logits(inputs)
+
+    def _table(self, dtype):
+        """The quantised table in floats, without LoRA: (V, D). Its rows have one scale, for inputs are rounded."""
+        values = self._embeddings
+        if self.quantization_mode == "int4":
+            values = keras.quantizers.unpack_int4(values, self._orig_output_dim, axis=-1)
+        return ops.cast(values, dtype) / ops.cast(self.embeddings_scale, dtype)[:, None]

@@ -1,4 +1,5 @@
 # The public names of kerasllm.models, which are imported when they are first used (kerasllm/lazy.py).
+from kerasllm.models import adapters as adapters
 from kerasllm.models import bert as bert
 from kerasllm.models import classifier as classifier
 from kerasllm.models import embedder as embedder
@@ -12,6 +13,15 @@ from kerasllm.models import rnn as rnn
 from kerasllm.models import summarizer as summarizer
 from kerasllm.models import token_classifier as token_classifier
 from kerasllm.models import transformer_translator as transformer_translator
+from kerasllm.models.adapters import Adapter as Adapter
+from kerasllm.models.adapters import add_lora as add_lora
+from kerasllm.models.adapters import get_adapter as get_adapter
+from kerasllm.models.adapters import load_adapter as load_adapter
+from kerasllm.models.adapters import merge_lora as merge_lora
+from kerasllm.models.adapters import read_adapter as read_adapter
+from kerasllm.models.adapters import save_adapter as save_adapter
+from kerasllm.models.adapters import set_adapter as set_adapter
+from kerasllm.models.adapters import unmerge_lora as unmerge_lora
 from kerasllm.models.bert import BERT as BERT
 from kerasllm.models.classifier import BERTClassifier as BERTClassifier
 from kerasllm.models.embedder import BERTEmbedder as BERTEmbedder
