@@ -24,6 +24,7 @@ def render(
     documents=None,
     add_generation_prompt=False,
     continue_final_message=False,
+    operation="render",
     **variables,
 ):
     """Fill in a chat template.
@@ -35,6 +36,7 @@ def render(
         template: string, a jinja template.
         messages, tools, documents, add_generation_prompt, continue_final_message: as for
             `Tokenizer.apply_chat_template`.
+        operation: "render", or "render_marked", which shows what an assistant wrote (`template_worker`).
         **variables: what else the template may use: special tokens, switches of its own.
 
     Raises:
@@ -58,7 +60,7 @@ def render(
     if continue_final_message:
         _check_continued(template, chat[-1], field)
         chat[-1] = _marked(chat[-1], field)
-    text = _render_parts(template, chat, variables)
+    text = _render_parts(operation, template, chat, variables)
     return _cut(text) if continue_final_message else text
 
 
@@ -132,14 +134,14 @@ def check_messages(messages):
             )
 
 
-def _render_parts(template, chat, variables):
+def _render_parts(operation, template, chat, variables):
     """Render messages, of which some have a content in parts: as the template reads it, else as their text."""
     parted = [i for i, message in enumerate(chat) if isinstance(message.get("content"), list) and _is_parts(message)]
     if not parted:
-        return template_processes.ask("render", template, chat, variables)
+        return template_processes.ask(operation, template, chat, variables)
     others = [(i, part) for i in parted for part in chat[i]["content"] if "text" not in part]
     try:
-        text = template_processes.ask("render", template, chat, variables)
+        text = template_processes.ask(operation, template, chat, variables)
         texts = [part["text"].strip() for i in parted for part in chat[i]["content"] if "text" in part]
         # Some write the list as Python does, some leave it out.
         is_read = all(t in text for t in texts) and not any(str(chat[i]["content"]) in text for i in parted)
@@ -149,7 +151,7 @@ def _render_parts(template, chat, variables):
         is_read = False
     if is_read and others:
         texts = {i: [part for part in chat[i]["content"] if "text" in part] for i in parted}
-        is_read = template_processes.ask("render", template, _with_contents(chat, texts), variables) != text
+        is_read = template_processes.ask(operation, template, _with_contents(chat, texts), variables) != text
     if not is_read and others:
         i, part = others[0]
         raise ValueError(
@@ -158,7 +160,7 @@ def _render_parts(template, chat, variables):
     if is_read:
         return text
     joined = {i: "".join(part["text"] for part in chat[i]["content"]) for i in parted}
-    return template_processes.ask("render", template, _with_contents(chat, joined), variables)
+    return template_processes.ask(operation, template, _with_contents(chat, joined), variables)
 
 
 def _is_parts(message):

@@ -23,7 +23,7 @@ class Document(NamedTuple):
     text: str
 
 
-def find_files(sources, any_ending=False):
+def find_files(sources, any_ending=False, name="sources"):
     """The files of a corpus in their order.
 
     Args:
@@ -31,6 +31,7 @@ def find_files(sources, any_ending=False):
             names; hidden ones, whose names begin with a point, are not.
         any_ending: whether a file that is named by itself may have another ending: that of parallel text is often a
             language, as of "train.en". It is a text file then.
+        name: of the argument, for errors.
 
     Returns:
         A list of `pathlib.Path`.
@@ -45,18 +46,18 @@ def find_files(sources, any_ending=False):
             inside = (path for path in source.rglob("*") if path.is_file())
             found = sorted(p for p in inside if not any(x.startswith(".") for x in p.relative_to(source).parts))
             if not found:
-                raise ValueError(f"sources: the folder {str(source)!r} holds no file.")
+                raise ValueError(f"{name}: the folder {str(source)!r} holds no file.")
             files += found
         elif source.is_file():
             files.append(source)
             named.add(source)
         else:
-            raise ValueError(f"sources: there is no file {str(source)!r}.")
+            raise ValueError(f"{name}: there is no file {str(source)!r}.")
     if not files:
-        raise ValueError(f"sources ({shown(sources)}) must name one file at least.")
+        raise ValueError(f"{name} ({shown(sources)}) must name one file at least.")
     for path in files:
         if _ending(path) not in ENDINGS and not (any_ending and path in named):
-            raise ValueError(f"sources: {str(path)!r} must end in {', '.join(ENDINGS)}, or in these and .gz.")
+            raise ValueError(f"{name}: {str(path)!r} must end in {', '.join(ENDINGS)}, or in these and .gz.")
     return files
 
 
@@ -88,6 +89,17 @@ def read_documents(path, sample_by="line", field="text", encoding="utf-8", blank
         yield from _objects(path, numbered, field, blank_lines)
     else:
         yield from _texts(path, numbered, sample_by, blank_lines)
+
+
+def read_objects(path, encoding="utf-8"):
+    """The objects of a JSONL file, compressed where its name ends in .gz: (what an error calls the line, dict).
+
+    Raises:
+        ValueError: names the file and line: it is not in the encoding, or no JSON object.
+    """
+    for place, line in read_lines(path, encoding):
+        if line:
+            yield place, _object(place, line)
 
 
 def read_lines(path, encoding="utf-8"):
@@ -130,14 +142,20 @@ def _objects(path, numbered, field, blank_lines):
         if not line:
             continue
         place = f"{path}, line {number}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is no JSON: {error}.") from error
-        text = entry.get(field) if isinstance(entry, dict) else None
+        text = _object(place, line).get(field)
         if not isinstance(text, str) or not (text.strip() or blank_lines == "keep"):
             raise ValueError(f"{place} ({shown(line)}) must be an object with a text in {field!r}.")
         yield Document(place, text if text.strip() else "")
+
+
+def _object(place, line):
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no JSON: {error}.") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{place} ({shown(line)}) must be a JSON object.")
+    return entry
 
 
 def _texts(path, numbered, sample_by, blank_lines):

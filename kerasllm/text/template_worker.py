@@ -13,6 +13,8 @@ import signal
 import sys
 
 TEXT, REFUSAL, SPENT = b"T", b"R", b"S"  # the last: the process has used up its memory
+# Round what an assistant wrote: two characters that Unicode keeps for the inside of programs.
+BEGIN, END = "\ufdd0", "\ufdd1"
 MOST_SECONDS = 1  # of computing, for one answer
 MOST_BYTES = 192 * 2**20  # beyond what the process has when it begins
 MOST_TEXT_BYTES = 2**24
@@ -77,6 +79,11 @@ def render(template, chat, variables):
     return _compiled(template).render(messages=chat, **variables)
 
 
+def render_marked(template, chat, variables):
+    """The same with `BEGIN` and `END` round each `{% generation %}` of the template."""
+    return _compiled(template, is_marked=True).render(messages=chat, **variables)
+
+
 def variables_of(template):
     """The names of the variables that a template reads, a line each."""
     import jinja2.meta
@@ -85,23 +92,23 @@ def variables_of(template):
     return "\n".join(jinja2.meta.find_undeclared_variables(environment.parse(template)) - set(environment.globals))
 
 
-OPERATIONS = {"render": render, "variables_of": variables_of}
+OPERATIONS = {"render": render, "render_marked": render_marked, "variables_of": variables_of}
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(template):
-    return _environment().from_string(template)
+def _compiled(template, is_marked=False):
+    return _environment(is_marked).from_string(template)
 
 
 @functools.cache
-def _environment():
+def _environment(is_marked=False):
     import jinja2
     import jinja2.ext
     import jinja2.meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}` says what an assistant wrote, for training. Here it is only text."""
+        """`{% generation %}` says what an assistant wrote, for training."""
 
         tags = {"generation"}
 
@@ -111,7 +118,7 @@ def _environment():
             return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
 
         def _write(self, caller):
-            return caller()
+            return f"{BEGIN}{caller()}{END}" if is_marked else caller()
 
     class Namespace(jinja2.utils.Namespace):
         """Without names that lead into Python."""

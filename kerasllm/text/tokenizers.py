@@ -226,7 +226,7 @@ class Tokenizer:
             documents=documents,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            **self._named_tokens() | variables,
+            **self.chat_variables() | variables,
         )
         check_text("messages", text)
         return text
@@ -254,7 +254,8 @@ class Tokenizer:
         """
         return chat.take_arguments(self.config.get("chat_template"), options, others)
 
-    def _named_tokens(self):
+    def chat_variables(self):
+        """What a chat template may read of the tokenizer, dict name -> token: "bos_token", "eos_token" and so on."""
         extra = self.config.get("extra_special_tokens")
         named = {name: token for name, token in self.config.items() if name.endswith("_token")}
         named |= extra if isinstance(extra, dict) else {}

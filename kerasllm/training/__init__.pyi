@@ -1,6 +1,7 @@
 # The public names of kerasllm.training, which are imported when they are first used (kerasllm/lazy.py).
 from kerasllm.text.token_files import TokenFile as TokenFile
 from kerasllm.training import averaging as averaging
+from kerasllm.training import chat_datasets as chat_datasets
 from kerasllm.training import datasets as datasets
 from kerasllm.training import evaluating as evaluating
 from kerasllm.training import event_files as event_files
@@ -18,6 +19,7 @@ from kerasllm.training import schedules as schedules
 from kerasllm.training import throughput as throughput
 from kerasllm.training import translation_datasets as translation_datasets
 from kerasllm.training.averaging import average_weights as average_weights
+from kerasllm.training.chat_datasets import ChatDataset as ChatDataset
 from kerasllm.training.evaluating import EvaluateEvery as EvaluateEvery
 from kerasllm.training.event_files import TensorBoardLog as TensorBoardLog
 from kerasllm.training.examples import GenerateExamples as GenerateExamples
