@@ -84,7 +84,7 @@ def _marked(template, messages, variables):
 
 
 def encode_answers(tokenizer, text, spans):
-        r"""The ids of a chat's text, and which of them are inside the spans: lists of as many int and bool.
+    r"""The ids of a chat's text, and which of them are inside the spans: lists of as many int and bool.
 
     White space after the last special token of an answer, as "\n" in "<|im_end|>\n", is not the answer's: a generation
     has ended before it.
