@@ -9,6 +9,7 @@ from kerasllm.models import loading as loading
 from kerasllm.models import lstm_translator as lstm_translator
 from kerasllm.models import masked_lm as masked_lm
 from kerasllm.models import question_answerer as question_answerer
+from kerasllm.models import reshaping as reshaping
 from kerasllm.models import rnn as rnn
 from kerasllm.models import summarizer as summarizer
 from kerasllm.models import token_classifier as token_classifier
@@ -31,6 +32,10 @@ from kerasllm.models.loading import load as load
 from kerasllm.models.lstm_translator import LSTMTranslator as LSTMTranslator
 from kerasllm.models.masked_lm import BERTMaskedLM as BERTMaskedLM
 from kerasllm.models.question_answerer import BERTQuestionAnswerer as BERTQuestionAnswerer
+from kerasllm.models.reshaping import add_tokens as add_tokens
+from kerasllm.models.reshaping import prune_vocabulary as prune_vocabulary
+from kerasllm.models.reshaping import with_labels as with_labels
+from kerasllm.models.reshaping import with_positions as with_positions
 from kerasllm.models.rnn import RNNLanguageModel as RNNLanguageModel
 from kerasllm.models.summarizer import Summarizer as Summarizer
 from kerasllm.models.token_classifier import BERTTokenClassifier as BERTTokenClassifier

@@ -1,0 +1,269 @@
+"""Models with another vocabulary, other positions or other labels, whose weights are those of the model they come from.
+
+A vocabulary's size is an argument of a model, so each function gives a new model; the old one stays as it is.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasllm.arguments import check_choice, check_positive, is_whole, read_strings, shown
+from kerasllm.backend.variables import built_with
+from kerasllm.checkpoints.weight_map import LazyArray
+from kerasllm.generation.config import OPTIONS, GenerationConfig
+from kerasllm.layers import parts
+from kerasllm.models.base import Model
+from kerasllm.text import vocabularies
+
+POSITIONS = ("interpolate", "repeat")
+# What a model knows beside its config: the ids of files, and what a generation takes for granted.
+KEPT = ("named_token_ids", "_file_token_ids", "_end_token_ids", "_start_token_id", "_generation_defaults")
+
+
+def add_tokens(model, tokens, beginnings="mean", special=True, multiple=1):
+    """A model that knows further tokens, such as those of tools or of a trade.
+
+    Args:
+        model: a model of kerasllm with a tokenizer, or a translator with one for both sides; it stays as it is.
+        tokens: list of strings, none of which the tokenizer has; they get the next ids.
+        beginnings: what a new token's embedding begins with: "mean", the mean of all others (Hewitt 2021), with which
+            the model's likeliest tokens stay so; or for each token a text whose tokens' mean it is, a dict.
+        special: whether `decode` leaves the tokens out, as it leaves out "</s>".
+        multiple: the number of embeddings is made a multiple of it.
+
+    Returns:
+        The new model, of the same class; it is not compiled.
+
+    Raises:
+        ValueError: a token is there already; `beginnings` lacks one; the model is quantised, or its table has LoRA.
+
+    Example:
+        >>> model = add_tokens(model, ["<tool>", "</tool>"], {"<tool>": "call a tool", "</tool>": "end"})
+    """
+    tokenizer, sizes = _one_tokenizer(model)
+    tokens = read_strings("tokens", tokens)
+    check_positive("multiple", multiple)
+    larger = vocabularies.with_tokens(tokenizer, tokens, special)
+    sources = _sources(tokenizer, tokens, beginnings)
+    size = max(larger.vocabulary_size, model.arguments[sizes[0]])
+    size = -(-size // multiple) * multiple
+    new_ids = [larger.token_to_id(token) for token in tokens]
+
+    def grown(rows):
+        mean = rows[: tokenizer.vocabulary_size].mean(axis=0, dtype="float64")
+        table = np.empty((size, *rows.shape[1:]), rows.dtype)
+        table[: len(rows)], table[len(rows) :] = rows, mean
+        for i, source in zip(new_ids, sources, strict=True):
+            table[i] = mean if source is None else rows[source].mean(axis=0, dtype="float64")
+        return table
+
+    old = model.arguments[sizes[0]]
+    return _rebuilt(model, dict.fromkeys(sizes, size), dict.fromkeys(sizes, old + 1), grown, larger)
+
+
+def prune_vocabulary(model, texts):
+    """A model without the tokens that texts have no use for: what it makes of them is the same, in fewer bytes.
+
+    Special tokens stay, and single characters, of which other texts are made. Two thirds of a small encoder are its
+    table.
+
+    Args:
+        model: as for `add_tokens`.
+        texts: iterable of strings, all that is to be read alike.
+
+    Returns:
+        The new model, of the same class; it is not compiled.
+
+    Raises:
+        ValueError: the tokenizer is none of WordPiece, BPE and Unigram; the model is quantised, or its table has LoRA.
+    """
+    tokenizer, sizes = _one_tokenizer(model)
+    smaller = vocabularies.pruned(tokenizer, texts)
+    numbers = {int(old): i for i, old in enumerate(smaller.ids)}
+    size = model.arguments[sizes[0]]
+    arguments, larger = dict.fromkeys(sizes, len(smaller.ids)), dict.fromkeys(sizes, size + 1)
+    new = _rebuilt(model, arguments, larger, lambda rows: rows[smaller.ids], smaller.tokenizer)
+    for name in KEPT[:4]:
+        if name in vars(new):
+            object.__setattr__(new, name, _renumbered(vars(new)[name], numbers))
+    if hasattr(new, "generation_defaults"):
+        new.generation_defaults = _renumbered_defaults(new.generation_defaults, numbers)
+    return new
+
+
+def with_positions(model, max_sequence_length, beginnings="interpolate"):
+    """A model that reads longer texts, or shorter ones alone, by a table of learned positions of another length.
+
+    Args:
+        model: a model of kerasllm with learned positions; it stays as it is.
+        max_sequence_length: the new length.
+        beginnings: of a longer table: "interpolate" lays the positions that were farther apart (Dosovitskiy et al.
+            2020, arXiv:2010.11929); "repeat" keeps them, and begins anew behind them (Longformer, Beltagy et al. 2020,
+            arXiv:2004.05150). Both want training.
+
+    Returns:
+        The new model, of the same class; it is not compiled.
+
+    Raises:
+        ValueError: the model has no learned positions, or is quantised.
+    """
+    check_positive("max_sequence_length", max_sequence_length)
+    check_choice("beginnings", beginnings, POSITIONS)
+    length = getattr(model, "arguments", {}).get("max_sequence_length")
+    if not length or not any(v.path.endswith("/position/embeddings") for v in model.weights):
+        raise ValueError(f"model ({model.name!r}) has no table of learned positions, which would be made longer.")
+
+    def resized(rows):
+        places = np.arange(max_sequence_length)
+        if max_sequence_length <= len(rows):
+            return rows[places]
+        if beginnings == "repeat":
+            return rows[places % len(rows)]
+        places = places * (len(rows) - 1) / (max_sequence_length - 1)
+        below = np.minimum(places.astype(int), len(rows) - 2) if len(rows) > 1 else np.zeros(len(places), int)
+        share = (places - below)[:, None]
+        return ((1 - share) * rows[below] + share * rows[np.minimum(below + 1, len(rows) - 1)]).astype(rows.dtype)
+
+    arguments = {"max_sequence_length": max_sequence_length}
+    cut = model.arguments.get("truncate_at")
+    if cut is not None:
+        arguments["truncate_at"] = min(cut, max_sequence_length)
+    return _rebuilt(model, arguments, {"max_sequence_length": length + 1}, resized)
+
+
+def with_labels(model, labels):
+    """A model of other labels on the same encoder: those of a name that it had keep their weights, others are random.
+
+    Args:
+        model: a `BERTClassifier` or `BERTTokenClassifier`; it stays as it is.
+        labels: list of names, or their number.
+
+    Returns:
+        The new model, of the same class; it is not compiled.
+
+    Raises:
+        ValueError: the model has no labels, or `labels` are none.
+    """
+    if "labels" not in getattr(model, "arguments", ()):
+        raise ValueError(f"model ({shown(model)}) must be one with labels, such as a BERTClassifier.")
+    before = model.arguments["labels"]
+    labels = labels if is_whole(labels) else read_strings("labels", labels, 0)
+    count, more = (n if is_whole(n) else len(n) for n in (labels, before))
+    named = not is_whole(labels) and not is_whole(before)
+
+    def relabelled(rows):
+        new = np.zeros((count, *rows.shape[1:]), rows.dtype)
+        if rows.ndim > 1:
+            new[:] = ops.convert_to_numpy(keras.random.normal(new.shape, stddev=0.02))
+        for i, label in enumerate(labels if named else ()):
+            if label in before:
+                new[i] = rows[list(before).index(label)]
+        return new
+
+    return _rebuilt(model, {"labels": labels}, {"labels": more + 1}, relabelled)
+
+
+def _renumbered(ids, numbers):
+    """Ids, one or several or by names, as a smaller vocabulary has them; those that it has not are gone."""
+    if isinstance(ids, Mapping):
+        return {name: _renumbered(value, numbers) for name, value in ids.items()}
+    if isinstance(ids, list | tuple):
+        return type(ids)(numbers[i] for i in ids if i in numbers)
+    return numbers.get(ids)
+
+
+def _renumbered_defaults(defaults, numbers):
+    """A `GenerationConfig` with the ids of a smaller vocabulary."""
+    given = defaults.given()
+    for name in [name for name in given if OPTIONS[name].holds_ids]:
+        if not is_whole(given[name]):
+            raise ValueError(f"model.generation_defaults: {name} has ids, which would be those of other tokens.")
+        given[name] = numbers.get(given[name])
+    return GenerationConfig(**given)
+
+
+def _one_tokenizer(model):
+    """The one tokenizer of a model, and the arguments that are its size."""
+    if not isinstance(model, Model):
+        raise ValueError(f"model ({shown(model)}) must be one of kerasllm's.")
+    sizes = [name for name in model.arguments if name.endswith("vocabulary_size")]
+    first = model.required_tokenizer(next(iter(model.tokenizer_prefixes)))
+    if len(sizes) > 1 and not model.arguments.get("share_embeddings"):
+        raise ValueError(f"model ({model.name!r}) must have one vocabulary for both sides (share_embeddings=True).")
+    if any(tokenizer != first for tokenizer in model.tokenizers.values()):
+        raise ValueError(f"model ({model.name!r}) must have one tokenizer for both sides.")
+    return first, sizes
+
+
+def _sources(tokenizer, tokens, beginnings):
+    """For each new token the ids whose mean its embedding begins with, or None for all."""
+    if beginnings == "mean":
+        return [None] * len(tokens)
+    if not isinstance(beginnings, Mapping):
+        raise ValueError(f"beginnings ({shown(beginnings)}) must be 'mean' or a dict of texts.")
+    missing = sorted(set(tokens) ^ set(beginnings))
+    if missing:
+        raise ValueError(f"beginnings must have a text for each of tokens and for no other: {shown(missing)}.")
+    rows = tokenizer.encode_batch([beginnings[token] for token in tokens], special_tokens=False)
+    for token, row in zip(tokens, rows, strict=True):
+        if not row:
+            raise ValueError(f"beginnings: {shown(beginnings[token])} for {shown(token)} has no token.")
+    return [np.array(row) for row in rows]
+
+
+def _rebuilt(model, arguments, larger, change, tokenizer=None):
+    """A model of other arguments with the same weights, those changed in which `larger` arguments have another shape.
+
+    Args:
+        model: the model.
+        arguments: dict, in place of its own.
+        larger: dict, arguments by whose shapes is told which axis of which variable is meant.
+        change: function (array) -> array, of which the first axis is that.
+        tokenizer: in place of its own.
+    """
+    if not isinstance(model, Model):
+        raise ValueError(f"model ({shown(model)}) must be one of kerasllm's.")
+    quantized = [path for path, part in parts.changes(model).items() if "quantization" in part]
+    if quantized:
+        raise ValueError(f"model: {quantized[0]} is quantized; change the model's shape before that.")
+    config, values = model.get_config(), {v.path: v for v in model.weights}
+    others = _shapes_of(type(model), config | larger)
+
+    def value(path):
+        array = np.array(ops.convert_to_numpy(values[path].value))
+        for axis, (a, b) in enumerate(zip(array.shape, others[path], strict=True)):
+            if a != b:
+                return np.moveaxis(change(np.moveaxis(array, axis, 0)), 0, axis)
+        return array
+
+    def read(shapes):
+        return {path: LazyArray(shape, np.dtype("float32"), partial(value, path)) for path, shape in shapes.items()}
+
+    new = built_with(lambda: type(model).from_config(config | arguments), read)
+    for name, own in model.tokenizers.items():
+        setattr(new, name, tokenizer or own)
+    for name in KEPT:
+        if name in vars(model):
+            object.__setattr__(new, name, vars(model)[name])
+    return new
+
+
+def _shapes_of(model_class, config):
+    """The shapes of a model's weights, which is not built: dict path -> shape."""
+    found = {}
+
+    def read(shapes):
+        found.update(shapes)
+        raise _Enough
+
+    try:
+        built_with(lambda: model_class.from_config(config), read)
+    except _Enough:
+        return found
+
+
+class _Enough(Exception):
+    """The shapes are known."""
