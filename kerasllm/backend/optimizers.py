@@ -3,6 +3,7 @@
 import functools
 
 import keras
+from keras import ops
 
 from kerasllm.backend.compilation import name
 from kerasllm.backend.updates import Updates
@@ -33,8 +34,39 @@ def _is_changed(optimizer, *methods, of=keras.optimizers.AdamW):
     return any(getattr(getattr(optimizer, m), "__func__", None) is not getattr(of, m) for m in methods)
 
 
+class Rates:
+    """What goes before an AdamW of Keras's that has a learning rate for each variable."""
+
+    def rate_factor(self, variable):
+        """What the learning rate is times for a variable, a float."""
+        return 1.0
+
+    def build(self, variables):
+        super().build(variables)
+        if not self.has_rates and any(self.rate_factor(v) != 1 for v in variables):
+            raise ValueError(
+                "learning_rate_factors: this backend has them for AdamW's own step alone, without amsgrad, other steps "
+                "of a subclass or a distribution strategy."
+            )
+
+    @property
+    def has_rates(self):
+        """Whether the steps that are taken look at the factors."""
+        return True
+
+
 def _adamw():
-    return type("CountingAdamW", (Updates, keras.optimizers.AdamW), {})
+    class CountingAdamW(Rates, Updates, keras.optimizers.AdamW):
+        def update_step(self, gradient, variable, learning_rate):
+            factor = self.rate_factor(variable)
+            super().update_step(gradient, variable, learning_rate if factor == 1 else learning_rate * factor)
+
+        def _apply_weight_decay(self, variables):
+            for variable in filter(self._use_weight_decay, variables) if self.weight_decay else ():
+                decay = self.learning_rate * self.rate_factor(variable) * self.weight_decay
+                variable.assign(variable - variable * ops.cast(decay, variable.dtype))
+
+    return CountingAdamW
 
 
 def _muon():
@@ -44,7 +76,7 @@ def _muon():
 def _tensorflow_adamw():
     import tensorflow as tf
 
-    class FusedAdamW(Updates, keras.optimizers.AdamW):
+    class FusedAdamW(Rates, Updates, keras.optimizers.AdamW):
         @property
         def _is_fused(self):
             return not self.amsgrad and not _is_changed(self, *ASSIGNMENTS)
@@ -52,6 +84,10 @@ def _tensorflow_adamw():
         @property
         def _steps_are_fused(self):
             return self._is_fused and type(self).update_step is FusedAdamW.update_step
+
+        @property
+        def has_rates(self):
+            return self._steps_are_fused and not tf.distribute.has_strategy()
 
         def _step(self, grads, variables):
             if not self._steps_are_fused or tf.distribute.has_strategy():
@@ -61,14 +97,16 @@ def _tensorflow_adamw():
                 scale = self._clip_scale(self._measured(grads))
             else:
                 grads = self._clip_gradients(grads)
-            numbers = functools.cache(functools.partial(self._numbers, self.learning_rate))
+            numbers = functools.cache(lambda factor, dtype: self._numbers(self.learning_rate * factor, dtype))
             last = []
             for gradient, variable in zip(grads, variables, strict=True):
                 # One after the other, or all scaled gradients are there at once.
                 with tf.control_dependencies(last):
                     if scale is not None:
                         gradient = gradient * tf.cast(scale, gradient.dtype)
-                    update = self._fused_step(gradient, variable, numbers(variable.dtype))
+                    update = self._fused_step(
+                        gradient, variable, numbers(self.rate_factor(variable), variable.dtype)
+                    )
                 last = [] if update is None else [update]
 
         def update_step(self, gradient, variable, learning_rate):
@@ -137,10 +175,10 @@ def _torch_adamw():
     # What `keras.optimizers.AdamW(...)` makes under torch; a subclass of that name would miss it.
     torch_adamw = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
-    class FusedAdamW(Updates, torch_adamw):
+    class FusedAdamW(Rates, Updates, torch_adamw):
         @torch.no_grad()
         def _step(self, grads, variables):
-            if self.amsgrad or _is_changed(self, "update_step", *ASSIGNMENTS):
+            if not self.has_rates:
                 return super()._step(grads, variables)
             scale = None
             if self._clips_together:
@@ -149,14 +187,18 @@ def _torch_adamw():
                 scale = norm.clamp(min=self.global_clipnorm) / self.global_clipnorm + (norm - norm)
             else:
                 grads = self._clip_gradients(grads)
-            decays = [bool(self.weight_decay) and self._use_weight_decay(v) for v in variables]
-            pairs = list(zip(grads, variables, strict=True))
-            for decay in (True, False):
-                group = [pair for pair, d in zip(pairs, decays, strict=True) if d == decay]
-                if group:
-                    self._fused_step(*zip(*group, strict=True), scale, self.weight_decay if decay else 0.0)
+            groups = {}  # of one decay and one rate
+            for gradient, variable in zip(grads, variables, strict=True):
+                decay = self.weight_decay if self.weight_decay and self._use_weight_decay(variable) else 0.0
+                groups.setdefault((decay, self.rate_factor(variable)), []).append((gradient, variable))
+            for (decay, factor), group in groups.items():
+                self._fused_step(*zip(*group, strict=True), scale, decay, self.learning_rate * factor)
 
-        def _fused_step(self, grads, variables, scale, weight_decay):
+        @property
+        def has_rates(self):
+            return not (self.amsgrad or _is_changed(self, "update_step", *ASSIGNMENTS))
+
+        def _fused_step(self, grads, variables, scale, weight_decay, learning_rate):
             indices = [self._get_variable_index(v) for v in variables]
             _torch_adam(
                 variables,
@@ -164,7 +206,7 @@ def _torch_adamw():
                 [self._velocities[i] for i in indices],
                 grads,
                 self.iterations,
-                self.learning_rate,
+                learning_rate,
                 self.beta_1,
                 self.beta_2,
                 self.epsilon,

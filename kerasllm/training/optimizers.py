@@ -1,12 +1,13 @@
 """AdamW and Muon as language models are trained with them: what multiplies decays, biases and norms do not."""
 
 import re
+from collections.abc import Mapping
 
 import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import read_strings, shown
+from kerasllm.arguments import check_part, check_positive_number, is_number, read_strings, shown
 from kerasllm.constructors import reading
 
 
@@ -39,19 +40,64 @@ class AdamW(Sparing, backend.adamw_class()):
         learning_rate: a number or a schedule, such as `WarmupCosine`, of the number of updates done.
         no_decay: regular expressions, searched for in the paths of further variables that do not decay, for instance
             `["embeddings"]`. Vectors never decay.
+        learning_rate_factors: dict regular expression -> what the learning rate, and with it the decay, is times for
+            the variables in whose paths it is found first; 1 for all others. `layerwise_decay` makes one.
         **kwargs: the other arguments of `keras.optimizers.AdamW`, for instance `weight_decay`, `global_clipnorm`.
 
     Raises:
-        ValueError: `exclude_from_weight_decay` is called.
+        ValueError: `exclude_from_weight_decay` is called; a factor is negative.
 
     Example:
         >>> model.compile(AdamW(WarmupCosine(3e-4, 200, 5000), weight_decay=0.1, global_clipnorm=1.0), loss)
     """
 
     @reading
-    def __init__(self, learning_rate=1e-3, no_decay=(), **kwargs):
+    def __init__(self, learning_rate=1e-3, no_decay=(), learning_rate_factors=None, **kwargs):
         super().__init__(learning_rate, **kwargs)
         self.no_decay = _read_patterns("no_decay", no_decay)
+        self.learning_rate_factors = _read_factors(learning_rate_factors)
+
+    def rate_factor(self, variable):
+        """What the learning rate is times for a variable, a float."""
+        factors = self.learning_rate_factors.items()
+        return next((factor for pattern, factor in factors if re.search(pattern, variable.path)), 1.0)
+
+    def get_config(self):
+        return {**super().get_config(), "learning_rate_factors": self.learning_rate_factors}
+
+
+def layerwise_decay(model, rate=0.9):
+    """The `learning_rate_factors` of an `AdamW` under which a layer learns the less the farther it is from the output.
+
+    Of L blocks number i, counted from 0, has the factor rate ** (L - i), the embeddings rate ** (L + 1), all else, such
+    as a head, 1 (Clark et al. 2020, arXiv:2003.10555; as in BEiT, Bao et al. 2021, arXiv:2106.08254).
+
+    Args:
+        model: a model whose stacks have blocks, `encoder/block_0` and so on, or layers, `decoder/layer_0`.
+        rate: in (0, 1].
+
+    Returns:
+        dict regular expression -> float.
+
+    Raises:
+        ValueError: the model has no blocks.
+
+    Example:
+        >>> model.compile(AdamW(1e-4, learning_rate_factors=layerwise_decay(model)), loss)
+    """
+    check_part("rate", rate)
+    check_positive_number("rate", rate)
+    found = [match for v in model.variables if (match := re.match(r"(?:(.*?)/)?(block|layer)_(\d+)/", v.path))]
+    depths = {}
+    for match in found:
+        name = f"{match[1]}/{match[2]}" if match[1] else match[2]
+        depths[name] = max(depths.get(name, 0), int(match[3]) + 1)
+    if not depths:
+        raise ValueError(f"model ({model.name!r}) has no blocks, whose rates would differ.")
+    factors = {
+        f"^{re.escape(name)}_{i}/": float(rate) ** (depth - i) for name, depth in depths.items() for i in range(depth)
+    }
+    return factors | {"(^|/)embeddings?/": float(rate) ** (max(depths.values()) + 1)}
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -111,13 +157,25 @@ ADAMW_SIDE = re.compile(r"(^|/)(head|classifier|answer_span)/|(^|/|_)bias$|(^|/)
 
 
 def _read_patterns(name, patterns):
-    patterns = tuple(read_strings(name, [patterns] if isinstance(patterns, str) else patterns, 0))
+    patterns = tuple(read_strings(name, [patterns] if isinstance(patterns, str) else list(patterns), 0))
     for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"{name} ({shown(pattern)}) must be a regular expression: {error}.") from error
     return patterns
+
+
+def _read_factors(factors):
+    if factors is None:
+        return {}
+    if not isinstance(factors, Mapping):
+        raise ValueError(f"learning_rate_factors ({shown(factors)}) must be a dict of patterns and numbers.")
+    _read_patterns("learning_rate_factors", factors)
+    for pattern, factor in factors.items():
+        if not is_number(factor) or factor < 0:
+            raise ValueError(f"learning_rate_factors[{pattern!r}] ({shown(factor)}) must be a number from 0 on.")
+    return {pattern: float(factor) for pattern, factor in factors.items()}
 
 
 def _not_decayed(variables, patterns):
