@@ -43,7 +43,8 @@ check: .venv/installed
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing kerasllm and its dependencies into .venv (minutes, once)"
-	@.venv/bin/python -m pip install -qq -c constraints.txt -e '.[all,dev]'
+	@# --use-pep517: seqeval has no wheel, and pip before 25.3 builds it in the environment, where that fails.
+	@.venv/bin/python -m pip install -qq --use-pep517 -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 .venv/peers: .venv/installed

@@ -17,6 +17,8 @@ EXTRAS = {
     "matplotlib": "plot",
     "rouge_score": "metrics",
     "sacrebleu": "metrics",
+    "seqeval": "metrics",
+    "sklearn": "metrics",
     "tensorboardX": "tensorboard",
     "tensorflow": "export",
     "torch": "torch",

@@ -36,6 +36,8 @@ def gguf(folder):
 CALLS = {
     "sacrebleu": ("kerasllm[metrics]", lambda folder: metrics.bleu(["a"], ["a"])),
     "rouge_score": ("kerasllm[metrics]", lambda folder: metrics.rouge(["a"], ["a"])),
+    "sklearn": ("kerasllm[metrics]", lambda folder: metrics.classification_scores([0], [0], 1)),
+    "seqeval": ("kerasllm[metrics]", lambda folder: metrics.entity_scores([["O"]], [["B-X"]])),
     "gguf": ("kerasllm[gguf]", gguf),
     "huggingface_hub": ("kerasllm[hub]", lambda folder: kerasllm.load("generate", "hf://org/name")),
     "kagglehub": ("pip install kagglehub", lambda folder: kerasllm.load(None, "kaggle://owner/model/framework/name")),

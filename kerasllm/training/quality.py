@@ -2,11 +2,11 @@
 
 import keras
 
-from kerasllm import metrics
 from kerasllm.arguments import check_positive, check_text, read_sequence, shown
 from kerasllm.backend.aside import aside
 from kerasllm.constructors import reading
 from kerasllm.extras import check_installed
+from kerasllm.metrics.texts import bleu, chrf, rouge
 from kerasllm.training.examples import check_writer, written
 
 
@@ -83,7 +83,7 @@ class TranslationQuality(WrittenQuality):
         super().__init__(pairs, every, options)
 
     def scores(self, texts, references):
-        return {"bleu": metrics.bleu(texts, references)[0], "chrf": metrics.chrf(texts, references)[0]}
+        return {"bleu": bleu(texts, references)[0], "chrf": chrf(texts, references)[0]}
 
 
 class SummaryQuality(WrittenQuality):
@@ -111,4 +111,4 @@ class SummaryQuality(WrittenQuality):
         self.use_stemmer = use_stemmer
 
     def scores(self, texts, references):
-        return metrics.rouge(texts, references, self.use_stemmer)
+        return rouge(texts, references, self.use_stemmer)
