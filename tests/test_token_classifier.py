@@ -113,3 +113,25 @@ def test_tags_are_those_of_the_logits_and_the_loss_counts_first_tokens(model):
     for text, row, real in zip(sentences, logits.argmax(-1), inputs["padding_mask"], strict=True):
         expected = [LABELS[i] for i in row[real][1:-1] if i != 0]
         assert [e["entity"] for e in model.tag(" ".join(text), aggregation="none")] == expected != []
+
+
+def test_words_have_the_labels_of_their_first_tokens(model):
+    words = [["Ada", "Lovelace", "lived"], ["London!"], ["in", "Lovelace,", "Ada"]]
+    found = model.tag_words(words, batch_size=2)
+    for row, labels in zip(words, found, strict=True):
+        (encoding,) = TOKENIZER.encodings([" ".join(row)])
+        inputs = {"token_ids": np.array([encoding.ids]), "padding_mask": np.ones((1, len(encoding)), bool)}
+        logits = model.predict({**inputs, "segment_ids": np.zeros_like(inputs["token_ids"])}, verbose=0)[0]
+        ends, at = np.cumsum([len(word) + 1 for word in row]), {}
+        for place, (start, end) in enumerate(encoding.offsets):
+            if end > start:
+                at.setdefault(int(np.searchsorted(ends, end)), place)
+        assert labels == [LABELS[k] for k in logits[[at[i] for i in range(len(row))]].argmax(-1)]
+    for wrong, message in (
+        ([["ada", " "]], "words.0..1. .' '. must not be blank"),
+        ([[]], "words.0. .... must not be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.tag_words(wrong)
+    with pytest.raises(ValueError, match="words.1..0. .'.u200b'. has no tokens"):
+        model.tag_words([["ada"], ["\u200b", "ada"]])

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive
+from kerasllm.arguments import check_choice, check_positive, read_sequence, read_strings, shown
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict, softmax
+from kerasllm.text.words import first_tokens
 
 AGGREGATIONS = ("none", "simple", "first", "average", "max")
 
@@ -42,6 +43,33 @@ class Tagging:
 
         return answer_each("texts", texts, answer, verbose)
 
+    def tag_words(self, words, batch_size=32, verbose=True):
+        """Say which label each word of texts has: that of its first token, as `TokenClassificationDataset` teaches it.
+
+        Args:
+            words: for each text its words, a list of strings; the text is their join by spaces.
+            batch_size, verbose: as for `tag`.
+
+        Returns:
+            For each text a list of labels, one for each word, such as "B-PER" or "O".
+
+        Raises:
+            ValueError: there is no tokenizer; a text has no words; a word is blank or has no tokens; a text is longer
+                than the model's `max_sequence_length`.
+        """
+        self.required_tokenizer()
+        check_positive("batch_size", batch_size)
+        words = [_read_words(f"words[{i}]", row) for i, row in enumerate(read_sequence("words", words))]
+        encodings = encode_texts(self, [" ".join(row) for row in words], name="words")
+        places = [first_tokens(encoding, row) for encoding, row in zip(encodings, words, strict=True)]
+        for i, row in enumerate(places):
+            if None in row:
+                word = words[i][row.index(None)]
+                raise ValueError(f"words[{i}][{row.index(None)}] ({shown(word)}) has no tokens.")
+        logits = predict(self, encodings, batch_size, verbose)
+        names = self.arguments["labels"]
+        return [[names[k] for k in np.argmax(x[row], -1)] for x, row in zip(logits, places, strict=True)]
+
     def _entities(self, text, encoding, logits, aggregation):
         labels = self.arguments["labels"]
         groups = self._tokens(text, encoding, softmax(logits))
@@ -70,6 +98,14 @@ class Tagging:
                 starts = self.tokenizer.word_starts[encoding.ids[i]] or start == 0 or text[start - 1].isspace()
                 tokens.append((probabilities[i], start, end, starts))
         return tokens
+
+
+def _read_words(name, words):
+    words = read_strings(name, words)
+    for i, word in enumerate(words):
+        if not word.strip():
+            raise ValueError(f"{name}[{i}] ({shown(word)}) must not be blank.")
+    return words
 
 
 def _words(tokens, aggregation):

@@ -8,6 +8,7 @@ import numpy as np
 from kerasllm.arguments import check_boolean, check_choice, check_positive, check_text, read_sequence, shown
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array, check_finite
+from kerasllm.text.words import first_tokens
 from kerasllm.training.datasets import BucketedDataset, fitting
 
 
@@ -204,13 +205,10 @@ class QuestionAnsweringDataset(EncodingsDataset):
 
 def token_labels(encoding, words, labels):
     """The label of each token of words joined by spaces: a word's at its first token, -1 elsewhere."""
-    ends = np.cumsum([len(word) + 1 for word in words])
-    seen, marks = set(), []
-    for (start, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
-        # The word in which the token ends: some tokenizers count the space before a word as its token's own.
-        word = None if special or start == end else int(np.searchsorted(ends, end))
-        marks.append(batches.IGNORED if word is None or word in seen else labels[word])
-        seen.add(word)
+    marks = [batches.IGNORED] * len(encoding)
+    for place, label in zip(first_tokens(encoding, words), labels, strict=True):
+        if place is not None:
+            marks[place] = label
     return marks
 
 
