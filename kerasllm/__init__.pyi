@@ -1,6 +1,7 @@
 # The public names of kerasllm, which are imported when they are first used (kerasllm/lazy.py).
 from kerasllm import checkpoints as checkpoints
 from kerasllm import datasets as datasets
+from kerasllm import evaluation as evaluation
 from kerasllm import export as export
 from kerasllm import generation as generation
 from kerasllm import layers as layers
@@ -9,6 +10,7 @@ from kerasllm import models as models
 from kerasllm import pretrained as pretrained
 from kerasllm import text as text
 from kerasllm import training as training
+from kerasllm.evaluation import evaluate as evaluate
 from kerasllm.generation import GenerationConfig as GenerationConfig
 from kerasllm.models import BERT as BERT
 from kerasllm.models import GPT as GPT

@@ -20,15 +20,18 @@ from pathlib import Path
 
 import kerasllm
 from kerasllm.arguments import check_positive
+from kerasllm.evaluation.judging import TASKS, evaluate
 from kerasllm.generation.config import OPTIONS, GenerationConfig
 from kerasllm.tasks.embedding import find_prompt
 from kerasllm.text import lines
 from kerasllm.text.corpora import BLANK_LINES, SAMPLE_BY
+from kerasllm.text.cutting import cut
 from kerasllm.writing import PREFIX
 
 EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
 FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm", ".onnx": "onnx", ".xml": "openvino"}
 SOURCE = "a preset's folder, a .gguf file or hf://organisation/name"
+PROGRESS_SECONDS = 5  # from one message to the next
 EXAMPLES = {
     "generate": 'kerasllm generate gpt2 "Once upon a time" --max-new-tokens 40 --temperature 0.8',
     "translate": "kerasllm translate opus-mt-en-de --num-beams 4 < sentences.txt > saetze.txt",
@@ -40,6 +43,7 @@ EXAMPLES = {
     "embed": "kerasllm embed all-MiniLM-L6-v2 < sentences.txt > vectors.txt",
     "score": "kerasllm score gpt2 < sentences.txt | sort -n",
     "answer": 'kerasllm answer bert-squad "Who wrote it?" < page.txt',
+    "evaluate": "kerasllm evaluate sentiment reviews.csv --task classify --column text=review --json scores.json",
     "info": "kerasllm info hf://HuggingFaceTB/SmolLM2-135M",
     "convert": "kerasllm convert model.gguf folder --dtype bfloat16",
     "tokenize": "kerasllm tokenize articles/ more.jsonl.gz articles.tokens --tokenizer gpt2 --sample-by document",
@@ -173,6 +177,26 @@ def parser():
     _add_encoding(answer)
     answer.add_argument("--json", action="store_true", help="print an object")
 
+    more = "DATA has named columns; of each task these, and perhaps those in brackets:\n\n  " + "\n  ".join(
+        f"{task}: {', '.join(n if its.is_needed else f'[{n}]' for n, its in TASKS[task].columns.items())}"
+        for task in TASKS
+    )
+    evaluate = add("evaluate", _evaluate, "judge a model by a file of examples", more)
+    help = ".jsonl, .csv or .tsv; two text files, source and target, to translate; a text file for language-model"
+    evaluate.add_argument("data", metavar="DATA", nargs="+", help=help)
+    evaluate.add_argument("--task", choices=TASKS, required=True, help="what the model is to do")
+    help = "the data calls a column of the task otherwise"
+    evaluate.add_argument("--column", type=_column, action="append", default=[], metavar="NAME=ITS", help=help)
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the most rows; default: all")
+    evaluate.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time")
+    help = "draws for the 95 %% intervals; default: 1000, 0 for none"
+    evaluate.add_argument("--resamples", type=int, default=1000, metavar="N", help=help)
+    evaluate.add_argument("--json", metavar="FILE", help="write the figures, and what was written, there too")
+    group = evaluate.add_argument_group("options of tasks", "kerasllm.evaluate says which task has which.")
+    for name, its in JUDGING.items():
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **its)
+    _add_generation_options(evaluate)
+
     info = add("info", _info, "say what a source holds, without loading it")
     info.add_argument("--json", action="store_true", help="print an object")
     convert = add("convert", _convert, "write a source as a preset's folder, as transformers has it where it can")
@@ -219,6 +243,33 @@ OPTION_TYPES = {
     **{kind: {"type": int, "metavar": "N"} for kind in (int, int | None)},
     **{kind: {"type": float, "metavar": "N"} for kind in (float, float | None)},
 }
+
+
+# The options of `kerasllm.evaluate` that are not those of generation.
+JUDGING = {
+    "label_ids": {"action": "store_true", "help": "labels are numbers, not names"},
+    "scheme": {"metavar": "NAME", "help": "of entities' labels: IOB2, IOBES, ..."},
+    "stride": {"type": int, "metavar": "N", "help": "tokens that two windows of a long text share"},
+    "window": {"type": int, "metavar": "N", "help": "the most tokens of a window"},
+    "max_answer_length": {"type": int, "metavar": "N", "help": "the most tokens of an answer"},
+    "allow_no_answer": {"action": "store_true", "help": "questions may have no answer"},
+    "truncate": {"action": "store_true", "help": "cut texts that are too long for the model"},
+    "tokenize": {"metavar": "NAME", "help": "sacrebleu's, of BLEU: 13a, zh, char, ..."},
+    "lowercase": {"action": "store_true", "help": "cases are alike in BLEU"},
+    "use_stemmer": {
+        "type": lambda text: {"true": True, "false": False}.get(text, text),
+        "metavar": "true|false",
+        "help": "of ROUGE",
+    },
+}
+
+
+def _column(text):
+    """A pair NAME=ITS, for argparse."""
+    name, is_pair, its = text.partition("=")
+    if not (name and is_pair and its):
+        raise ValueError
+    return name, its
 
 
 def _add_encoding(parser):
@@ -323,7 +374,7 @@ def _generate(model, texts, first, arguments):
 
 def _translate(model, texts, first, arguments, method="translate"):
     if arguments.truncate:
-        texts = [_cut(model.source_tokenizer, text, model.max_sequence_length) for text in texts]
+        texts = [cut(model.source_tokenizer, text, model.max_sequence_length) for text in texts]
     options = _generation_options(arguments)
     return getattr(model, method)(texts, batch_size=len(texts), first_index=first, **options)
 
@@ -342,7 +393,7 @@ def _classify(model, texts, first, arguments):
 
 def _tag(model, texts, first, arguments):
     if arguments.truncate:
-        texts = [_cut(model.tokenizer, text, model.arguments["max_sequence_length"]) for text in texts]
+        texts = [cut(model.tokenizer, text, model.arguments["max_sequence_length"]) for text in texts]
     return model.tag(texts, verbose=False)
 
 
@@ -361,17 +412,6 @@ def _score(model, texts, first, arguments):
             raise ValueError("a text must be a source, a tab and its translation.")
         scores = model.score(*map(list, zip(*pairs, strict=True)))
     return [{"log_probability": score.log_probability, "perplexity": score.perplexity} for score in scores]
-
-
-def _cut(tokenizer, text, limit):
-    """The beginning of a text that has at most so many tokens."""
-    if limit is None or len(tokenizer.encode(text)) <= limit:
-        return text
-    [encoding] = tokenizer.encodings([text], max_length=limit)
-    text = text[: max(end for _, end in encoding.offsets)]
-    while len(tokenizer.encode(text)) > limit:  # its last word may be parted otherwise now
-        text = text[:-1]
-    return text
 
 
 # Outputs as lines.
@@ -468,6 +508,38 @@ def _answer(arguments):
     else:
         print(show(answer))
     return True
+
+
+def _evaluate(arguments):
+    names = {*JUDGING, *OPTIONS} - {"seed"}
+    options = {name: value for name, value in vars(arguments).items() if name in names}
+    if len(dict(arguments.column)) < len(arguments.column):
+        raise ValueError("--column must name a column once.")
+    told = time.monotonic()
+
+    def progress(done, total):
+        nonlocal told
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            lines.complain(f"{done:,} of {total:,} rows")
+
+    data = arguments.data[0] if len(arguments.data) == 1 else arguments.data
+    report = evaluate(
+        arguments.source,
+        data,
+        arguments.task,
+        columns=dict(arguments.column),
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+        resamples=arguments.resamples,
+        seed=getattr(arguments, "seed", 0),
+        progress=progress,
+        **options,
+    )
+    print(report)
+    lines.flush()
+    if arguments.json is not None:
+        report.save(arguments.json)
 
 
 def _info(arguments):

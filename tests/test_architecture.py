@@ -16,17 +16,18 @@ ONLY_IN_EXPORT = {"tensorflow_text", "keras_nlp", "keras_hub", "ai_edge_litert",
 # Each part of kerasllm and the parts it may import. All may import those of FOUNDATION, which import nothing of ours.
 FOUNDATION = {"arguments", "constructors", "extras", "json_files", "lazy", "packages", "processes", "stack", "writing"}
 LOWEST = {"backend", "text", "metrics", "datasets", "pretrained", "checkpoints"}
-WITHOUT_KERAS = {"packages", "text", "tasks", "metrics", "datasets", "pretrained"}
+WITHOUT_KERAS = {"packages", "text", "tasks", "metrics", "datasets", "pretrained", "evaluation"}
 MIDDLE = {"layers", "training", "generation"}
 ARROWS = {
     **{part: set() for part in FOUNDATION | LOWEST},
     "datasets": {"text"},
     "checkpoints": {"backend", "text", "generation"},  # torch reads its own files; GGUF files hold SentencePiece models
     "tasks": {"text"},
+    "evaluation": {"text", "metrics", "generation"},  # the fields of a `GenerationConfig`
     **{part: {"backend", "text"} for part in MIDDLE},
     "training": {"backend", "text", "metrics"},
     "models": MIDDLE | {"backend", "text", "checkpoints", "tasks"},
-    **{part: LOWEST | MIDDLE | {"tasks", "models"} for part in ("export", "cli", "plots")},
+    **{part: LOWEST | MIDDLE | {"tasks", "models", "evaluation"} for part in ("export", "cli", "plots")},
 }
 RUNNER = "kerasllm.export.runtime"  # what applications import
 # `model.export(...)` is a method of every model: the one import that points upwards, made when it is called.

@@ -180,6 +180,8 @@ def all_calls(folder):
     one, beams = {"max_new_tokens": 1}, {"max_new_tokens": 2, "num_beams": 2}
     classes = {"labels": [0, 1], "predictions": [0, 1], "num_classes": 2}
     texts = {"hypotheses": TEXTS, "references": TEXTS}
+    draws = {"measure": "function", "rows": "array", "resamples": "count", "seed": "seed"}
+    judged = {"model": tagger, "data": [{"words": TEXTS[0].split(), "labels": ["O"] * 7}], "task": "tag"}
     steps = {"peak_learning_rate": 1e-3, "warmup_steps": 1}
     data = {"batch_size": "count", "seed": "count from 0", "shuffle": "flag"}
     labelled = {**data, "multiple": "count", "max_length": "count", "too_long": "choice", "segments": "flag"}
@@ -253,6 +255,18 @@ def all_calls(folder):
         (metrics.answer_scores, {"answers": TEXTS, "references": TEXTS}, {"answers": "list of texts"}),
         (metrics.answer_scores, {"answers": TEXTS, "references": TEXTS}, {"references": "list of texts or lists"}),
         (metrics.bleu, texts, dict.fromkeys(texts, "list of texts")),
+        (metrics.chrf, texts, dict.fromkeys(texts, "list of texts")),
+        (metrics.calibration_error, {"confidences": [0.5], "is_right": [True]}, {"num_bins": "count"}),
+        (metrics.bootstrap_interval, {"measure": np.ravel, "rows": [1.0, 2.0]}, draws),
+        (metrics.entity_scores, {"labels": [["O"]], "predictions": [["O"]]}, {"scheme": "choice"}),
+        (metrics.distinct_ngrams, {"texts": TEXTS, "n": 2}, {"texts": "list of texts", "n": "count"}),
+        (metrics.repeated_ngrams, {"texts": TEXTS, "n": 2}, {"texts": "list of texts", "n": "count"}),
+        (
+            kerasllm.evaluate,
+            judged,
+            {"task": "choice", "columns": "dict", "batch_size": "count", "limit": "count or None"},
+        ),
+        (kerasllm.evaluate, judged, {"resamples": "count from 0", "seed": "seed", "progress": "function or None"}),
         (metrics.rouge, texts, {**dict.fromkeys(texts, "list of texts"), "use_stemmer": "flag"}),
         (training.LanguageModelDataset, {"documents": TEXTS, "tokenizer": words}, data),
         (
