@@ -72,19 +72,24 @@ class Programs:
 
         return self._run((function, *static.items()), make, arguments)
 
-    def outputs(self, inputs):
+    def outputs(self, inputs, function=None):
         """The model's outputs for arrays, its inputs, in numpy, as `predict` computes them.
+
+        Args:
+            inputs: dict of arrays.
+            function: what is computed in their place, a function (model, inputs) -> nest of tensors.
 
         Raises:
             RuntimeError: the weights have changed since `of`.
         """
 
         def make():
-            if self.kept.outputs is None:
-                self.kept.outputs = backend.compiled_pass(functools.partial(_outputs, self.model), self.model)
-            return self.kept.outputs
+            if function not in self.kept.passes:
+                self.kept.passes[function] = backend.compiled_pass(functools.partial(function, self.model), self.model)
+            return self.kept.passes[function]
 
-        return keras.tree.map_structure(ops.convert_to_numpy, self._run((_outputs,), make, tensors((inputs,))))
+        function = function or _outputs
+        return keras.tree.map_structure(ops.convert_to_numpy, self._run((function,), make, tensors((inputs,))))
 
     def _run(self, what, make, arguments):
         """Call what `make` compiles for the shapes of arguments."""
@@ -99,10 +104,10 @@ class Programs:
 
 
 class _Kept:
-    """What is kept on a model: its compiled functions, the one of its outputs, and the variables they are for."""
+    """What is kept on a model: its compiled functions, those of whole passes, and the variables they are for."""
 
     def __init__(self, variables):
-        self.variables, self.functions, self.outputs = list(variables), {}, None
+        self.variables, self.functions, self.passes = list(variables), {}, {}
 
     def are_for(self, variables):
         return len(variables) == len(self.variables) and all(map(operator.is_, variables, self.variables))

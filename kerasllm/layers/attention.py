@@ -7,6 +7,7 @@ from kerasllm import backend
 from kerasllm.arguments import check_boolean, check_positive, check_positive_number, check_rate
 from kerasllm.layers.adapters import Dense
 from kerasllm.layers.base import Layer, first_given, method_of_graph, new_initializer
+from kerasllm.layers.collecting import collect, is_collecting
 from kerasllm.layers.masks import causal_mask, check_attention_mask, check_index, implicit_attention_mask
 from kerasllm.layers.masks import padding_attention_mask as padding_attention_mask  # where users find it
 from kerasllm.layers.norms import make_norm
@@ -197,11 +198,13 @@ class MultiHeadAttention(Layer):
             q = rotate(q, *rotary)
         k, v = keys_values
         weights = mixed = None
-        if not return_attention_scores and not (training and self.dropout.rate > 0) and self.softcap is None:
+        is_wanted = return_attention_scores or is_collecting()
+        if not is_wanted and not (training and self.dropout.rate > 0) and self.softcap is None:
             grouped = self.num_key_value_heads != self.num_heads
             mixed = backend.attention(q, k, v, attention_mask, attention_bias, self.scale, grouped)
         if mixed is None:
             weights = attention_weights(q, k, attention_mask, attention_bias, self.scale, self.softcap)
+            collect(self, "attentions", weights)
             mixed = mix(self.dropout(weights, training=training), v)
         mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (B, T, N, H)
         output = self.output_projection(ops.reshape(mixed, (-1, ops.shape(query)[1], self.num_heads * self.head_dim)))

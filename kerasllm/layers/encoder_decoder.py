@@ -1,6 +1,7 @@
 """The recurrent encoder and decoder: each one walk over embeddings and layers, for training and decoding."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasllm import backend
@@ -8,6 +9,7 @@ from kerasllm.arguments import check_boolean, check_choice, check_positive, chec
 from kerasllm.layers.adapters import Dense, Embedding, ReversibleEmbedding
 from kerasllm.layers.alignment import AdditiveAttention, DotAttention
 from kerasllm.layers.base import Layer, build_once, first_given, with_token_embedding
+from kerasllm.layers.collecting import collect, is_collecting
 from kerasllm.layers.masks import check_padding_mask
 from kerasllm.layers.recurrent import CELLS, Recurrent
 
@@ -84,6 +86,7 @@ class RecurrentEncoder(Layer):
         """Encode."""
         padding_mask = first_given(padding_mask, mask, token_ids_mask)
         x = self.embedding(token_ids)
+        collect(self, "hidden_states", x)
         last_states = []
         for directions in self.layers:
             x = self.dropout(x, training=training)
@@ -92,6 +95,8 @@ class RecurrentEncoder(Layer):
             last_states.append(
                 [s[0] if len(s) == 1 else ops.concatenate(s, axis=-1) for s in zip(*states, strict=True)]
             )
+            collect(self, "hidden_states", x)
+        collect(self, "last_states", last_states)
         return x, last_states
 
     def get_config(self):
@@ -211,30 +216,42 @@ class RecurrentDecoder(Layer):
         """Decode; the arguments are in the class docstring."""
         padding_mask = first_given(padding_mask, mask, token_ids_mask)
         memory_padding_mask = first_given(memory_padding_mask, memory_mask)
-        x = self.dropout(self.embedding(token_ids), training=training)
+        embedded = self.embedding(token_ids)
+        collect(self, "hidden_states", embedded)
+        x = self.dropout(embedded, training=training)
 
         if self.input_feeding and keys is None:
             keys = self.attention.project(memory)
 
         def attend(x):
-            context = self.attention(x, memory, padding_mask=memory_padding_mask, keys=keys)
-            return self.combine(ops.concatenate([context, x], axis=-1))
+            context, weights = self.attention(
+                x, memory, padding_mask=memory_padding_mask, keys=keys, return_attention_scores=True
+            )
+            return self.combine(ops.concatenate([context, x], axis=-1)), weights
 
         if self.input_feeding:
-            return self._walk_fed(x, states, padding_mask, attend, training)
+            return self._walk_fed(x, states, padding_mask, keys, attend, training)
         last_states = []
         for i, layer in enumerate(self.layers):
             x = self.dropout(x, training=training) if i else x
             x, state = layer(x, initial_state=states and states[i], padding_mask=padding_mask)
             last_states.append(state)
+            collect(self, "hidden_states", x)
         if self.attention:
-            x = attend(x)
+            x, weights = attend(x)
+            collect(self, "cross_attentions", ops.expand_dims(weights, 1))  # (B, 1, T, S)
         elif self.combine:
             x = self.combine(x)
+        if self.combine:
+            collect(self, "hidden_states", x)
+        collect(self, "last_states", last_states)
         return self.dropout(x, training=training), last_states
 
-    def _walk_fed(self, x, states, padding_mask, attend, training):
-        """Step by step over embeddings x (B, T, E): what `call` returns with `input_feeding`."""
+    def _walk_fed(self, x, states, padding_mask, keys, attend, training):
+        """Step by step over embeddings x (B, T, E): what `call` returns with `input_feeding`.
+
+        What is collected leaves the loop with its results: [result; outputs of the layers; weights] of each step.
+        """
         states = self.first_states(ops.shape(x)[0], states)
         inputs = {"x": x, "dropout": self._dropout_masks(x, training), "is_real": []}
         if padding_mask is not None:
@@ -245,26 +262,40 @@ class RecurrentDecoder(Layer):
             before = keras.tree.pack_sequence_as(states, list(carried))
             x, [fed] = inputs["x"], before[-1]
             x = ops.matmul(ops.concatenate([x, fed], axis=-1), kernel) if is_single else x + ops.matmul(fed, fed_kernel)
-            after = keras.tree.flatten(self._fed_step(x, before[:-1], inputs["dropout"], attend))
-            result = after[-1]
+            after, weights = self._fed_step(x, before[:-1], inputs["dropout"], attend)
+            outputs = [state[0] for state in after[:-1]]
+            after = keras.tree.flatten(after)
+            result = ops.concatenate([after[-1], *outputs, weights], axis=-1) if is_collected else after[-1]
             for is_real in inputs["is_real"]:
                 result = ops.where(is_real, result, ops.zeros_like(result))
                 after = [ops.where(is_real, new, old) for new, old in zip(after, carried, strict=True)]
             return tuple(after), result
 
         kernel, carried = self.layers[0].cell.kernel, tuple(keras.tree.flatten(states))
-        is_single = x.shape[1] == 1
+        is_single, is_collected, like = x.shape[1] == 1, is_collecting(), carried[-1]
         if is_single:  # A step of decoding needs no loop.
             carried, result = step(carried, keras.tree.map_structure(lambda x: ops.squeeze(x, 1), inputs))
             result = ops.expand_dims(result, 1)
         else:  # W [e; a] = W_e e + W_a a, the first product for all steps at once
             kernel, fed_kernel = ops.split(ops.convert_to_tensor(kernel), [self.embedding_dim])
             inputs["x"] = ops.matmul(x, kernel)
-            carried, result = backend.scan(step, carried, inputs, like=carried[-1])
+            if is_collected:
+                shown = [like, *(state[0] for state in states[:-1]), ops.ones_like(keys[:, :, 0], like.dtype)]
+                like = ops.concatenate(shown, axis=-1)
+            carried, result = backend.scan(step, carried, inputs, like=like)
+        if is_collected:
+            widths = [self.output_dim, *[self.hidden_dim] * len(self.layers)]
+            result, *outputs, weights = ops.split(result, np.cumsum(widths).tolist(), axis=-1)
+            for hidden_states in (*outputs, result):
+                collect(self, "hidden_states", hidden_states)
+            collect(self, "cross_attentions", ops.expand_dims(weights, 1))
         return result, keras.tree.pack_sequence_as(states, list(carried))
 
     def _fed_step(self, x, states, dropout_masks, attend):
-        """The states after a step, what is fed at the end, from x = W [e; a] (B, G) and the layers' states before."""
+        """The states after a step, what is fed at the end, from x = W [e; a] (B, G) and the layers' states before.
+
+        And the weights of its attention (B, S).
+        """
         new = []
         *masks, last_mask = dropout_masks or [None] * len(states)
         for layer, state, mask in zip(self.layers, states, [None, *masks], strict=True):
@@ -272,8 +303,8 @@ class RecurrentDecoder(Layer):
                 x = ops.matmul(_masked(x, mask), layer.cell.kernel)
             x, state = layer.cell.step(x, state)
             new.append(state)
-        result = ops.squeeze(attend(ops.expand_dims(x, 1)), 1)
-        return [*new, [_masked(result, last_mask)]]
+        result, weights = (ops.squeeze(part, 1) for part in attend(ops.expand_dims(x, 1)))
+        return [*new, [_masked(result, last_mask)]], weights
 
     def _dropout_masks(self, x, training):
         """What dropout multiplies by after each layer but the last, and the result: [(B, T, U), ..., (B, T, D)], or [].

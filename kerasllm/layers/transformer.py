@@ -12,6 +12,7 @@ from kerasllm.constructors import takes
 from kerasllm.layers.attention import MultiHeadAttention
 from kerasllm.layers.base import Layer, build_once, first_given, method_of_graph, with_token_embedding
 from kerasllm.layers.block import TransformerBlock
+from kerasllm.layers.collecting import collect
 from kerasllm.layers.embeddings import TransformerEmbeddings, kernel_initializer
 from kerasllm.layers.feedforward import FeedForward, GatedFeedForward
 from kerasllm.layers.masks import (
@@ -204,6 +205,7 @@ class TransformerStack(Layer):
         new_caches = []
         computes_again = self.remat and training and caches is None
         for i, block in enumerate(self.blocks):
+            collect(self, "hidden_states", x)
             x = (backend.rematerialized(block) if computes_again else block)(
                 x,
                 attention_mask=masks[i],
@@ -218,9 +220,9 @@ class TransformerStack(Layer):
             if caches is not None:
                 x, cache = x
                 new_caches.append(cache)
-        return (backend.not_folded(self.final_norm(x)) if self.final_norm else x), (
-            None if caches is None else new_caches
-        )
+        x = backend.not_folded(self.final_norm(x)) if self.final_norm else x
+        collect(self, "hidden_states", x)
+        return x, (None if caches is None else new_caches)
 
     @property
     def _follows_lengths(self):

@@ -12,9 +12,9 @@ from kerasllm import checkpoints, constructors, text, writing
 from kerasllm.arguments import read_path, shown
 from kerasllm.backend.interruption import whole
 from kerasllm.backend.variables import built_with
-from kerasllm.generation.sharing import changes_weights
+from kerasllm.generation.sharing import changes_weights, with_same_weights
 from kerasllm.layers import parts
-from kerasllm.models import keras_files
+from kerasllm.models import inspection, keras_files
 from kerasllm.models.merged import merged_arrays
 from kerasllm.models.trained import TrainedModel
 
@@ -235,6 +235,44 @@ class Model(TrainedModel):
         checkpoints.write_preset(
             folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size, changes
         )
+
+    @with_same_weights
+    def inspect(self, inputs):
+        """The hidden states and attention weights of a pass without dropout, under the names of transformers.
+
+        They are what the model computes: `model(inputs)` is their last hidden state through the head.
+
+        Args:
+            inputs: dict of the model's inputs, as for `predict`; its arrays are (B, T).
+
+        Returns:
+            A dict of lists of float32 arrays, in the order of the layers. Of BERT, its heads and GPT:
+
+            hidden_states: (B, T, D), one more than there are blocks: what the first block reads, and what each gives;
+                the last behind the final norm, where there is one.
+            attentions: (B, N, T, T), of each block the weights of each head, which are 0 where a query does not look.
+
+            Of translators and summarisers `encoder_hidden_states`, `encoder_attentions`, (B, S, D) and (B, N, S, S);
+            `decoder_hidden_states`, `decoder_attentions`; and `cross_attentions`, (B, N, T, S).
+
+            Of recurrent models hidden states are the embeddings and the outputs of each layer, (B, T, U), of both
+            directions one behind the other; and where there is an attention or another layer behind them, what it
+            gives. `last_states`, or `encoder_last_states`, are those of each layer at the end of the text: [h, c] or
+            [h], (B, U). `cross_attentions` is the alignment, (B, 1, T, S).
+
+            At padding they have no meaning.
+
+        Raises:
+            ValueError: an input is missing, or holds what the model cannot read.
+
+        Example:
+            >>> states = model.inspect({"token_ids": token_ids, "padding_mask": padding_mask})
+            >>> states["attentions"][0].shape
+            (8, 12, 64, 64)
+        """
+        inputs = inspection.read_inputs(self, inputs)
+        with self._checked({"x": inputs}, needed=("x",)):
+            return inspection.inspected(self, inputs)
 
     @changes_weights
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
