@@ -21,7 +21,7 @@ class Classifier:
 
     arguments, problem_type = {"labels": LABELS}, "single_label"
 
-    def classify(self, texts, pairs, batch_size, truncate, verbose):
+    def classify(self, texts, pairs, batch_size, truncate, verbose, stride):
         for i, row in enumerate(texts):
             if len(row) > 20 and not truncate:
                 raise ValueError(f"texts[{i}] is too long")
@@ -33,7 +33,7 @@ class Tagger:
 
     arguments = {"labels": TAGS}
 
-    def tag_words(self, rows, batch_size, verbose):
+    def tag_words(self, rows, batch_size, verbose, stride):
         return [list(row) for row in rows]
 
 

@@ -209,6 +209,10 @@ def all_calls(folder):
         (translator.stream, {"text": "the cat", **one}, {"text": "text", "config": "config"}),
         (bert.fill_mask, {"texts": "[MASK]"}, {"texts": "texts", "top_k": "count", "batch_size": "count"}),
         (classifier.classify, {"texts": TEXTS}, dict(texts="texts", top_k="count or None", truncate="flag")),
+        (classifier.classify, {"texts": TEXTS}, {"stride": "count from 0 or None"}),
+        (tagger.tag, {"texts": TEXTS}, {"stride": "count from 0 or None"}),
+        (tagger.tag_words, {"words": [TEXTS]}, {"words": "iterable of texts", "batch_size": "count"}),
+        (embedder.embed, {"texts": TEXTS}, {"stride": "count from 0 or None"}),
         (classifier.classify, {"texts": TEXTS}, {"pairs": "list of texts or None", "batch_size": "count"}),
         (tagger.tag, {"texts": TEXTS}, {"texts": "texts", "aggregation": "choice", "batch_size": "count"}),
         (

@@ -82,11 +82,11 @@ def evaluate(
         resamples: number of draws for the 95 % intervals, by the bootstrap over rows; 0 for no intervals.
         seed: of these draws, and of what a model draws as it writes.
         progress: function (rows that are done, all of them), called after some.
-        **options: "classify": `label_ids`, whether labels are numbers, and `truncate`; "tag": `scheme`, of
-            `kerasllm.metrics.entity_scores`; "answer": `stride`, `max_answer_length`, `allow_no_answer`;
-            "language-model": `window`, the most tokens at a time, and `stride`, how many of them two windows share;
-            "translate", "summarize": `truncate`; for BLEU `tokenize` and `lowercase`, for ROUGE `use_stemmer`; and
-            where a model writes, the fields of `GenerationConfig`.
+        **options: "classify": `label_ids`, whether labels are numbers, `truncate` and `stride`; "tag":
+            `scheme`, of `kerasllm.metrics.entity_scores`, and `stride`; "answer": `stride`, `max_answer_length`,
+            `allow_no_answer`; "language-model": `window`, the most tokens at a time, and `stride`, how many of them two
+            windows share; "translate", "summarize": `truncate`; for BLEU `tokenize` and `lowercase`, for ROUGE
+            `use_stemmer`; and where a model writes, the fields of `GenerationConfig`.
 
     Returns:
         A `Report`: `print` shows a table, `report["accuracy"]` is a figure, `report.save(path)` writes JSON.

@@ -20,13 +20,14 @@ OVERALL = (
 ).split()
 
 
-def classify(run, *, label_ids=False, truncate=False):
+def classify(run, *, label_ids=False, truncate=False, stride=None):
     """Judge a classifier of texts.
 
     Args:
         run: a `Run`.
         label_ids: whether the data's labels are numbers, places among the model's labels. Default: they are names.
-        truncate: whether texts that are too long are cut. Default: they are errors.
+        truncate: whether texts that are too long are cut.
+        stride: tokens that two windows share, where such texts are read in windows. Default: they are errors.
     """
     check_boolean("label_ids", label_ids)
     model, names = run.model, run.model.arguments["labels"]
@@ -37,7 +38,7 @@ def classify(run, *, label_ids=False, truncate=False):
     def answer(rows, first):
         texts = [row.values["text"] for row in rows]
         pairs = [row.values["pair"] for row in rows] if run.has("pair") else None
-        return model.classify(texts, pairs, batch_size=run.batch_size, truncate=truncate, verbose=False)
+        return model.classify(texts, pairs, batch_size=run.batch_size, truncate=truncate, verbose=False, stride=stride)
 
     best = [row[0] for row in run.outputs(answer)]
     predictions = np.array([names.index(row["label"]) for row in best])
@@ -53,13 +54,15 @@ def classify(run, *, label_ids=False, truncate=False):
     return measures, details, _missing(details)
 
 
-def tag(run, *, scheme=None):
+def tag(run, *, scheme=None, stride=None):
     """Judge a tagger of words: whole entities by seqeval, where its labels are of a scheme; and labels of words.
 
     Args:
         run: a `Run`.
         scheme: of the labels: "IOB2" and others of `entity_scores`. Default: the first of IOB2, IOBES and BILOU that
             the model's labels fit; where none does, there are no entities.
+        stride: tokens that two windows share, where texts that are too long are read in windows. Default: they are
+            errors.
     """
     model, names = run.model, run.model.arguments["labels"]
     scheme, notes = _scheme_of(names, scheme), ()
@@ -76,7 +79,8 @@ def tag(run, *, scheme=None):
                 )
 
     def answer(rows, first):
-        return model.tag_words([row.values["words"] for row in rows], batch_size=run.batch_size, verbose=False)
+        given = [row.values["words"] for row in rows]
+        return model.tag_words(given, batch_size=run.batch_size, verbose=False, stride=stride)
 
     given, found = run.values("labels"), run.outputs(answer)
     measures, details = {}, {}

@@ -176,7 +176,7 @@ SETTINGS = {
     **dict.fromkeys(("end_token_ids", "prefill_lengths"), _are_counts),
     **dict.fromkeys(("start_token_id", "pad_token_id"), _is_count),
     "task": lambda value: value in TASKS,
-    "segment_ids": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("segment_ids", "normalize"), lambda value: isinstance(value, bool)),
     "labels": _are_strings,
     "problem_type": lambda value: value in ("single_label", "multi_label", "regression"),
     "prompts": lambda value: _is_dict(value) and all(map(_is_string, value.values())),

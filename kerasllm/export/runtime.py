@@ -187,22 +187,22 @@ class Runner:
         """Propose tokens for the masks in texts, as `BERTMaskedLM.fill_mask`."""
         return self._head("fill_mask").fill_mask(texts, top_k, verbose=False)
 
-    def classify(self, texts, pairs=None, top_k=1, truncate=False):
+    def classify(self, texts, pairs=None, top_k=1, truncate=False, stride=None):
         """Say which labels texts have, as `BERTClassifier.classify`."""
-        return self._head("classify").classify(texts, pairs, top_k, truncate=truncate, verbose=False)
+        return self._head("classify").classify(texts, pairs, top_k, truncate=truncate, verbose=False, stride=stride)
 
-    def tag(self, texts, aggregation="simple"):
+    def tag(self, texts, aggregation="simple", stride=None):
         """Find the entities in texts, as `BERTTokenClassifier.tag`."""
-        return self._head("tag").tag(texts, aggregation, verbose=False)
+        return self._head("tag").tag(texts, aggregation, verbose=False, stride=stride)
 
     def answer(self, question, context, top_k=1, max_answer_length=30, stride=128, allow_no_answer=False):
         """Find the answer to a question in a context, as `BERTQuestionAnswerer.answer`."""
         options = (top_k, max_answer_length, stride, allow_no_answer)
         return self._head("answer").answer(question, context, *options, verbose=False)
 
-    def embed(self, texts, truncate=False):
+    def embed(self, texts, truncate=False, stride=None):
         """The vectors of texts, as `BERTEmbedder.embed`."""
-        return self._head("embed").embed(texts, truncate=truncate, verbose=False)
+        return self._head("embed").embed(texts, truncate=truncate, verbose=False, stride=stride)
 
     def _head(self, method):
         self._check(method)
@@ -385,7 +385,7 @@ class _Head(MaskFilling, Classification, Tagging, Answering, Embedding):
             "max_sequence_length": self.input["token_ids"]["shape"][1] or settings["max_length"],
             **({"vocabulary_size": self._num_scores()} if "fill_mask" in runner.methods else {}),
             **{name: settings.get(name) for name in ("labels", "problem_type", "truncate_at")},
-            **{name: settings.get(name) for name in ("prompts", "default_prompt_name")},
+            **{name: settings.get(name) for name in ("prompts", "default_prompt_name", "normalize")},
         }
 
     def _num_scores(self):

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_positive, shown
+from kerasllm.arguments import check_boolean, check_from_zero, check_positive, shown
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict, sigmoid, softmax
+from kerasllm.tasks.windows import each_text, in_windows
 
 
 class Classification:
@@ -16,7 +17,7 @@ class Classification:
             "single_label" if len(self.arguments["labels"]) > 1 else "multi_label"
         )
 
-    def classify(self, texts, pairs=None, top_k=1, batch_size=32, truncate=False, verbose=True):
+    def classify(self, texts, pairs=None, top_k=1, batch_size=32, truncate=False, verbose=True, stride=None):
         """Say which labels texts have.
 
         Args:
@@ -26,6 +27,8 @@ class Classification:
             batch_size: the most texts that are computed at a time.
             truncate: whether texts longer than the model are cut; otherwise they are errors.
             verbose: whether a long list has a progress bar.
+            stride: tokens that two windows share, where a text that does not fit is read in windows; its logits are
+                the mean of theirs. For texts without pairs. Default: longer texts are errors.
 
         Returns:
             For a text a list of dicts with `label` and `score`, best first: the score is a probability, or the
@@ -33,7 +36,8 @@ class Classification:
             iterator.
 
         Raises:
-            ValueError: there is no tokenizer; a text is empty, or longer than the model's `max_sequence_length`.
+            ValueError: there is no tokenizer; a text is empty, or longer than the model's `max_sequence_length`; a
+                window has no room for `stride` + 1 tokens; `stride` goes with `pairs` or `truncate`.
         """
         self.required_tokenizer()
         labels = self.arguments["labels"]
@@ -44,8 +48,16 @@ class Classification:
             if top_k > len(labels):
                 raise ValueError(f"top_k ({top_k}) must be at most the number of labels ({len(labels)}).")
         pairs = _checked_pairs(texts, pairs)
+        if stride is not None:
+            check_from_zero("stride", stride)
+            if pairs is not None or truncate:
+                raise ValueError(f"stride ({stride}) must be None where there are pairs, or with truncate=True.")
 
         def answer(texts, verbose):
+            if stride is not None:
+                windows = in_windows(self, texts, stride)
+                outputs = predict(self, [e for its in windows for e in its.encodings], batch_size, verbose)
+                return [self._ranked(np.mean(rows, axis=0), top_k) for rows in each_text(windows, outputs)]
             hint = "; truncate=True cuts it"
             encodings = encode_texts(self, texts, pairs, truncate=truncate, hint=hint)
             return [self._ranked(logits, top_k) for logits in predict(self, encodings, batch_size, verbose)]

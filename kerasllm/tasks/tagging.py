@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_choice, check_positive, read_sequence, read_strings, shown
+from kerasllm.arguments import check_choice, check_from_zero, check_positive, read_sequence, read_strings, shown
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict, softmax
+from kerasllm.tasks.windows import each_text, in_windows, of_tokens
 from kerasllm.text.words import first_tokens
 
 AGGREGATIONS = ("none", "simple", "first", "average", "max")
@@ -12,7 +13,7 @@ AGGREGATIONS = ("none", "simple", "first", "average", "max")
 class Tagging:
     """A model that scores the labels of each token."""
 
-    def tag(self, texts, aggregation="simple", batch_size=32, verbose=True):
+    def tag(self, texts, aggregation="simple", batch_size=32, verbose=True, stride=None):
         """Find the entities in texts.
 
         Args:
@@ -23,6 +24,8 @@ class Tagging:
                 the token with the "max" probability.
             batch_size: the most texts that are computed at a time.
             verbose: whether a long list has a progress bar.
+            stride: tokens that two windows share, where a text that does not fit is read in windows; each token has
+                what the window says of it in which it has most context. Default: longer texts are errors.
 
         Returns:
             For a text a list of dicts, in its order: `entity`, the label; `score`, the mean probability; `word`, what
@@ -30,25 +33,27 @@ class Tagging:
             iterable an iterator.
 
         Raises:
-            ValueError: there is no tokenizer; a text is empty, or longer than the model's `max_sequence_length`.
+            ValueError: there is no tokenizer; a text is empty, or longer than the model's `max_sequence_length`; a
+                window has no room for `stride` + 1 tokens.
         """
         self.required_tokenizer()
+        if stride is not None:
+            check_from_zero("stride", stride)
         check_choice("aggregation", aggregation, AGGREGATIONS)
         check_positive("batch_size", batch_size)
 
         def answer(texts, verbose):
-            encodings = encode_texts(self, texts)
-            logits = predict(self, encodings, batch_size, verbose)
+            encodings, logits = self._token_logits(texts, "texts", batch_size, verbose, stride)
             return [self._entities(t, e, x, aggregation) for t, e, x in zip(texts, encodings, logits, strict=True)]
 
         return answer_each("texts", texts, answer, verbose)
 
-    def tag_words(self, words, batch_size=32, verbose=True):
+    def tag_words(self, words, batch_size=32, verbose=True, stride=None):
         """Say which label each word of texts has: that of its first token, as `TokenClassificationDataset` teaches it.
 
         Args:
             words: for each text its words, a list of strings; the text is their join by spaces.
-            batch_size, verbose: as for `tag`.
+            batch_size, verbose, stride: as for `tag`.
 
         Returns:
             For each text a list of labels, one for each word, such as "B-PER" or "O".
@@ -58,17 +63,29 @@ class Tagging:
                 than the model's `max_sequence_length`.
         """
         self.required_tokenizer()
+        if stride is not None:
+            check_from_zero("stride", stride)
         check_positive("batch_size", batch_size)
         words = [_read_words(f"words[{i}]", row) for i, row in enumerate(read_sequence("words", words))]
-        encodings = encode_texts(self, [" ".join(row) for row in words], name="words")
+        texts = [" ".join(row) for row in words]
+        encodings, logits = self._token_logits(texts, "words", batch_size, verbose, stride)
         places = [first_tokens(encoding, row) for encoding, row in zip(encodings, words, strict=True)]
         for i, row in enumerate(places):
             if None in row:
                 word = words[i][row.index(None)]
                 raise ValueError(f"words[{i}][{row.index(None)}] ({shown(word)}) has no tokens.")
-        logits = predict(self, encodings, batch_size, verbose)
         names = self.arguments["labels"]
         return [[names[k] for k in np.argmax(x[row], -1)] for x, row in zip(logits, places, strict=True)]
+
+    def _token_logits(self, texts, name, batch_size, verbose, stride):
+        """Encodings of whole texts, and the logits of their tokens."""
+        if stride is None:
+            encodings = encode_texts(self, texts, name=name, hint="; stride=... reads it in windows")
+            return encodings, predict(self, encodings, batch_size, verbose)
+        windows = in_windows(self, texts, stride, name)
+        outputs = predict(self, [e for its in windows for e in its.encodings], batch_size, verbose)
+        logits = [of_tokens(its, rows) for its, rows in zip(windows, each_text(windows, outputs), strict=True)]
+        return [its.whole for its in windows], logits
 
     def _entities(self, text, encoding, logits, aggregation):
         labels = self.arguments["labels"]
