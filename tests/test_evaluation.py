@@ -1,6 +1,7 @@
 """Models judged by files of examples: what is read, what is measured, what is refused."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -304,6 +305,15 @@ def test_bad_windows_are_refused(gpt):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(gpt, [{"text": "the"}], "language-model", **options)
+
+
+def test_a_missing_package_is_named_before_the_model_works(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seqeval", None)
+    for name in [name for name in sys.modules if name.startswith("seqeval.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delattr(Tagger, "tag_words")
+    with pytest.raises(ImportError, match=r"evaluate tag needs seqeval: `pip install 'kerasllm\[metrics\]'`"):
+        evaluate(Tagger(), [{"words": "O", "labels": "O"}], "tag")
 
 
 @pytest.mark.once("torch")

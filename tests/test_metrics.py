@@ -72,6 +72,12 @@ def test_an_interval_holds_the_middle_of_the_draws():
     assert low < rows.mean() < high and high - low == pytest.approx(2 * 1.96 * 2.0 / 20, rel=0.15)
     assert metrics.bootstrap_interval(lambda sums: sums[:, 0] / 400, rows) == (low, high)
     assert metrics.bootstrap_interval(lambda sums: sums[:, 0] / 400, rows, seed=1) != (low, high)
+    # Kinds of rows and how many there are of each give what the rows give.
+    share = np.repeat([0.0, 1.0], [30, 70])
+    alike = metrics.bootstrap_interval(lambda sums: sums[:, 0] / 100, [0.0, 1.0], 20_000, counts=[30, 70])
+    np.testing.assert_allclose(
+        alike, metrics.bootstrap_interval(lambda sums: sums[:, 0] / 100, share, 20_000), atol=0.011
+    )
     both = metrics.bootstrap_interval(lambda sums: {"x": sums[:, 0], "y": sums[:, 1]}, np.ones((5, 2)), resamples=3)
     assert both == {"x": (5.0, 5.0), "y": (5.0, 5.0)}
 
@@ -133,6 +139,7 @@ def test_intervals_of_corpora_are_those_of_sacrebleu(monkeypatch):
         (lambda: metrics.entity_scores([["O", "O"]], [["O"]]), "labels.0. .2 of them. and predictions.0. .1."),
         (lambda: metrics.entity_scores([["O"]], [["O"]], "IOB"), "scheme .'IOB'. must be one of"),
         (lambda: metrics.bootstrap_interval(len, [[1.0], [float("nan")]]), "must be finite numbers .N, K."),
+        (lambda: metrics.bootstrap_interval(len, [1.0, 2.0], counts=[1]), "counts .* must be 2 whole numbers"),
         (lambda: metrics.bleu(["a"], []), "hypotheses .1 of them. and references .0."),
         (lambda: metrics.bleu(["a"], ["a"], tokenize="moses"), "tokenize .'moses'."),
     ],

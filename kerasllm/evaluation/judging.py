@@ -11,6 +11,7 @@ from kerasllm.evaluation import answering, labelling, perplexity, written
 from kerasllm.evaluation.report import Report
 from kerasllm.evaluation.rows import read_rows
 from kerasllm.evaluation.running import Run
+from kerasllm.extras import check_installed
 from kerasllm.generation.config import OPTIONS
 
 LEAST_RESAMPLES = 40  # of which the 2.5th percentile is one
@@ -24,6 +25,7 @@ class Task(NamedTuple):
         opens: the task that `kerasllm.load` opens a model for.
         method: what a model must have.
         columns: what is read of a row, dict name -> `Column`.
+        packages: what the measures are computed by.
         plain: how else data may be given, as for `read_rows`.
     """
 
@@ -31,16 +33,17 @@ class Task(NamedTuple):
     opens: str
     method: str
     columns: dict
+    packages: tuple = ()
     plain: str | None = None
 
 
 TASKS = {
-    "classify": Task(labelling.classify, "classify", "classify", labelling.OF_TEXTS),
-    "tag": Task(labelling.tag, "tag", "tag_words", labelling.OF_WORDS),
+    "classify": Task(labelling.classify, "classify", "classify", labelling.OF_TEXTS, ("sklearn",)),
+    "tag": Task(labelling.tag, "tag", "tag_words", labelling.OF_WORDS, ("sklearn", "seqeval")),
     "answer": Task(answering.answer, "answer", "answer", answering.OF_QUESTIONS),
-    "summarize": Task(written.summarize, "summarize", "summarize", written.OF_SUMMARIES),
-    "translate": Task(written.translate, "translate", "translate", written.OF_TRANSLATION, "pair"),
-    "language-model": Task(perplexity.language_model, "generate", "chat", perplexity.OF_TEXTS, "text"),
+    "summarize": Task(written.summarize, "summarize", "summarize", written.OF_SUMMARIES, ("rouge_score",)),
+    "translate": Task(written.translate, "translate", "translate", written.OF_TRANSLATION, ("sacrebleu",), "pair"),
+    "language-model": Task(perplexity.language_model, "generate", "chat", perplexity.OF_TEXTS, (), "text"),
     "generate": Task(written.generate, "generate", "chat", written.OF_PROMPTS),
 }
 
@@ -111,7 +114,10 @@ def evaluate(
         check_function("progress", progress)
     its = TASKS[task]
     _check_options(task, options)
+    check_installed(its.packages, f"evaluate {task}")  # now, and not when the model has done its work
     rows = read_rows(data, its.columns, columns, limit, its.plain)
+    if "reference" in rows[0].values:
+        check_installed(("rouge_score", "sacrebleu"), f"evaluate {task} with references")
     if isinstance(model, str | os.PathLike):
         # When it is called: opening a model needs Keras, reading what to judge it by does not.
         model = importlib.import_module("kerasllm").load(its.opens, model)

@@ -43,8 +43,8 @@ def classify(run, *, label_ids=False, truncate=False, stride=None):
     best = [row[0] for row in run.outputs(answer)]
     predictions = np.array([names.index(row["label"]) for row in best])
     confidences, is_right = [row["score"] for row in best], predictions == labels
-    cells, cell_of_row = np.unique(labels * len(names) + predictions, return_inverse=True)
-    measures, details = _judged(run, names, labels, predictions, cells, np.eye(len(cells))[cell_of_row.reshape(-1)])
+    cells, counts = np.unique(labels * len(names) + predictions, return_counts=True)
+    measures, details = _judged(run, names, labels, predictions, cells, np.eye(len(cells)), counts)
     measures |= run.measured(
         {"calibration_error": calibration_error(confidences, is_right)},
         lambda sums: {"calibration_error": np.abs(sums).sum(1) / len(labels)},
@@ -106,8 +106,17 @@ def tag(run, *, scheme=None, stride=None):
     return measures, {**details, "num_words": int(lengths.sum()), **more}, (*notes, *_missing(more))
 
 
-def _judged(run, names, labels, predictions, cells, rows):
-    """`Measure`s and details of labels; `rows` (N, K) say how often each row has each of the `cells` (K,)."""
+def _judged(run, names, labels, predictions, cells, rows, counts=None):
+    """`Measure`s and details of labels.
+
+    Args:
+        run: a `Run`.
+        names: of the labels.
+        labels, predictions: (N,) int.
+        cells: (K,) int, which of the confusion matrix's are not 0, label times number of labels + prediction.
+        rows: (R, K), how often each row, or each kind of row, has each of these cells.
+        counts: (R,), how many rows are of each kind. Default: one.
+    """
     matrix = confusion_matrix(labels, predictions, len(names))
     scores = scores_of_matrix(matrix)
 
@@ -122,7 +131,7 @@ def _judged(run, names, labels, predictions, cells, rows):
         }
         for i, name in enumerate(names)
     }
-    measures = run.measured({name: scores[name] for name in OVERALL}, measure, rows)
+    measures = run.measured({name: scores[name] for name in OVERALL}, measure, rows, counts=counts)
     return measures, {"labels": per_label, "confusion_matrix": matrix.tolist()}
 
 

@@ -59,16 +59,18 @@ class Run:
         """Whether there are intervals: one row says nothing of others."""
         return self.resamples > 0 and len(self.rows) > 1
 
-    def measured(self, values, measure, rows, notes=None):
+    def measured(self, values, measure, rows, notes=None, counts=None):
         """`Measure`s by their names.
 
         Args:
             values: dict name -> value.
             measure: as for `bootstrap_interval`, a function to a dict of some of the names.
-            rows: as for `bootstrap_interval`.
+            rows, counts: as for `bootstrap_interval`.
             notes: dict name -> note.
         """
-        intervals = bootstrap_interval(measure, rows, self.resamples, self.seed) if self.has_intervals else {}
+        intervals = {}
+        if self.has_intervals:
+            intervals = bootstrap_interval(measure, rows, self.resamples, self.seed, counts)
         notes = notes or {}
         return {n: Measure(x, *intervals.get(n, (None, None)), notes.get(n, "")) for n, x in values.items()}
 
