@@ -158,7 +158,7 @@ def test_a_tagger_is_judged_by_entities_and_by_words():
     low_high = report.measures["entity_f1"]
     assert low_high.low <= low_high.value <= low_high.high and low_high.note == "seqeval, strict, IOB2"
     assert report["word_accuracy"] == 5 / 8 and report.details["num_words"] == 8
-    assert list(report.details["types"]) == ["LOC", "PER"] and "LOC" in str(report)
+    assert list(report.details["types"]) == ["LOC", "PER"] and "\nLOC " in str(report)
     plain = Tagger()
     plain.arguments = {"labels": ["noun", "verb"]}
     report = evaluate(plain, [{"words": "noun verb", "labels": "noun noun"}], "tag")

@@ -21,6 +21,8 @@ EXTRAS = {
     "matplotlib",
     "rouge_score",
     "sacrebleu",
+    "seqeval",
+    "sklearn",
     "tensorboardX",
     "tensorflow_text",
     "transformers",

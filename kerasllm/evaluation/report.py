@@ -66,9 +66,10 @@ class Report:
             interval = "" if x.low is None else f"{_number(x.low)} .. {_number(x.high)}"
             rows.append([name, _number(x.value), interval, x.note])
         lines += _aligned(rows)
-        if per_label := self.details.get("labels") or self.details.get("types"):
-            heads = list(next(iter(per_label.values())))
-            lines += ["", *_aligned([["", *heads], *([k, *map(_number, v.values())] for k, v in per_label.items())])]
+        per_label = self.details.get("labels")
+        for scores in filter(None, (self.details.get("types"), per_label)):
+            heads = list(next(iter(scores.values())))
+            lines += ["", *_aligned([["", *heads], *([k, *map(_number, v.values())] for k, v in scores.items())])]
         matrix = self.details.get("confusion_matrix")
         if matrix and len(matrix) <= 20:
             names = list(per_label)
