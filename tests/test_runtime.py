@@ -327,11 +327,20 @@ LONG = "the cat sat on the mat in rome and the dog sat too on the cat"
 HEADS = {
     "classify": (
         lambda: BERTClassifier(70, **BERT_SIZE, labels=["a", "b", "c"], tokenizer=WORDS),
-        [((["the cat", "the dog sat"],), {"top_k": 2}), (("the cat", "a dog"), {}), ((LONG,), {"truncate": True})],
+        [
+            ((["the cat", "the dog sat"],), {"top_k": 2}),
+            (("the cat", "a dog"), {}),
+            ((LONG,), {"truncate": True}),
+            ((LONG,), {"stride": 3, "top_k": 3}),
+        ],
     ),
     "tag": (
         lambda: BERTTokenClassifier(70, **BERT_SIZE, labels=["O", "B-X", "I-X"], tokenizer=WORDS),
-        [((["the cat", "the dog sat in rome"],), {}), (("the cat",), {"aggregation": "average"})],
+        [
+            ((["the cat", "the dog sat in rome"],), {}),
+            (("the cat",), {"aggregation": "average"}),
+            ((LONG,), {"stride": 3}),
+        ],
     ),
     "answer": (
         lambda: BERTQuestionAnswerer(70, **BERT_SIZE, tokenizer=WORDS),
@@ -339,7 +348,7 @@ HEADS = {
     ),
     "embed": (
         lambda: BERTEmbedder(70, **BERT_SIZE, truncate_at=8, tokenizer=WORDS),
-        [((["the cat", LONG],), {}), (("the dog",), {})],
+        [((["the cat", LONG],), {}), (("the dog",), {}), ((LONG,), {"stride": 2})],
     ),
 }
 
