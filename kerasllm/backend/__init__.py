@@ -1,6 +1,7 @@
 """The only part of kerasllm that asks which backend runs: compilation, and the kernels worth writing three times."""
 
 from kerasllm import extras
+from kerasllm.backend.chunked_rows import by_chunks
 from kerasllm.backend.compilation import compiled, compiled_pass, name, while_loop
 from kerasllm.backend.kernels import (
     argmax,
@@ -26,6 +27,7 @@ __all__ = [
     "adamw_class",
     "argmax",
     "attention",
+    "by_chunks",
     "compiled",
     "compiled_pass",
     "dense_recurrence",

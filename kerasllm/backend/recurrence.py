@@ -108,7 +108,7 @@ def scan(step, carried, inputs, like):
                 new.set_shape(old.shape)
         return after, (output,)
 
-    carried, (outputs,) = _scan(body, carried, inputs, (like,), reverse=False)
+    carried, (outputs,) = over_steps(body, carried, inputs, (like,), reverse=False)
     return carried, ops.swapaxes(outputs, 0, 1)
 
 
@@ -120,7 +120,7 @@ def _is_traced(nest):
 
 
 def _unrolled(step, carried, inputs):
-    """`_scan` as a plain loop."""
+    """`over_steps` as a plain loop."""
     x, outputs = tree.flatten(inputs)[0], []
     length, is_meta = x.shape[0], getattr(x, "is_meta", False)
     for t in range(1 if is_meta else length):  # Keras asks torch for shapes with lengths that would take long.
@@ -250,7 +250,7 @@ def _walk(step, reverse, x, kernel, bias, first, real):
             states = masked_step(x, recurrent, states, *real)
             return states, (*states, recurrent)[: len(like)]
 
-        return _scan(body, first, (x, *real), like, reverse)
+        return over_steps(body, first, (x, *real), like, reverse)
 
     if name() == "tensorflow" and _is_dense():
         last, (outputs,) = forward(x, kernel, bias, first, real, first[:1])
@@ -279,7 +279,7 @@ def _walk(step, reverse, x, kernel, bias, first, real):
                 return (d_h + ops.matmul(d_recurrent, ops.transpose(kernel)), *d_others), (d_x, d_recurrent)
 
             inputs = (d_outputs, x, recurrent, before, *real)
-            d_first, (d_x, d_recurrent) = _scan(body, tuple(d_last), inputs, (x[0], x[0]), not reverse)
+            d_first, (d_x, d_recurrent) = over_steps(body, tuple(d_last), inputs, (x[0], x[0]), not reverse)
             h = ops.reshape(before[0], (-1, before[0].shape[-1]))
             d_flat = ops.reshape(d_recurrent, (-1, d_recurrent.shape[-1]))
             d_kernel, d_bias = ops.matmul(ops.transpose(h), d_flat), ops.sum(d_flat, axis=0)
@@ -290,7 +290,7 @@ def _walk(step, reverse, x, kernel, bias, first, real):
     return walk(x, kernel, bias, *first, *real)
 
 
-def _scan(body, carried, inputs, like, reverse):
+def over_steps(body, carried, inputs, like, reverse):
     """`carried, outputs[t] = body(carried, inputs[t])` for each t, as `jax.lax.scan`, on jax and tensorflow.
 
     Args:

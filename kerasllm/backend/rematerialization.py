@@ -32,8 +32,8 @@ def _by_gradient(layer, *args, **kwargs):
     `jax.checkpoint` and `tf.recompute_grad` are not used: XLA drops the barriers of the one on a CPU, merges the second
     call with the first and keeps everything; neither takes back what a seed generator gave.
     """
-    variables, seeds = layer.variables, _seed_states(layer)
-    values = _values(variables)
+    variables, seeds = layer.variables, seed_states(layer)
+    values = values_of(variables)
     nest = (args, kwargs)
     flat = keras.tree.flatten(nest)
     places = [i for i, x in enumerate(flat) if ops.is_tensor(x)]
@@ -47,7 +47,7 @@ def _by_gradient(layer, *args, **kwargs):
         for place, x in zip(places, tensors[len(values) :], strict=True):
             given[place] = x
         args, kwargs = keras.tree.pack_sequence_as(nest, given)
-        return _call(layer, variables, tensors[: len(values)], seeds, args, kwargs)
+        return call_with(layer, variables, tensors[: len(values)], seeds, args, kwargs)
 
     def call(*tensors):
         def gradient(*d_results):
@@ -83,11 +83,11 @@ def _on_tensorflow(call, tensors):
 def _on_torch(layer, *args, **kwargs):
     from torch.utils.checkpoint import checkpoint
 
-    seeds = _seed_states(layer)
+    seeds = seed_states(layer)
     before, after = [seed.value.clone() for seed in seeds], []
 
     def run(args, kwargs):
-        y, *after[:] = _call(layer, seeds, before, seeds, args, kwargs)
+        y, *after[:] = call_with(layer, seeds, before, seeds, args, kwargs)
         return y
 
     y = checkpoint(run, args, kwargs, use_reentrant=False)  # which takes back torch's own random numbers
@@ -96,16 +96,19 @@ def _on_torch(layer, *args, **kwargs):
     return y
 
 
-def _call(layer, variables, values, seeds, args, kwargs):
+def call_with(layer, variables, values, seeds, args, kwargs):
     """The layer's result where `variables` have `values`, and the states of its seeds after it."""
     with keras.StatelessScope(zip(variables, values, strict=True), collect_losses=True) as scope:
         y = layer(*args, **kwargs)
     if scope.losses:
-        raise ValueError(f"remat (True) does not go with losses that layers add, as {layer.path!r} or a part of it.")
+        raise ValueError(
+            f"remat (True) does not go with losses that layers add, as {layer.path!r} or a part of it, nor does a loss's "
+            "chunk_size of rows."
+        )
     return y, *(scope.get_current_value(seed) for seed in seeds)
 
 
-def _values(variables):
+def values_of(variables):
     """The values of variables as they are now."""
     with AutocastScope(None):  # or a copy of each weight in the dtype of the computation would be kept
         values = [v.value for v in variables]
@@ -116,7 +119,7 @@ def _values(variables):
     return [tf.convert_to_tensor(x) for x in values]  # a `tf.Variable` would have another value later
 
 
-def _seed_states(layer):
+def seed_states(layer):
     return [seeds.state for part in layer._flatten_layers() for seeds in part._seed_generators]
 
 

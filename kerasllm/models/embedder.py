@@ -115,6 +115,11 @@ class BERTEmbedder(Embedding, BERTModel):
         self.encoder = encoder
         self.tokenizer = arguments["tokenizer"]
 
+    @property
+    def has_one_label(self):
+        """A text has no class."""
+        return False
+
     def load_defaults(self, folder):
         """Read whether a folder's texts are in small letters."""
         super().load_defaults(folder)

@@ -1,4 +1,4 @@
-"""The loss of tokens in training: computed without logits where it is asked to be, and shown as a mean over tokens."""
+"""Losses in training: computed without logits, or by chunks of rows, where they ask for it; exact means are shown."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -6,18 +6,20 @@ from types import SimpleNamespace
 import keras
 from keras import ops
 
+from kerasllm import backend
 from kerasllm.backend.steps import is_in_step
 from kerasllm.backend.trainer import trainer_class
 from kerasllm.layers.attention import SoftCap
 from kerasllm.training.accumulation import Accumulation, parted
+from kerasllm.training.embedding_losses import EmbeddingLoss
 from kerasllm.training.losses import MEANS, OutputLayer, TokenCrossentropy
 
 
 class MeasuredModel(trainer_class(), keras.Model):
     """A Keras model whose `TokenCrossentropy`, if it has one, is a mean over all tokens, and may be fed in chunks.
 
-    Both concern the steps of training and evaluation; a call, `model(inputs)`, gives logits, also with
-    `training=True`.
+    A loss of vectors is likewise one over all pairs, and may have the vectors made by chunks of rows. All that concerns
+    the steps of training and evaluation; a call, `model(inputs)`, gives logits, also with `training=True`.
     """
 
     reads_documents = False
@@ -29,6 +31,8 @@ class MeasuredModel(trainer_class(), keras.Model):
             raise ValueError(f"position_ids: a {type(self).__name__} reads no rows of several documents, a GPT does.")
         if is_in_step(self) and self._is_chunked:
             return self._trunk(is_packed).read(inputs, training, mask)
+        if is_in_step(self) and getattr(self._embedding_loss, "chunk_size", None) is not None:
+            return backend.by_chunks(self._rows_graph(), inputs, self._embedding_loss.chunk_size, training=training)
         if is_packed:
             return self._graph(is_packed)(inputs, training=training, mask=mask)
         return super().call(inputs, training=training, mask=mask, **kwargs)
@@ -42,7 +46,7 @@ class MeasuredModel(trainer_class(), keras.Model):
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if is_in_step(self) and self._is_mean:
             labels, weight = (next(iter(v.values())) if isinstance(v, dict) else v for v in (y, sample_weight))
-            self.mean_loss.update_state(ops.stop_gradient(loss), self._token_loss.num_tokens(labels, weight))
+            self.mean_loss.update_state(ops.stop_gradient(loss), self._counting_loss.num_counted(labels, weight))
         if share is None:
             return loss
         others = sum(map(ops.sum, self.losses))  # regularisers, of which every batch has one
@@ -62,7 +66,7 @@ class MeasuredModel(trainer_class(), keras.Model):
             getattr(loss, "reduction", MEANS[0]) in MEANS for loss in keras.tree.flatten(self.loss)
         ):
             return None
-        return Accumulation(steps, self._token_loss.count if self._token_loss else _num_rows, class_weight)
+        return Accumulation(steps, self._counting_loss.count if self._counting_loss else _num_rows, class_weight)
 
     @property
     def metrics(self):
@@ -73,16 +77,27 @@ class MeasuredModel(trainer_class(), keras.Model):
         return metrics
 
     @property
-    def _token_loss(self):
-        """The `TokenCrossentropy` of the model's one output, or None."""
+    def _counting_loss(self):
+        """The loss of the model's one output that says what its mean is divided by, or None."""
         loss = self.loss if self.compiled else None
         if isinstance(loss, dict | list | tuple) and len(loss) == 1:
             loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
-        return loss if isinstance(loss, TokenCrossentropy) and len(self.outputs) == 1 else None
+        is_counting = isinstance(loss, TokenCrossentropy | EmbeddingLoss) and len(self.outputs) == 1
+        return loss if is_counting else None
+
+    @property
+    def _token_loss(self):
+        """The `TokenCrossentropy` of the model's one output, or None."""
+        return self._counting_loss if isinstance(self._counting_loss, TokenCrossentropy) else None
+
+    @property
+    def _embedding_loss(self):
+        """The `EmbeddingLoss` of the model's one output, or None."""
+        return self._counting_loss if isinstance(self._counting_loss, EmbeddingLoss) else None
 
     @property
     def _is_mean(self):
-        return self._token_loss is not None and self._token_loss.reduction in MEANS
+        return self._counting_loss is not None and self._counting_loss.reduction in MEANS
 
     @property
     def _is_chunked(self):
@@ -97,6 +112,12 @@ class MeasuredModel(trainer_class(), keras.Model):
         if "_packed" not in vars(self):
             vars(self)["_packed"] = SimpleNamespace(graph=self.packed_graph())
         return self._packed.graph
+
+    def _rows_graph(self):
+        """The model as a layer that computes what it is given, in a step too."""
+        if "_rows" not in vars(self):
+            vars(self)["_rows"] = SimpleNamespace(graph=keras.Model(self.input, self.output))
+        return self._rows.graph
 
     def _trunk(self, is_packed=False):
         """What stands before the output layer of a graph."""

@@ -3,6 +3,7 @@ from kerasllm.text.token_files import TokenFile as TokenFile
 from kerasllm.training import averaging as averaging
 from kerasllm.training import chat_datasets as chat_datasets
 from kerasllm.training import datasets as datasets
+from kerasllm.training import embedding_losses as embedding_losses
 from kerasllm.training import evaluating as evaluating
 from kerasllm.training import event_files as event_files
 from kerasllm.training import examples as examples
@@ -20,6 +21,10 @@ from kerasllm.training import throughput as throughput
 from kerasllm.training import translation_datasets as translation_datasets
 from kerasllm.training.averaging import average_weights as average_weights
 from kerasllm.training.chat_datasets import ChatDataset as ChatDataset
+from kerasllm.training.embedding_losses import CosineSimilarityLoss as CosineSimilarityLoss
+from kerasllm.training.embedding_losses import CoSENTLoss as CoSENTLoss
+from kerasllm.training.embedding_losses import InBatchNegativesLoss as InBatchNegativesLoss
+from kerasllm.training.embedding_losses import MatryoshkaLoss as MatryoshkaLoss
 from kerasllm.training.evaluating import EvaluateEvery as EvaluateEvery
 from kerasllm.training.event_files import TensorBoardLog as TensorBoardLog
 from kerasllm.training.examples import GenerateExamples as GenerateExamples

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from kerasllm.text.limits import InputLimits, as_array, check_finite, check_indices, place
+from kerasllm.training.embedding_losses import CHECKS, EmbeddingLoss
 from kerasllm.training.losses import TokenCrossentropy
 
 KINDS = {
@@ -24,7 +25,8 @@ class OutputLimits:
 
     Attributes:
         shape: of the output, None where a size is open.
-        kind: "classes", whole numbers; "probabilities", in [0, 1]; "numbers", finite; None, which no one knows.
+        kind: "classes", whole numbers; "probabilities", in [0, 1]; "numbers", finite; "pairs" or "scored pairs", the
+            `label_kind` of losses of vectors; None, which no one knows.
         ignored: the class that does not count, or None.
     """
 
@@ -38,11 +40,19 @@ class OutputLimits:
         loss = keras.losses.get(loss) if isinstance(loss, str | dict) else loss
         function = getattr(loss, "fn", loss)
         kind = "classes" if isinstance(loss, TokenCrossentropy) else KINDS.get(getattr(function, "__name__", None))
+        kind = loss.label_kind if isinstance(loss, EmbeddingLoss) else kind
         return cls(tuple(shape), kind, getattr(loss, "ignore_class", None))
 
     def check(self, name, labels, sizes, examples):
         """Raise `ValueError` where `labels` of this output, of `sizes` (B, T), are none."""
         if self.kind is None:
+            return
+        if self.kind in CHECKS:
+            if labels.shape != (sizes[0], 2) or labels.dtype.kind not in "iuf":
+                raise ValueError(
+                    f"{name} {labels.shape} must be of shape {(sizes[0], 2)}, a group and what it is in it."
+                )
+            CHECKS[self.kind](name, labels, examples)
             return
         shape = tuple(sizes[i] if size is None and i < 2 else size for i, size in enumerate(self.shape))
         shape, count = (shape[:-1], shape[-1]) if self.kind == "classes" else (shape, None)

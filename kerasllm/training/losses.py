@@ -100,7 +100,7 @@ class TokenCrossentropy(keras.losses.Loss):
     def call(self, y_true, y_pred):
         return backend.token_crossentropy(y_true, y_pred, self.ignore_class, self.label_smoothing)
 
-    def num_tokens(self, y_true, sample_weight=None):
+    def num_counted(self, y_true, sample_weight=None):
         """What a mean of this loss is divided by, a scalar float32: how many tokens count in a batch, or their weight.
 
         Args:
@@ -114,7 +114,7 @@ class TokenCrossentropy(keras.losses.Loss):
         return ops.sum(weight * self._class_weights(y_true, None) if self.class_weight else weight)
 
     def count(self, labels, sample_weight=None):
-        """`num_tokens` of arrays, in numpy: a float."""
+        """`num_counted` of arrays, in numpy: a float."""
         counted = np.ones(np.shape(labels)) if self.ignore_class is None else np.asarray(labels) != self.ignore_class
         if self.reduction != "mean_with_sample_weight":
             return float(counted.sum())
