@@ -22,10 +22,10 @@ import kerasllm
 from kerasllm.arguments import check_positive
 from kerasllm.evaluation.judging import TASKS, evaluate
 from kerasllm.generation.config import OPTIONS, GenerationConfig
-from kerasllm.tasks.embedding import find_prompt
 from kerasllm.text import lines
 from kerasllm.text.corpora import BLANK_LINES, SAMPLE_BY
 from kerasllm.text.cutting import cut
+from kerasllm.text.prompts import find_prompt
 from kerasllm.writing import PREFIX
 
 EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")

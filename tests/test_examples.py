@@ -108,6 +108,7 @@ TEACHING = {
     "tag_entities": "torch",
     "answer_questions": "tensorflow",
     "summarize": "torch",
+    "train_embedder": "jax",
 }
 OFTEN = [
     pytest.param(script, marks=() if often == keras.backend.backend() else pytest.mark.slow)

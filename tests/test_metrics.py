@@ -1,4 +1,6 @@
+import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -147,3 +149,45 @@ def test_intervals_of_corpora_are_those_of_sacrebleu(monkeypatch):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+OF_OTHERS = json.loads((pathlib.Path(__file__).parent / "data" / "retrieval.json").read_text())
+
+
+def test_rankings_are_measured_as_sentence_transformers_and_scikit_learn_do():
+    ranked, relevant, at = (OF_OTHERS[name] for name in ("ranked", "relevant", "at"))
+    assert metrics.retrieval_scores(ranked, relevant, at) == pytest.approx(OF_OTHERS["expected"], rel=1e-12)
+    assert metrics.retrieval_scores(ranked, list(map(set, relevant)), at)["mrr@3"] == OF_OTHERS["expected"]["mrr@3"]
+    graded = [{int(i): gain for i, gain in row.items()} for row in OF_OTHERS["graded"]]
+    found = metrics.retrieval_scores(ranked, graded, at)
+    for name, value in OF_OTHERS["expected_graded"].items():
+        assert found[name] == pytest.approx(value, rel=1e-12)
+        assert found[name.replace("ndcg", "recall")] == OF_OTHERS["expected"][name.replace("ndcg", "recall")]
+
+
+def test_orders_are_compared_as_scipy_does():
+    found = metrics.spearman(OF_OTHERS["scores"], np.array(OF_OTHERS["references"]))
+    assert found == pytest.approx(OF_OTHERS["spearman"], rel=1e-12)
+    assert metrics.spearman([1, 2, 3], [0.1, 0.2, 5]) == 1.0 and metrics.spearman([1, 2, 3], [3, 2, 1]) == -1.0
+    assert np.isnan(metrics.spearman([1, 1, 1], [3, 2, 1]))
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: metrics.spearman([1, 2], [1]), "scores .2 of them. and references .1. must be as many"),
+        (lambda: metrics.spearman([1, "x"], [1, 2]), r"scores\[1\] \('x'\) must be a finite number"),
+        (lambda: metrics.spearman([1], [2]), r"scores \(\[1\]\) must be two at least"),
+        (lambda: metrics.retrieval_scores([[1, 2]], [[1]], at=[3]), r"ranked\[0\] \(\[1, 2\]\) must be different ids"),
+        (lambda: metrics.retrieval_scores([[1, 1]], [[1]], at=[2]), r"ranked\[0\] \(\[1, 1\]\) must be different ids"),
+        (lambda: metrics.retrieval_scores([[1, 2]], [[]], at=[1]), r"relevant\[0\] \({}\) must be ids, one at least"),
+        (lambda: metrics.retrieval_scores([[1, 2]], [{1: -1}], at=[1]), r"relevant\[0\] .* dict of ids and gains"),
+        (lambda: metrics.retrieval_scores([[1, 2]], ["ab"], at=[1]), r"relevant\[0\] \('ab'\) must be a sequence"),
+        (lambda: metrics.retrieval_scores([[1]], [[1]], at=[0]), r"at \(0\) must be a positive"),
+        (lambda: metrics.retrieval_scores([[1]], [[1], [2]]), "ranked .1 of them. and relevant .2."),
+        (lambda: metrics.retrieval_scores([[[1]]], [[1]], at=[1]), r"ranked\[0\] .* must be"),
+    ],
+)
+def test_bad_scores_and_rankings_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -102,8 +102,8 @@ def call_with(layer, variables, values, seeds, args, kwargs):
         y = layer(*args, **kwargs)
     if scope.losses:
         raise ValueError(
-            f"remat (True) does not go with losses that layers add, as {layer.path!r} or a part of it, nor does a loss's "
-            "chunk_size of rows."
+            f"remat (True) does not go with losses that layers add, as {layer.path!r} or a part of it, nor does a "
+            "loss's chunk_size of rows."
         )
     return y, *(scope.get_current_value(seed) for seed in seeds)
 
@@ -120,6 +120,7 @@ def values_of(variables):
 
 
 def seed_states(layer):
+    """The states of the seed generators of a layer and its parts."""
     return [seeds.state for part in layer._flatten_layers() for seeds in part._seed_generators]
 
 

@@ -42,8 +42,9 @@ from kerasllm.export import verification
 from kerasllm.export.contents import Check, Signature
 from kerasllm.export.head_contents import HeadContents, best, is_clear, model_inputs, pairs_of, strings
 from kerasllm.tasks.answering import best_spans
-from kerasllm.tasks.embedding import ARGUMENTS, find_prompt
+from kerasllm.tasks.embedding import ARGUMENTS
 from kerasllm.tasks.predicting import encode_texts, sigmoid, softmax
+from kerasllm.text.prompts import find_prompt
 
 LEAST = -1e9  # A logarithm of what cannot be.
 

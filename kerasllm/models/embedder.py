@@ -22,10 +22,10 @@ from kerasllm.models.bert import BERTArguments, BERTModel, encode, takes_encoder
 from kerasllm.models.embedding_index import SIMILARITIES, EmbeddingIndex
 from kerasllm.tasks.embedding import ARGUMENTS as EMBEDDING_ARGUMENTS
 from kerasllm.tasks.embedding import Embedding
+from kerasllm.text.prompts import DOCUMENT, QUERY, first_prompt
 
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = ("tanh", "linear", "relu", "gelu", "silu", "sigmoid")
-DOCUMENT = ("document", "passage", "corpus")  # names of the prompt of what is searched
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -140,7 +140,7 @@ class BERTEmbedder(Embedding, BERTModel):
         """
         texts = read_strings("texts", texts)
         if prompt is None and prompt_name is None:
-            prompt = self._first_prompt(DOCUMENT)
+            prompt = first_prompt(self.arguments, DOCUMENT)
         return EmbeddingIndex(texts, self.embed(texts, batch_size, truncate, verbose, prompt, prompt_name))
 
     def search(
@@ -165,14 +165,10 @@ class BERTEmbedder(Embedding, BERTModel):
         if not isinstance(corpus, EmbeddingIndex):
             corpus = self.index(read_strings("corpus: texts", corpus), batch_size, truncate, verbose)
         if prompt is None and prompt_name is None:
-            prompt = self._first_prompt(("query",))
+            prompt = first_prompt(self.arguments, QUERY)
         vectors = np.atleast_2d(self.embed(query, batch_size, truncate, verbose, prompt, prompt_name))
         results = corpus.search(vectors, top_k, self.arguments["similarity"])
         return results[0] if isinstance(query, str) else results
-
-    def _first_prompt(self, names):
-        prompts = self.arguments["prompts"]
-        return next((prompts[name] for name in names if name in prompts), "")
 
 
 def pool(sequence, mask, pooling, include_prompt=True):

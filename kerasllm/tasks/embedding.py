@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_from_zero, check_positive, check_text, shown
+from kerasllm.arguments import check_boolean, check_from_zero, check_positive
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict
 from kerasllm.tasks.windows import each_text, in_windows
+from kerasllm.text.prompts import find_prompt, num_prompt_tokens
 
 # Of the model: how vectors are made, where texts are cut, what is set before them.
 ARGUMENTS = (
@@ -81,27 +82,3 @@ def _mean(windows, vectors, normalize):
         raise ValueError("stride: the file does not say whether vectors have length 1; export the model again.")
     mean = np.average(vectors, axis=0, weights=windows.lengths)
     return (mean / np.maximum(np.linalg.norm(mean), 1e-12) if normalize else mean).astype("float32")
-
-
-def find_prompt(arguments, prompt=None, name=None):
-    """The string that stands before each text: `prompt`, else the prompt of this name, else the default, else ""."""
-    prompts = arguments.get("prompts") or {}
-    if prompt is not None:
-        if not isinstance(prompt, str) or name is not None:
-            raise ValueError(
-                f"prompt ({shown(prompt)}) must be a string, or prompt_name ({shown(name)}) be given in its place."
-            )
-        check_text("prompt", prompt)
-        return prompt
-    name = arguments.get("default_prompt_name") if name is None else name
-    if name is not None and (not isinstance(name, str) or name not in prompts):
-        raise ValueError(
-            f"prompt_name ({shown(name)}) must be one of the model's: {', '.join(map(repr, prompts)) or 'none'}."
-        )
-    return "" if name is None else prompts[name]
-
-
-def num_prompt_tokens(tokenizer, prompt):
-    """The number of tokens of a prompt, with the special ones before it."""
-    ids = tokenizer.encode(prompt) if prompt else []
-    return len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.special_ids)

@@ -14,6 +14,7 @@ from kerasllm.training import masked_lm_datasets as masked_lm_datasets
 from kerasllm.training import metrics as metrics
 from kerasllm.training import optimizers as optimizers
 from kerasllm.training import packed_datasets as packed_datasets
+from kerasllm.training import pair_datasets as pair_datasets
 from kerasllm.training import quality as quality
 from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
@@ -21,8 +22,8 @@ from kerasllm.training import throughput as throughput
 from kerasllm.training import translation_datasets as translation_datasets
 from kerasllm.training.averaging import average_weights as average_weights
 from kerasllm.training.chat_datasets import ChatDataset as ChatDataset
-from kerasllm.training.embedding_losses import CosineSimilarityLoss as CosineSimilarityLoss
 from kerasllm.training.embedding_losses import CoSENTLoss as CoSENTLoss
+from kerasllm.training.embedding_losses import CosineSimilarityLoss as CosineSimilarityLoss
 from kerasllm.training.embedding_losses import InBatchNegativesLoss as InBatchNegativesLoss
 from kerasllm.training.embedding_losses import MatryoshkaLoss as MatryoshkaLoss
 from kerasllm.training.evaluating import EvaluateEvery as EvaluateEvery
@@ -39,6 +40,8 @@ from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
 from kerasllm.training.optimizers import AdamW as AdamW
 from kerasllm.training.optimizers import Muon as Muon
 from kerasllm.training.packed_datasets import LanguageModelDataset as LanguageModelDataset
+from kerasllm.training.pair_datasets import PairDataset as PairDataset
+from kerasllm.training.pair_datasets import ScoredPairDataset as ScoredPairDataset
 from kerasllm.training.quality import SummaryQuality as SummaryQuality
 from kerasllm.training.quality import TranslationQuality as TranslationQuality
 from kerasllm.training.resuming import ResumableTraining as ResumableTraining

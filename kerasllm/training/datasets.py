@@ -107,17 +107,20 @@ class BucketedDataset(keras.utils.PyDataset):
     def _plan_of(self, epoch):
         """The batches of an epoch: a list of (indices, widths)."""
         generator = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
-        how = self.multiple, generator, self.max_length
-        if self.batch_tokens is None:
-            plan = batches.bucket(self.lengths, self.batch_size, *how)
-        else:
-            plan = batches.bucket_tokens(self.lengths, self.batch_tokens, *how)
+        plan = self.draw(generator)
         # Keras on TensorFlow takes the shapes of the first two batches for those of all, and fixes an axis in
         # which they agree. So the widest and the narrowest come first, which are those of fewest and most rows.
         first, rest = plan[:1] + plan[1:][-1:], plan[1:-1]
         if self.shuffle:
             rest = [rest[i] for i in generator.permutation(len(rest))]
         return first + rest
+
+    def draw(self, generator):
+        """Batches for an epoch, a list of (indices, widths), of which the first and the last are most unlike."""
+        how = self.multiple, generator, self.max_length
+        if self.batch_tokens is None:
+            return batches.bucket(self.lengths, self.batch_size, *how)
+        return batches.bucket_tokens(self.lengths, self.batch_tokens, *how)
 
     def on_epoch_end(self):
         if self.shuffle:
@@ -126,6 +129,10 @@ class BucketedDataset(keras.utils.PyDataset):
     def epoch_callback(self):
         """A callback for `fit` that tells the dataset which epoch begins; kerasllm's models add it themselves."""
         return EpochCallback(self)
+
+    def rows_of(self, indices):
+        """The example of each row of the batch of the examples at `indices`, which errors name."""
+        return indices
 
     def examples_of(self, index):
         """The places of the examples in the batch `index` of this epoch, among those that are kept: (B,) int."""
@@ -158,7 +165,7 @@ class BucketedDataset(keras.utils.PyDataset):
         indices, widths = self._plan[index]
         batch = self._batch(self._plan, self.epoch, index)
         if self._limits:
-            self._limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=indices)
+            self._limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=self.rows_of(indices))
         return batch if self.accumulation is None else self.accumulation.weighed(self, batch, index)
 
     def _batch(self, plan, epoch, index):
@@ -189,7 +196,7 @@ class BucketedDataset(keras.utils.PyDataset):
         try:
             if ahead and limits != self._checked:
                 for indices, batch in self.batches_ahead():
-                    limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=indices)
+                    limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=self.rows_of(indices))
                 self._checked = limits
             yield
         finally:

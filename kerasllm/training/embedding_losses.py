@@ -80,7 +80,7 @@ class EmbeddingLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("kerasllm")
 class InBatchNegativesLoss(EmbeddingLoss):
-    """Each anchor is to find its positive among the documents of the batch (van den Oord et al. 2018, arXiv:1807.03748).
+    """Each anchor is to find its positive among the documents of a batch (van den Oord et al. 2018, arXiv:1807.03748).
 
         loss_i = -log(exp(cos(a_i, p_i) / t) / sum over all d of exp(cos(a_i, d) / t))
 
@@ -332,7 +332,8 @@ def check_pairs(name, labels, examples=None):
     for row in np.flatnonzero(roles == ANCHOR):
         if (count := counts.get(groups[row].item(), 0)) != 1:
             raise ValueError(
-                f"{name}{place(examples, row)}: the anchor of group {groups[row]:g} must have one positive, it has {count}."
+                f"{name}{place(examples, row)}: the anchor of group {groups[row]:g} must have one positive, it has "
+                f"{count}."
             )
 
 
@@ -345,7 +346,8 @@ def check_scored_pairs(name, labels, examples=None):
     _, firsts, inverse, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     for row in np.flatnonzero(counts[inverse] != 2)[:1]:
         raise ValueError(
-            f"{name}{place(examples, row)}: the group {groups[row]:g} must have two rows, it has {counts[inverse[row]]}."
+            f"{name}{place(examples, row)}: the group {groups[row]:g} must have two rows, it has "
+            f"{counts[inverse[row]]}."
         )
     for row in np.flatnonzero(scores != scores[firsts][inverse])[:1]:
         first = firsts[inverse[row]]
