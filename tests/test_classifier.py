@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -17,6 +19,10 @@ LABELS = ["bad", "good"]
 
 def make(**arguments):
     return BERTClassifier(**{**SIZE, "initializer_range": 0.3, "labels": LABELS, "tokenizer": TOKENIZER, **arguments})
+
+
+RERANKER = make(labels=["relevant"])
+CROSS_ENCODER = json.loads((DATA / "cross_encoder" / "scores.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,13 @@ def test_one_label_alone_has_a_sigmoid():
         (lambda m: m.classify(["a film"], ["good", "bad"]), "pairs"),
         (lambda m: m.classify(["a film", " "]), r"texts\[1\]"),
         (lambda m: m.classify("good " * 20), r"texts\[0\].*22 tokens.*truncate=True"),
+        (lambda m: m.rank("a", ["b"]), r"labels \(2 of them\) must be one"),
+        (lambda m: RERANKER.rank("", ["b"]), r"query \(''\) must not be empty"),
+        (lambda m: RERANKER.rank(["a"], ["b"]), r"query \(\['a'\]\) must be a string"),
+        (lambda m: RERANKER.rank("a", "b"), r"texts \('b'\) must be a sequence"),
+        (lambda m: RERANKER.rank("a", ["b", " "]), r"texts\[1\]"),
+        (lambda m: RERANKER.rank("a", ["b"], top_k=0), r"top_k \(0\)"),
+        (lambda m: RERANKER.rank("a", ["b", "good " * 20]), r"texts\[1\].* with the query; truncate=True"),
         (lambda m: make(labels=["a", "a"]), "labels"),
         (lambda m: make(labels=0), "labels"),
         (lambda m: make(problem_type="ranking"), "problem_type .'ranking'.*'single_label'"),
@@ -90,6 +103,71 @@ def test_it_learns_from_strings():
     model.compile(keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(data, epochs=20, shuffle=False, verbose=0)
     assert [r[0]["label"] for r in model.classify(TEXTS)] == labels
+
+
+# Rerankers
+
+
+def test_a_cross_encoder_ranks_as_in_sentence_transformers(tmp_path):
+    model = BERTClassifier.from_preset(DATA / "cross_encoder")
+    query, texts, scores = CROSS_ENCODER["query"], CROSS_ENCODER["texts"], CROSS_ENCODER["scores"]
+    ranked = model.rank(query, texts, batch_size=2)
+    assert [hit["index"] for hit in ranked] == np.argsort(-np.array(scores)).tolist()
+    np.testing.assert_allclose([hit["score"] for hit in ranked], sorted(scores, reverse=True), atol=1e-5)
+    assert [hit["text"] for hit in ranked] == [texts[hit["index"]] for hit in ranked]
+    assert [hit["index"] for hit in model.rank(query, texts, top_k=2)] == [hit["index"] for hit in ranked[:2]]
+    assert model.rank(query, texts + ["cat " * 30], truncate=True)[0].keys() == {"index", "score", "text"}
+    model.save_to_preset(tmp_path)
+    again = BERTClassifier.from_preset(tmp_path).rank(query, texts)
+    np.testing.assert_allclose([hit["score"] for hit in again], [hit["score"] for hit in ranked], atol=1e-5)
+    said = json.loads((tmp_path / "config.json").read_text())["sentence_transformers"]
+    assert said == {"activation_fn": "torch.nn.modules.linear.Identity"}
+
+
+@pytest.mark.once("torch")
+def test_transformers_opens_a_saved_reranker(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    query, texts, scores = CROSS_ENCODER["query"], CROSS_ENCODER["texts"], CROSS_ENCODER["scores"]
+    BERTClassifier.from_preset(DATA / "cross_encoder").save_to_preset(tmp_path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    encoded = transformers.AutoTokenizer.from_pretrained(tmp_path)(
+        [query] * 5, texts, padding=True, return_tensors="pt"
+    )
+    np.testing.assert_allclose(theirs(**encoded).logits.detach().numpy()[:, 0], scores, atol=1e-5)
+
+
+@pytest.mark.once("jax")
+def test_older_cross_encoders_say_their_scores_in_their_config(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DATA / "cross_encoder" / name, tmp_path)
+    config = json.loads((DATA / "cross_encoder" / "config.json").read_text())
+    sigmoid, identity = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
+    for field, value, problem_type in (
+        ("sentence_transformers", {"activation_fn": identity, "version": "4.0.1"}, "regression"),
+        ("sentence_transformers", {"activation_fn": sigmoid}, "multi_label"),
+        ("sbert_ce_default_activation_function", identity, "regression"),
+        ("classifier_dropout", None, "multi_label"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+        assert BERTClassifier.from_preset(tmp_path).problem_type == problem_type
+    (tmp_path / "config.json").write_text(json.dumps({**config, "sentence_transformers": {"activation_fn": "my.Own"}}))
+    with pytest.raises(ValueError, match=r"activation_fn \('my.Own'\) must be one of"):
+        BERTClassifier.from_preset(tmp_path)
+
+
+@pytest.mark.in_turn
+@pytest.mark.parametrize("relevance", [[1, 0, 1, 0], [0.9, 0.1, 0.8, 0.0]])
+def test_a_reranker_learns_which_texts_go_with_a_query(relevance):
+    model = make(labels=["relevant"], num_segments=0)
+    queries, texts = ["good", "good", "bad", "bad"], ["the film is good", "a bad story", "a bad story", "a good film"]
+    data = ClassificationDataset(
+        queries, relevance, TOKENIZER, pairs=texts, segments=False, multiple=16, max_length=16, shuffle=False
+    )
+    model.compile(keras.optimizers.Adam(0.03), keras.losses.BinaryCrossentropy(from_logits=True))
+    losses = model.fit(data, epochs=8, verbose=0).history["loss"]
+    x = model.predict(data, verbose=0)[:, 0]
+    expected = np.mean(np.logaddexp(0, x) - np.array(relevance) * x)
+    assert model.evaluate(data, verbose=0) == pytest.approx(expected, rel=1e-4) and expected < losses[0]
 
 
 # Heads and presets

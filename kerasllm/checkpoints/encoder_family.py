@@ -94,6 +94,9 @@ IGNORED = (
 )
 IRRELEVANT = (
     "classifier_dropout",
+    # Read where other files of sentence-transformers are.
+    "sentence_transformers",
+    "sbert_ce_default_activation_function",
     # Google's own fields, which transformers doesn't read.
     "directionality",
     "pooler_fc_size",
@@ -293,6 +296,9 @@ def _with_plain_labels(config):
         config = {**config, "label2id": {name: int(i) for i, name in config["id2label"].items()}}
     else:
         config = {field: value for field, value in config.items() if field != "id2label"}
+    if config.get("problem_type") == "regression" and len(config.get("id2label", DEFAULT_LABELS)) == 1:
+        # sentence-transformers would put a sigmoid over one number.
+        config = {**config, "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
     return {field: value for field, value in config.items() if field != "problem_type" or value is not None}
 
 

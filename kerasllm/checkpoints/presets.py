@@ -121,6 +121,8 @@ def read_preset(source, model_class):
         arguments = read_arguments(family, config, class_name, tensors)
         if class_name == "BERTEmbedder":
             arguments |= sentence_transformers.read_modules(path, arguments)
+        if class_name == "BERTClassifier":
+            arguments |= sentence_transformers.read_problem_type(path, config, arguments)
         _check_signature(model_class, arguments)
         held = ours.read_parts(config) if family is ours else None
         token_ids = named_token_ids(config, arguments)

@@ -47,12 +47,54 @@ SUPPORTED = {
     "Dense": {"use_residual": (False,), "module_input_name": SENTENCE, "module_output_name": SENTENCE},
     "Normalize": {"module_input_name": SENTENCE, "module_output_name": SENTENCE},
     CONFIG: {"model_type": (None, "SentenceTransformer"), "truncate_dim": (None,)},
+    "CrossEncoder": {"model_type": ("CrossEncoder",), "prompts": (None, {}), "default_prompt_name": (None,)},
 }
 
 
+CROSS_ENCODER = "CrossEncoder"
+SCORE = "activation_fn"  # what makes a score of a cross-encoder's logits
+IDENTITY = "torch.nn.modules.linear.Identity"
+OLD_SCORE = "sbert_ce_default_activation_function"  # the field of config.json before version 4
+PROBLEM_TYPES = {
+    "torch.nn.modules.activation.Sigmoid": "multi_label",
+    "torch.nn.modules.activation.Softmax": "single_label",
+}
+
+
+def read_problem_type(folder, config, arguments):
+    """What a cross-encoder's file says that the logits of a classifier mean: dict with `problem_type`, or an empty one.
+
+    Args:
+        folder: its path.
+        config: dict, the content of its config.json, which says it before version 6.
+        arguments: dict, those of the classifier.
+
+    Raises:
+        ValueError: the scores are another function of logits than a classifier of ours has.
+    """
+    path, name = Path(folder) / CONFIG, SCORE
+    own = read_settings(path) if path.is_file() else {}
+    activation = config.get(OLD_SCORE)
+    if isinstance(config.get(PACKAGE), dict):
+        path, activation = f"{folder}/{files.CONFIG}: {PACKAGE}", config[PACKAGE].get(SCORE, activation)
+    if own.get("model_type") == CROSS_ENCODER:
+        _read(Path(folder) / CONFIG, (SCORE,), CROSS_ENCODER)
+        path, activation = Path(folder) / CONFIG, own.get(SCORE, activation)
+    if activation is None:
+        return {}
+    if activation == IDENTITY:  # of several labels, what a softmax is made of
+        return {"problem_type": "regression"} if len(arguments["labels"]) == 1 else {}
+    if activation not in list(PROBLEM_TYPES):
+        accepted = ", ".join([*PROBLEM_TYPES, IDENTITY])
+        raise ValueError(f"{path}: {name} ({shown(activation)}) must be one of {accepted}.")
+    return {"problem_type": PROBLEM_TYPES[activation]}
+
+
 def is_embedder(folder):
-    """Whether a folder says how the vectors of tokens become one."""
-    return (Path(folder) / MODULES).is_file()
+    """Whether a folder says how the vectors of tokens become one; that of a cross-encoder says nothing of it."""
+    path = Path(folder) / CONFIG
+    is_other = path.is_file() and read_settings(path).get("model_type") == CROSS_ENCODER
+    return (Path(folder) / MODULES).is_file() and not is_other
 
 
 def read_modules(folder, arguments=None):

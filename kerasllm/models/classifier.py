@@ -37,6 +37,14 @@ class BERTClassifier(Classification, BERTModel):
         >>> model.fit(kerasllm.training.ClassificationDataset(texts, labels, model.tokenizer), epochs=3)
         >>> model.classify("What a film!")
         [{'label': 'good', 'score': 0.98}]
+
+    A cross-encoder of sentence-transformers is a classifier of pairs with one label, and opens as such; `rank` orders
+    texts by it:
+
+        >>> model = BERTClassifier.from_preset(preset, fresh_head=True, labels=["relevant"])
+        >>> model.compile("adamw", keras.losses.BinaryCrossentropy(from_logits=True))
+        >>> model.fit(kerasllm.training.ClassificationDataset(queries, relevance, model.tokenizer, pairs=texts))
+        >>> model.rank("a query", ["a text", "another"])
     """
 
     @takes_encoder("labels problem_type pooler_activation")

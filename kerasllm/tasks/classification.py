@@ -1,8 +1,8 @@
-"""Saying which labels texts have."""
+"""Saying which labels texts have, and in which order they answer a query."""
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_from_zero, check_positive, shown
+from kerasllm.arguments import check_boolean, check_from_zero, check_positive, check_text, read_sequence, read_texts, shown
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict, sigmoid, softmax
 from kerasllm.tasks.windows import each_text, in_windows
 
@@ -64,9 +64,48 @@ class Classification:
 
         return answer_each("texts", texts, answer, verbose)
 
+    def rank(self, query, texts, top_k=None, batch_size=32, truncate=False, verbose=True):
+        """Order texts by how well they go with a query, as a model of one label judges each pair (a cross-encoder).
+
+        Args:
+            query: a string.
+            texts: a list of strings, such as those that `BERTEmbedder.search` has found.
+            top_k: the most texts to return; None for all.
+            batch_size, truncate, verbose: as for `classify`.
+
+        Returns:
+            A list of dicts with `index`, the text's place; `score`, as for `classify`; `text`; the best first, equal
+            ones in their order.
+
+        Raises:
+            ValueError: the model has several labels or no tokenizer; a text is empty, or too long with the query.
+
+        Example:
+            >>> reranker = BERTClassifier.from_preset("path/to/ms-marco-MiniLM-L6-v2")
+            >>> reranker.rank("who eats?", ["He eats.", "It rains."], top_k=1)
+            [{'index': 0, 'score': 4.1, 'text': 'He eats.'}]
+        """
+        self.required_tokenizer()
+        if len(self.arguments["labels"]) != 1:
+            raise ValueError(f"labels ({len(self.arguments['labels'])} of them) must be one: its score ranks texts.")
+        check_text("query", query)
+        read_texts("query", query)
+        texts, _ = read_texts("texts", read_sequence("texts", texts))
+        check_positive("batch_size", batch_size)
+        check_boolean("truncate", truncate)
+        if top_k is not None:
+            check_positive("top_k", top_k)
+        hint = " with the query; truncate=True cuts them"
+        encodings = encode_texts(self, [query] * len(texts), texts, truncate=truncate, hint=hint)
+        scores = self._scores(np.stack(predict(self, encodings, batch_size, verbose))[:, 0])
+        best = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        return [{"index": i, "score": float(scores[i]), "text": texts[i]} for i in best]
+
+    def _scores(self, logits):
+        return {"single_label": softmax, "multi_label": sigmoid, "regression": np.float64}[self.problem_type](logits)
+
     def _ranked(self, logits, top_k):
-        convert = {"single_label": softmax, "multi_label": sigmoid, "regression": np.float64}[self.problem_type]
-        scores = convert(logits)
+        scores = self._scores(logits)
         best = np.argsort(-scores, kind="stable")[:top_k].tolist()
         return [{"label": self.arguments["labels"][i], "score": float(scores[i])} for i in best]
 

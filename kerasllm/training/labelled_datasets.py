@@ -35,7 +35,8 @@ class ClassificationDataset(EncodingsDataset):
     """Texts with their labels, for `BERTClassifier`.
 
     A batch is `(inputs, labels)`: `inputs` has `token_ids`, `segment_ids` and `padding_mask` (B, T); the labels are
-    (B,) int32 for one label of several, (B, L) float32 for many labels or numbers.
+    (B,) int32 for one label of several, (B, L) float32 for many labels or numbers. For a model of one label, such as a
+    reranker, they are 0 and 1, or numbers in between, trained with `BinaryCrossentropy(from_logits=True)`.
 
         dataset = ClassificationDataset(["Good.", "Bad."], ["pos", "neg"], tokenizer, label_names=["neg", "pos"])
         model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -44,7 +45,8 @@ class ClassificationDataset(EncodingsDataset):
     Args:
         texts: sequence of strings.
         labels: for each text a label's number; or its name; or L numbers, as of a multi-label problem (0 or 1 each,
-            trained with `BinaryCrossentropy(from_logits=True)`) or of a regression (trained with "mse").
+            trained with `BinaryCrossentropy(from_logits=True)`) or of a regression (trained with "mse"); or a float,
+            for L = 1.
         tokenizer: puts [CLS] and [SEP] round the texts.
         pairs: the second texts, where pairs are judged.
         label_names: where labels are given by name, `model.arguments["labels"]`.
@@ -253,6 +255,8 @@ def read_labels(labels, label_names, name="labels"):
         for i in np.flatnonzero(array != array.astype("int32"))[:1]:
             raise ValueError(f"{name}[{i}] ({labels[i]}) must be a whole number of 32 bits.")
         return array.astype("int32")
+    if array.dtype.kind == "f" and array.ndim == 1:
+        array = array[:, None]
     if array.dtype.kind not in "iufb" or array.ndim != 2:
         raise ValueError(f"{name} ({shown(labels)}) must be whole numbers, names with label_names, or rows of numbers.")
     check_finite(name, array)
