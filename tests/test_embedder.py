@@ -7,6 +7,7 @@ import pytest
 
 from kerasllm import BERT, BERTEmbedder, BERTMaskedLM, EmbeddingIndex, Tokenizer, cli, load
 from kerasllm.checkpoints import describe, files, read_modules, write_modules
+from kerasllm.models import embedding_index
 from kerasllm.models.embedder import pool
 
 TEXTS = ["the cat sat", "a dog ran away", "the cat ran", "a dog sat on the mat and ran"]
@@ -311,3 +312,31 @@ def test_a_mapping_is_no_list_of_texts(model):
     for call in (model.embed, model.index, lambda texts: model.search("a", texts)):
         with pytest.raises(ValueError, match="texts .* must be a s"):
             call({"input_ids": [[1, 2]], "attention_mask": [[1, 1]]})
+
+
+@pytest.mark.once("jax")
+def test_an_index_of_8_bits_finds_the_same_in_a_quarter_of_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_index, "CHUNK", 7)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(50, 64)).astype("float32") * rng.uniform(0.1, 9, (50, 1)).astype("float32")
+    vectors[3] = 0
+    texts, queries = [f"text {i}" for i in range(50)], rng.normal(size=(5, 64)).astype("float32")
+    whole, small = EmbeddingIndex(texts, vectors), EmbeddingIndex(texts, vectors, dtype="int8")
+    assert small.embeddings.nbytes == vectors.nbytes / 4 and small.embeddings.dtype == "int8"
+    off = np.abs(small.embeddings * small.scales - vectors)
+    assert (off <= 1.001 * np.abs(vectors).max(axis=1, keepdims=True) / 254).all()
+    small.save(tmp_path)
+    loaded = EmbeddingIndex.load(tmp_path)
+    for similarity, most in (("cosine", 0.005), ("dot", 1.0), ("euclidean", 0.3)):
+        expected = whole.search(queries, 50, similarity)
+        found = small.search(queries, 50, similarity)
+        assert loaded.search(queries, 50, similarity) == found
+        for a, b in zip(expected, found, strict=True):
+            assert a[0]["index"] == b[0]["index"]
+            scores = [{hit["index"]: hit["score"] for hit in hits} for hits in (a, b)]
+            assert max(abs(scores[0][i] - scores[1][i]) for i in range(50)) < most
+    with pytest.raises(ValueError, match=r"dtype \('int4'\) must be one of"):
+        EmbeddingIndex(texts, vectors, dtype="int4")
+    files.write_tensors(tmp_path, {"embeddings": small.embeddings, "scales": small.scales[:9]})
+    with pytest.raises(ValueError, match=r"'scales' \(float32, shape \(9, 1\)\) float32 \(N, 1\)"):
+        EmbeddingIndex.load(tmp_path)

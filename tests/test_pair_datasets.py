@@ -4,7 +4,13 @@ import pytest
 
 import kerasllm
 from kerasllm.text.tokenizers import Tokenizer
-from kerasllm.training import CosineSimilarityLoss, InBatchNegativesLoss, PairDataset, ScoredPairDataset
+from kerasllm.training import (
+    CosineSimilarityLoss,
+    InBatchNegativesLoss,
+    PairDataset,
+    ResumableTraining,
+    ScoredPairDataset,
+)
 from kerasllm.training.pair_datasets import with_unlike_ends
 
 WORDS = "the cat dog sat ran on under mat log a big small and then it was good bad very not".split()
@@ -146,6 +152,22 @@ def test_embedders_learn_from_pairs_and_from_scores():
 def test_bad_examples_are_refused_by_their_number(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.once("torch")
+def test_a_resumed_run_goes_on_with_the_same_pairs(tmp_path):
+    def trained(*all_epochs):
+        for epochs in all_epochs:
+            keras.utils.set_random_seed(0)
+            model = embedder()
+            model.compile(keras.optimizers.SGD(0.5), InBatchNegativesLoss(chunk_size=5))
+            folder = tmp_path / str(len(all_epochs))
+            data = PairDataset(PAIRS[:8], model, batch_size=4)
+            model.fit(data, epochs=epochs, callbacks=[ResumableTraining(folder)], verbose=0)
+        return model.get_weights()
+
+    for a, b in zip(trained(2), trained(1, 2), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.once("jax")

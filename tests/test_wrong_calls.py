@@ -175,6 +175,7 @@ def all_calls(folder):
         for cls in (kerasllm.BERTMaskedLM, kerasllm.BERTQuestionAnswerer, kerasllm.BERTEmbedder)
     )
     classifier = kerasllm.BERTClassifier(m, labels=["a", "b", "c"], **SMALL, tokenizer=pieces)
+    reranker = kerasllm.BERTClassifier(m, labels=1, **SMALL, tokenizer=pieces)
     tagger = kerasllm.BERTTokenClassifier(m, labels=["O", "B-X"], **SMALL, tokenizer=pieces)
     index = kerasllm.EmbeddingIndex(TEXTS, np.ones((3, 8), "float32"))
     one, beams = {"max_new_tokens": 1}, {"max_new_tokens": 2, "num_beams": 2}
@@ -231,6 +232,8 @@ def all_calls(folder):
         ),
         (kerasllm.EmbeddingIndex, {"texts": TEXTS, "embeddings": np.ones((3, 4))}, dict(texts="list of texts")),
         (kerasllm.EmbeddingIndex, {"texts": TEXTS, "embeddings": np.ones((3, 4))}, {"embeddings": "array"}),
+        (kerasllm.EmbeddingIndex, {"texts": TEXTS, "embeddings": np.ones((3, 4))}, {"dtype": "choice"}),
+        (embedder.index, {"texts": TEXTS}, {"dtype": "choice"}),
         (index.search, {"queries": np.ones((1, 8))}, {"queries": "array", "top_k": "count", "similarity": "choice"}),
         (index.save, {"folder": folder / "index"}, {"folder": "path"}),
         (kerasllm.EmbeddingIndex.load, {"folder": folder}, {"folder": "existing"}),
@@ -280,6 +283,46 @@ def all_calls(folder):
         ),
         (training.ClassificationDataset, {"texts": TEXTS, "labels": [0, 1, 0], "tokenizer": pieces}, labelled),
         (training.TokenCrossentropy, {}, {"ignore_class": "whole or None", "label_smoothing": "rate"}),
+        (training.InBatchNegativesLoss, {}, {"temperature": "positive", "chunk_size": "count or None"}),
+        (training.InBatchNegativesLoss, {}, {"reduction": "choice"}),
+        (training.CosineSimilarityLoss, {}, {"chunk_size": "count or None"}),
+        (training.CoSENTLoss, {}, {"scale": "positive", "chunk_size": "count or None"}),
+        (
+            training.MatryoshkaLoss,
+            {"loss": training.CoSENTLoss(), "dims": [2]},
+            {"loss": "choice", "dims": "counts", "weights": "choice"},
+        ),
+        (
+            training.PairDataset,
+            {"pairs": [TEXTS[:2]], "model": embedder},
+            {**data, "multiple": "count", "max_length": "count or None", "too_long": "choice"}
+            | {"batch_size": "count or None", "pairs": "choice", "model": "choice"}
+            | dict.fromkeys(("query_prompt", "document_prompt"), "string or None"),
+        ),
+        (
+            training.ScoredPairDataset,
+            {"pairs": [TEXTS[:2]], "scores": [0.5], "model": embedder},
+            {
+                **data,
+                "batch_size": "count or None",
+                "pairs": "choice",
+                "scores": "choice",
+                "prompt": "string or None",
+                "prompt_name": "choice",
+            },
+        ),
+        (reranker.rank, {"query": "the", "texts": TEXTS}, {"query": "text", "texts": "list of texts"}),
+        (
+            reranker.rank,
+            {"query": "the", "texts": TEXTS},
+            {"top_k": "count or None", "batch_size": "count", "truncate": "flag"},
+        ),
+        (metrics.spearman, {"scores": [1, 2], "references": [3, 4]}, {"scores": "choice", "references": "choice"}),
+        (
+            metrics.retrieval_scores,
+            {"ranked": [[1, 2]], "relevant": [[1]], "at": [1]},
+            {"ranked": "choice", "relevant": "choice", "at": "counts"},
+        ),
         (training.Perplexity, {}, {"ignore_class": "whole or None"}),
         (training.WarmupLinear, {**steps, "total_steps": 9}, dict(peak_learning_rate="positive", total_steps="count")),
         (

@@ -8,7 +8,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_choice, check_positive, check_positive_number, is_number, is_whole, shown
+from kerasllm.arguments import (
+    LARGEST,
+    MOST,
+    SMALLEST,
+    check_choice,
+    check_positive,
+    check_positive_number,
+    is_number,
+    is_whole,
+    shown,
+)
 from kerasllm.constructors import reading
 from kerasllm.text.limits import check_finite, place
 from kerasllm.training.losses import MEANS, label_tensor
@@ -250,9 +260,9 @@ class MatryoshkaLoss(EmbeddingLoss):
         if not isinstance(loss, EmbeddingLoss) or isinstance(loss, MatryoshkaLoss):
             raise ValueError(f"loss ({shown(loss)}) must be a loss of vectors, such as InBatchNegativesLoss().")
         dims, given = _listed(dims), _listed(dims if weights is None else weights)
-        if not dims or not all(is_whole(d) and d > 0 for d in dims) or len(set(dims)) < len(dims):
+        if not dims or not all(is_whole(d) and 0 < d < MOST for d in dims) or len(set(dims)) < len(dims):
             raise ValueError(f"dims ({shown(dims)}) must be a list of different positive whole numbers.")
-        if len(given) != len(dims) or not all(is_number(w) and w > 0 for w in given):
+        if len(given) != len(dims) or not all(is_number(w) and SMALLEST < w <= LARGEST for w in given):
             raise ValueError(f"weights ({shown(weights)}) must be a positive number for each of dims ({shown(dims)}).")
         super().__init__(loss.chunk_size, loss.reduction, name)
         self.loss, self.dims = loss, [int(d) for d in dims]
