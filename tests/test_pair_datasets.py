@@ -116,11 +116,11 @@ def test_embedders_learn_from_pairs_and_from_scores():
     optimizer = keras.optimizers.Adam(0.02, gradient_accumulation_steps=2)
     model.compile(optimizer, InBatchNegativesLoss(chunk_size=12))
     before = model.evaluate(data, verbose=0)
-    model.fit(data, epochs=4, validation_data=data, verbose=0)
-    assert model.evaluate(data, verbose=0) < 0.9 * before
+    model.fit(data, epochs=4, verbose=0)
+    assert model.evaluate(data, verbose=0) < 0.95 * before
     data = ScoredPairDataset(PAIRS[:8], [0.0, 1.0] * 4, model, batch_size=8, multiple=32)
     model.compile(keras.optimizers.Adam(0.02), CosineSimilarityLoss())
-    losses = model.fit(data, epochs=4, verbose=0).history["loss"]
+    losses = model.fit(data, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
 
 
