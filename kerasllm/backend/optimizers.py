@@ -104,9 +104,7 @@ def _tensorflow_adamw():
                 with tf.control_dependencies(last):
                     if scale is not None:
                         gradient = gradient * tf.cast(scale, gradient.dtype)
-                    update = self._fused_step(
-                        gradient, variable, numbers(self.rate_factor(variable), variable.dtype)
-                    )
+                    update = self._fused_step(gradient, variable, numbers(self.rate_factor(variable), variable.dtype))
                 last = [] if update is None else [update]
 
         def update_step(self, gradient, variable, learning_rate):

@@ -7,12 +7,14 @@ import keras
 from keras import ops
 
 from kerasllm import backend
+from kerasllm.arguments import check_positive
 from kerasllm.backend.steps import is_in_step
 from kerasllm.backend.trainer import trainer_class
+from kerasllm.generation.programs import Programs
 from kerasllm.layers.attention import SoftCap
 from kerasllm.training.accumulation import Accumulation, parted
 from kerasllm.training.embedding_losses import EmbeddingLoss
-from kerasllm.training.losses import MEANS, OutputLayer, TokenCrossentropy
+from kerasllm.training.losses import MEANS, OutputLayer
 
 
 class MeasuredModel(trainer_class(), keras.Model):
@@ -58,6 +60,25 @@ class MeasuredModel(trainer_class(), keras.Model):
             return self.get_metrics_result()
         return super().compute_metrics(x, y, y_pred, parted(sample_weight)[0])
 
+    def row_log_probs(self, inputs, labels, chunk_size=256):
+        """The sum of the log-probabilities of each row's labels, without logits: of an answer after its prompt, say.
+
+        Args:
+            inputs: dict input name -> array (B, T), of a model of tokens.
+            labels: (B, T) int, -1 where a token does not count.
+            chunk_size: tokens whose logits are made at a time.
+
+        Returns:
+            (B,) float32.
+
+        Raises:
+            ValueError: the model's last layer is no output layer of tokens.
+        """
+        check_positive("chunk_size", chunk_size)
+        inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
+        arguments = inputs, ops.convert_to_tensor(labels)
+        return ops.convert_to_numpy(Programs.of(self).run(_row_log_probs, *arguments, chunk_size=chunk_size))
+
     def accumulation(self, class_weight=None):
         """How batches share in the updates of an optimizer that accumulates gradients, an `Accumulation`, or None."""
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
@@ -82,13 +103,12 @@ class MeasuredModel(trainer_class(), keras.Model):
         loss = self.loss if self.compiled else None
         if isinstance(loss, dict | list | tuple) and len(loss) == 1:
             loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
-        is_counting = isinstance(loss, TokenCrossentropy | EmbeddingLoss) and len(self.outputs) == 1
-        return loss if is_counting else None
+        return loss if hasattr(loss, "num_counted") and len(self.outputs) == 1 else None
 
     @property
     def _token_loss(self):
-        """The `TokenCrossentropy` of the model's one output, or None."""
-        return self._counting_loss if isinstance(self._counting_loss, TokenCrossentropy) else None
+        """The loss of tokens of the model's one output, which reads hidden states too, or None."""
+        return self._counting_loss if getattr(self._counting_loss, "reads_hidden_states", False) else None
 
     @property
     def _embedding_loss(self):
@@ -180,6 +200,15 @@ class Trunk:
         """The output layer's `Product`, with its weights of now."""
         product = self.output_layer.product()
         return product if self.softcap is None else dataclasses.replace(product, softcap=self.softcap)
+
+
+def _row_log_probs(model, inputs, labels, chunk_size):
+    trunk = model._trunk()
+    hidden = trunk.read(inputs, False, None)
+    flat, ids = ops.reshape(hidden, (-1, hidden.shape[-1])), ops.reshape(labels, (-1,))
+    weights = ops.ones_like(ids, "float32")
+    _, losses, _ = backend.linear_crossentropy(flat, trunk.product(), ids, weights, -1, 0.0, chunk_size, False)
+    return -ops.sum(ops.reshape(losses, ops.shape(labels)), axis=1)
 
 
 def _num_rows(labels, sample_weight):

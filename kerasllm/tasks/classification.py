@@ -2,7 +2,15 @@
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_from_zero, check_positive, check_text, read_sequence, read_texts, shown
+from kerasllm.arguments import (
+    check_boolean,
+    check_from_zero,
+    check_positive,
+    check_text,
+    read_sequence,
+    read_texts,
+    shown,
+)
 from kerasllm.tasks.predicting import answer_each, encode_texts, predict, sigmoid, softmax
 from kerasllm.tasks.windows import each_text, in_windows
 

@@ -15,6 +15,8 @@ from kerasllm.training import metrics as metrics
 from kerasllm.training import optimizers as optimizers
 from kerasllm.training import packed_datasets as packed_datasets
 from kerasllm.training import pair_datasets as pair_datasets
+from kerasllm.training import preference_datasets as preference_datasets
+from kerasllm.training import preference_losses as preference_losses
 from kerasllm.training import quality as quality
 from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
@@ -39,9 +41,13 @@ from kerasllm.training.metrics import Perplexity as Perplexity
 from kerasllm.training.metrics import TokenAccuracy as TokenAccuracy
 from kerasllm.training.optimizers import AdamW as AdamW
 from kerasllm.training.optimizers import Muon as Muon
+from kerasllm.training.optimizers import layerwise_decay as layerwise_decay
 from kerasllm.training.packed_datasets import LanguageModelDataset as LanguageModelDataset
 from kerasllm.training.pair_datasets import PairDataset as PairDataset
 from kerasllm.training.pair_datasets import ScoredPairDataset as ScoredPairDataset
+from kerasllm.training.preference_datasets import PreferenceDataset as PreferenceDataset
+from kerasllm.training.preference_losses import DPOLoss as DPOLoss
+from kerasllm.training.preference_losses import PreferenceAccuracy as PreferenceAccuracy
 from kerasllm.training.quality import SummaryQuality as SummaryQuality
 from kerasllm.training.quality import TranslationQuality as TranslationQuality
 from kerasllm.training.resuming import ResumableTraining as ResumableTraining

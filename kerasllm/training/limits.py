@@ -6,8 +6,9 @@ import keras
 import numpy as np
 
 from kerasllm.text.limits import InputLimits, as_array, check_finite, check_indices, place
-from kerasllm.training.embedding_losses import CHECKS, EmbeddingLoss
+from kerasllm.training.embedding_losses import CHECKS
 from kerasllm.training.losses import TokenCrossentropy
+from kerasllm.training.preference_losses import check_labels as check_preferences
 
 KINDS = {
     "sparse_categorical_crossentropy": "classes",
@@ -26,7 +27,7 @@ class OutputLimits:
     Attributes:
         shape: of the output, None where a size is open.
         kind: "classes", whole numbers; "probabilities", in [0, 1]; "numbers", finite; "pairs" or "scored pairs", the
-            `label_kind` of losses of vectors; None, which no one knows.
+            `label_kind` of losses of vectors; "preferences", of `DPOLoss`; None, which no one knows.
         ignored: the class that does not count, or None.
     """
 
@@ -40,12 +41,15 @@ class OutputLimits:
         loss = keras.losses.get(loss) if isinstance(loss, str | dict) else loss
         function = getattr(loss, "fn", loss)
         kind = "classes" if isinstance(loss, TokenCrossentropy) else KINDS.get(getattr(function, "__name__", None))
-        kind = loss.label_kind if isinstance(loss, EmbeddingLoss) else kind
+        kind = getattr(loss, "label_kind", kind)
         return cls(tuple(shape), kind, getattr(loss, "ignore_class", None))
 
     def check(self, name, labels, sizes, examples):
         """Raise `ValueError` where `labels` of this output, of `sizes` (B, T), are none."""
         if self.kind is None:
+            return
+        if self.kind == "preferences":
+            check_preferences(name, labels, sizes[:2], self.shape[-1], examples)
             return
         if self.kind in CHECKS:
             if labels.shape != (sizes[0], 2) or labels.dtype.kind not in "iuf":

@@ -57,6 +57,9 @@ class TokenCrossentropy(keras.losses.Loss):
         >>> model.compile(AdamW(3e-4), TokenCrossentropy(chunk_size=256), metrics=[Perplexity()])
     """
 
+    reads_hidden_states = True
+    """Whether kerasllm's models may hand it hidden states and an `OutputLayer` in place of logits."""
+
     @reading
     def __init__(
         self,

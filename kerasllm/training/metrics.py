@@ -35,6 +35,12 @@ class TokenMean(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_true, y_pred = label_tensor(y_true), ops.stop_gradient(ops.convert_to_tensor(y_pred))
+        if len(y_true.shape) == 2 == len(y_pred.shape) - 1 and None not in (y_true.shape[1], y_pred.shape[1]):
+            if y_true.shape[1] != y_pred.shape[1]:
+                raise ValueError(
+                    f"{self.name}: y_true {tuple(y_true.shape)} must be labels of the tokens of y_pred "
+                    f"{tuple(y_pred.shape)}."
+                )
         weight = counted_tokens(y_true, self.ignore_class)
         if sample_weight is not None:
             weight = weight * token_weights(sample_weight, y_true)
