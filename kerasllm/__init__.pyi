@@ -26,6 +26,7 @@ from kerasllm.models import Summarizer as Summarizer
 from kerasllm.models import TransformerTranslator as TransformerTranslator
 from kerasllm.models import add_lora as add_lora
 from kerasllm.models import add_tokens as add_tokens
+from kerasllm.models import freeze as freeze
 from kerasllm.models import get_adapter as get_adapter
 from kerasllm.models import load as load
 from kerasllm.models import load_adapter as load_adapter
@@ -34,6 +35,7 @@ from kerasllm.models import prune_vocabulary as prune_vocabulary
 from kerasllm.models import read_adapter as read_adapter
 from kerasllm.models import save_adapter as save_adapter
 from kerasllm.models import set_adapter as set_adapter
+from kerasllm.models import unfreeze as unfreeze
 from kerasllm.models import unmerge_lora as unmerge_lora
 from kerasllm.models import with_labels as with_labels
 from kerasllm.models import with_positions as with_positions

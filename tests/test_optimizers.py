@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+import kerasllm
 from kerasllm import GPT
 from kerasllm.training.losses import TokenCrossentropy
-from kerasllm.training.optimizers import AdamW, Muon
+from kerasllm.training.optimizers import AdamW, Muon, layerwise_decay
 from kerasllm.training.schedules import WarmupCosine, WarmupLinear
 
 RNG = np.random.default_rng(0)
@@ -86,6 +87,38 @@ class Doubled:
 def test_what_a_subclass_changes_is_done(change):
     ours, theirs = (type(change.__name__, (change, cls), {}) for cls in (AdamW, keras.optimizers.AdamW))
     assert_close(stepped(ours(0.1, weight_decay=0.0)), stepped(theirs(0.1, weight_decay=0.0)), atol=1e-5)
+
+
+def test_each_variable_has_a_learning_rate_of_its_own():
+    factors = {"^kernel": 0.25, "bias|kernel": 2.0}
+    arguments = {"weight_decay": 0.3, "global_clipnorm": 1.0}
+    ours = stepped(AdamW(0.1, learning_rate_factors=factors, **arguments))
+    for name in SHAPES:
+        rate = 0.1 * {"kernel": 0.25, "bias": 2.0}.get(name, 1)
+        np.testing.assert_allclose(ours[name], stepped(AdamW(rate, **arguments))[name], atol=1e-6, err_msg=name)
+    optimizer = AdamW(WarmupCosine(0.1, 1, 9), learning_rate_factors=factors)
+    assert AdamW.from_config(optimizer.get_config()).learning_rate_factors == factors
+    for wrong in ({"(": 1.0}, {"kernel": -1.0}, {"kernel": "x"}, ["kernel"]):
+        with pytest.raises(ValueError, match="learning_rate_factors"):
+            AdamW(learning_rate_factors=wrong)
+
+
+def test_rates_that_a_backend_would_not_look_at_are_refused():
+    if keras.backend.backend() == "jax":
+        return
+    with pytest.raises(ValueError, match="learning_rate_factors"):
+        stepped(AdamW(0.1, learning_rate_factors={"kernel": 0.5}, amsgrad=True))
+
+
+def test_layers_learn_the_less_the_farther_they_are_from_the_output():
+    model = kerasllm.BERTClassifier(20, num_layers=3, num_heads=2, hidden_dim=8, labels=2)
+    optimizer = AdamW(learning_rate_factors=layerwise_decay(model, 0.5))
+    found = {v.path: optimizer.rate_factor(v) for v in model.trainable_variables}
+    assert found["classifier/kernel"] == found["pooler/kernel"] == 1
+    assert [found[f"encoder/block_{i}/attention/query/kernel"] for i in range(3)] == [0.125, 0.25, 0.5]
+    assert found["encoder/embeddings/token/embeddings"] == found["encoder/embeddings/norm/gamma"] == 0.0625
+    with pytest.raises(ValueError, match="has no blocks"):
+        layerwise_decay(small_model())
 
 
 def test_gradients_that_are_not_finite_spoil_all_variables_as_in_keras():

@@ -4,6 +4,7 @@ from kerasllm.models import bert as bert
 from kerasllm.models import classifier as classifier
 from kerasllm.models import embedder as embedder
 from kerasllm.models import embedding_index as embedding_index
+from kerasllm.models import freezing as freezing
 from kerasllm.models import gpt as gpt
 from kerasllm.models import loading as loading
 from kerasllm.models import lstm_translator as lstm_translator
@@ -27,6 +28,8 @@ from kerasllm.models.bert import BERT as BERT
 from kerasllm.models.classifier import BERTClassifier as BERTClassifier
 from kerasllm.models.embedder import BERTEmbedder as BERTEmbedder
 from kerasllm.models.embedding_index import EmbeddingIndex as EmbeddingIndex
+from kerasllm.models.freezing import freeze as freeze
+from kerasllm.models.freezing import unfreeze as unfreeze
 from kerasllm.models.gpt import GPT as GPT
 from kerasllm.models.loading import load as load
 from kerasllm.models.lstm_translator import LSTMTranslator as LSTMTranslator

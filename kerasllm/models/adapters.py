@@ -5,18 +5,18 @@ add_lora  ->  fit  ->  save_adapter           a folder of a few megabytes, which
 load_adapter, or get_adapter and set_adapter: one model, several adapters in turn
 """
 
-import re
 from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_positive, check_positive_number, check_text, read_strings, shown
+from kerasllm.arguments import check_positive, check_positive_number, check_text, shown
 from kerasllm.checkpoints import peft
 from kerasllm.generation.sharing import Changes
 from kerasllm.layers.adapters import Adaptable, Dense
 from kerasllm.models.base import Model
+from kerasllm.models.freezing import matching, read_patterns, train_only, uncompiled, variables_of
 
 ALL_LINEAR = "all-linear"
 HEADS = r"^(classifier|answer_span)/"  # of BERT's tasks, which begin at random
@@ -84,13 +84,13 @@ def add_lora(model, rank=8, alpha=16, targets=ALL_LINEAR, train_also=None):
     has = [path for path, layer in layers.items() if layer.lora_enabled]
     if has:
         raise ValueError(f"targets ({shown(targets)}): {has[0]} has LoRA already.")
-    trained = _matching(model, "train_also", train_also) if train_also is not None else _matching(model, None, HEADS)
+    trained = matching(model, "train_also", train_also) if train_also is not None else matching(model, None, HEADS)
     with Changes.of(model).made("add_lora"):
         for layer in layers.values():
             beginning = keras.initializers.VarianceScaling(**BEGINNING)
             layer.enable_lora(rank, lora_alpha=alpha, a_initializer=beginning)
-        _train_only(model, trained)
-        _uncompiled(model)
+        train_only(model, trained)
+        uncompiled(model)
     return list(layers)
 
 
@@ -126,7 +126,7 @@ def set_adapter(model, adapter):
     if adapter is not None and not isinstance(adapter, Adapter):
         raise ValueError(f"adapter ({shown(adapter)}) must be an Adapter or None.")
     new = Adapter({}) if adapter is None else adapter
-    tables, variables = {_table(layer).path: layer for layer in _adaptable(model).values()}, _variables(model)
+    tables, variables = {_table(layer).path: layer for layer in _adaptable(model).values()}, variables_of(model)
     for path, shape in [(p, (f.a.shape[0], f.b.shape[1])) for p, f in new.factors.items()]:
         _check_shape(model, path, shape, tables[path].adapted_shape if path in tables else None)
     for path, array in new.whole.items():
@@ -152,9 +152,9 @@ def set_adapter(model, adapter):
             b.assign(factors.b * (factors.scale / layer.lora_scale))
         for path, array in new.whole.items():
             variables[path].assign(array)
-        _train_only(model, set(variables) if adapter is None else set(new.whole))
+        train_only(model, set(variables) if adapter is None else set(new.whole))
         if changed or before != [v.path for v in model.trainable_variables]:
-            _uncompiled(model)
+            uncompiled(model)
 
 
 def merge_lora(model):
@@ -275,7 +275,7 @@ def _targets(model, targets):
         own = set(map(id, model.layers))
         chosen = {p: layer for p, layer in layers.items() if isinstance(layer, Dense) and id(layer) not in own}
     else:
-        patterns = _patterns("targets", targets)
+        patterns = read_patterns("targets", targets)
         chosen = {p: layer for p, layer in layers.items() if any(pattern.search(p) for pattern in patterns)}
         idle = [pattern.pattern for pattern in patterns if not any(map(pattern.search, layers))]
         if idle:
@@ -283,38 +283,6 @@ def _targets(model, targets):
     if not chosen:
         raise ValueError(f"targets ({shown(targets)}): {type(model).__name__} has no such layer that LoRA can adapt.")
     return chosen
-
-
-def _patterns(name, value):
-    try:
-        return [re.compile(p) for p in ([value] if isinstance(value, str) else read_strings(name, value))]
-    except re.error as error:
-        raise ValueError(f"{name} ({shown(value)}): {error}") from None
-
-
-def _matching(model, name, value):
-    """The paths of the variables in which a pattern is found."""
-    patterns, paths = _patterns(name, value), list(_variables(model))
-    idle = [pattern.pattern for pattern in patterns if not any(map(pattern.search, paths))]
-    if idle and name is not None:
-        raise ValueError(f"{name}: {shown(idle[0])} is found in no path of a variable, such as {shown(paths[0])}.")
-    return {path for path in paths if any(pattern.search(path) for pattern in patterns)}
-
-
-def _train_only(model, paths):
-    """Freeze all variables but LoRA's and those of these paths."""
-    for layer in model._flatten_layers():
-        layer._trainable = True  # not by Keras's property, which on TensorFlow overhears what it takes for no change
-        factors = set(map(id, layer.lora_factors)) if getattr(layer, "lora_enabled", False) else set()
-        for variable in layer._trainable_variables:
-            variable.trainable = id(variable) in factors or variable.path in paths
-
-
-def _uncompiled(model):
-    """Forget what Keras has made for the variables that were: its functions, and the optimizer's state."""
-    model.train_function = model.test_function = model.predict_function = None
-    if getattr(model, "optimizer", None) is not None and model.optimizer.built:
-        model.optimizer, model.compiled = None, False
 
 
 def _check_class(model):
@@ -334,12 +302,8 @@ def _table(layer):
 
 
 def _shapes(model):
-    shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
+    shapes = {path: tuple(variable.shape) for path, variable in variables_of(model).items()}
     return shapes | {_table(layer).path: layer.adapted_shape for layer in _adaptable(model).values()}
-
-
-def _variables(model):
-    return {v.path: v for v in model.variables}
 
 
 def _numpy(variable):
