@@ -124,6 +124,15 @@ def test_every_script_teaches_a_pretrained_model_and_measures_it(script, toy_wei
         assert trivial and all(0 <= baseline <= 1 for baseline in trivial.values())
 
 
+@pytest.mark.once("torch")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_chat_model_learns_from_chats(method, toy_weights):
+    _, _, figures = importlib.import_module("fine_tune_chat").main(tiny=True, method=method)
+    loss, *others = figures
+    assert loss[1] < loss[2]["before"] and all(math.isfinite(value) for _, value, _ in others)
+    assert pathlib.Path("adapters/synopses/adapter_config.json").exists() == (method == "lora")
+
+
 def test_pretrained_models_chat_search_and_come_back(toy_weights):
     messages = importlib.import_module("chat_smollm").main(tiny=True)
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]

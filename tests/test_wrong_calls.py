@@ -317,6 +317,47 @@ def all_calls(folder):
             {"query": "the", "texts": TEXTS},
             {"top_k": "count or None", "batch_size": "count", "truncate": "flag"},
         ),
+        (kerasllm.add_lora, {"model": gpt}, {"rank": "count", "alpha": "positive", "targets": "patterns"}),
+        (kerasllm.add_lora, {"model": gpt}, {"train_also": "patterns or None"}),
+        (kerasllm.set_adapter, {"model": gpt, "adapter": None}, {"adapter": "choice or None"}),
+        (kerasllm.load_adapter, {"model": gpt, "folder": folder}, {"folder": "existing"}),
+        (kerasllm.freeze, {"model": gpt, "patterns": "query"}, {"model": "choice", "patterns": "patterns"}),
+        (kerasllm.unfreeze, {"model": gpt}, {"model": "choice"}),
+        (
+            kerasllm.add_tokens,
+            {"model": gpt, "tokens": ["<a>"]},
+            {
+                "model": "choice",
+                "tokens": "list of texts",
+                "beginnings": "choice",
+                "special": "flag",
+                "multiple": "count",
+            },
+        ),
+        (kerasllm.with_labels, {"model": classifier, "labels": 2}, {"model": "choice"}),
+        (
+            kerasllm.with_positions,
+            {"model": classifier, "max_sequence_length": 20},
+            {"model": "choice", "max_sequence_length": "count", "beginnings": "choice"},
+        ),
+        (
+            training.ChatDataset,
+            {"chats": [{"prompt": "the", "completion": "cat"}], "tokenizer": words},
+            {**data, "multiple": "count", "max_length": "count", "too_long": "choice", "loss_on": "choice"}
+            | {"batch_size": "count or None", "packing": "choice or None", "tokenizer": "choice"},
+        ),
+        (
+            training.PreferenceDataset,
+            {
+                "pairs": [{"prompt": "the", "chosen": "cat", "rejected": "dog"}],
+                "tokenizer": words,
+                "reference": np.zeros((1, 2)),
+            },
+            {**data, "multiple": "count", "max_length": "count", "too_long": "choice", "chunk_size": "count"}
+            | {"batch_size": "count or None", "tokenizer": "choice"},
+        ),
+        (training.DPOLoss, {}, {"beta": "positive", "label_smoothing": "rate", "chunk_size": "count or None"}),
+        (training.DPOLoss, {}, {"reduction": "choice"}),
         (metrics.spearman, {"scores": [1, 2], "references": [3, 4]}, {"scores": "choice", "references": "choice"}),
         (
             metrics.retrieval_scores,

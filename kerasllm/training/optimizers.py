@@ -157,7 +157,7 @@ ADAMW_SIDE = re.compile(r"(^|/)(head|classifier|answer_span)/|(^|/|_)bias$|(^|/)
 
 
 def _read_patterns(name, patterns):
-    patterns = tuple(read_strings(name, [patterns] if isinstance(patterns, str) else list(patterns), 0))
+    patterns = tuple(read_strings(name, [patterns] if isinstance(patterns, str) else patterns, 0))
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -171,7 +171,7 @@ def _read_factors(factors):
         return {}
     if not isinstance(factors, Mapping):
         raise ValueError(f"learning_rate_factors ({shown(factors)}) must be a dict of patterns and numbers.")
-    _read_patterns("learning_rate_factors", factors)
+    _read_patterns("learning_rate_factors", list(factors))
     for pattern, factor in factors.items():
         if not is_number(factor) or factor < 0:
             raise ValueError(f"learning_rate_factors[{pattern!r}] ({shown(factor)}) must be a number from 0 on.")
