@@ -114,9 +114,7 @@ def with_positions(model, max_sequence_length, beginnings="interpolate"):
     check_choice("beginnings", beginnings, POSITIONS)
     length = getattr(model, "arguments", {}).get("max_sequence_length")
     if not length or not any(v.path.endswith("/position/embeddings") for v in model.weights):
-        raise ValueError(
-            f"model ({getattr(model, 'name', shown(model))!r}) has no table of learned positions, which would be made longer."
-        )
+        raise ValueError(f"model ({shown(model)}) has no table of learned positions, which would be made longer.")
 
     def resized(rows):
         places = np.arange(max_sequence_length)
