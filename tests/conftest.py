@@ -8,6 +8,7 @@ Tolerances are those of float32, so a GPU computes float32 products in float32 a
 import collections
 import gc
 import os
+import sys
 
 # XLA's optimizations are spent in vain on toy models, and its newer code for fused loops takes three times as long to
 # compile; child processes do without them too.
@@ -17,8 +18,11 @@ os.environ.setdefault(
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
-import keras
-import pytest
+sys.modules["sklearn"] = None  # Keras imports it wherever it is installed, which takes two seconds
+import keras  # noqa: E402
+import pytest  # noqa: E402
+
+del sys.modules["sklearn"]
 
 BACKENDS = ("jax", "tensorflow", "torch")
 DEVICE = str(keras.ops.zeros(1).device).lower()
