@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 import kerasllm
-from kerasllm import add_lora, add_tokens, prune_vocabulary, with_labels, with_positions
+from kerasllm import add_lora, add_tokens, prune_vocabulary, student_of, with_labels, with_positions
 from kerasllm.text import Tokenizer, vocabularies
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -190,3 +190,74 @@ def test_what_is_wrong_is_named():
     model.quantize("int8")
     with pytest.raises(ValueError, match="is quantized"):
         add_tokens(model, ["<a>"])
+
+
+def blocks(cls, *sizes, **arguments):
+    sizes = [30] * (2 if cls is kerasllm.TransformerTranslator else 1)
+    given = {"num_layers": 3, "num_heads": 2, "hidden_dim": 8, "max_sequence_length": 9, "initializer_range": 0.5}
+    return cls(*sizes, **{**given, **arguments})
+
+
+def passed_over(model, *places):
+    """The model with blocks that add nothing to the stream, where norms come before sublayers."""
+    for v in model.weights:
+        if any(place in v.path for place in places) and "/output/" in v.path:
+            v.assign(np.zeros(v.shape))
+    return model
+
+
+def test_a_student_has_the_blocks_that_are_kept():
+    ids = np.array([[3, 4, 5, 6]])
+    teacher = blocks(kerasllm.GPT, positions="rotary", rope_base=[100.0, 200.0, None], sliding_window=[2, None])
+    student = student_of(passed_over(teacher, "block_1"), [0, 2])
+    assert student.arguments["rope_base"] == [100.0, None] and student.arguments["sliding_window"] == [2, 2]
+    np.testing.assert_allclose(outputs(student, ids[0]), outputs(teacher, ids[0]), atol=1e-5)
+    assert not [v for v in student.weights if "block_2" in v.path] and teacher.arguments["num_layers"] == 3
+    teacher = blocks(kerasllm.BERT, pooler=False)
+    x = {"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": ids > 0}
+    states = teacher.inspect(x)["hidden_states"]
+    np.testing.assert_allclose(student_of(teacher, [0]).inspect(x)["hidden_states"][1], states[1], atol=1e-5)
+    last = student_of(teacher, [2]).encoder.blocks[0].get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(last, teacher.encoder.blocks[2].get_weights(), strict=True))
+
+
+def test_students_of_translators_have_fewer_blocks_on_either_side():
+    ids = np.array([[3, 4, 5, 6]])
+    x = {f"{side}_token_ids": ids for side in ("source", "target")}
+    x |= {f"{side}_padding_mask": ids > 0 for side in ("source", "target")}
+    teacher = blocks(kerasllm.TransformerTranslator, residual="pre", num_decoder_layers=2, positions="relative")
+    passed_over(teacher, "encoder/block_0", "decoder/block_0")
+    student = student_of(teacher, [1, 2], [1])
+    assert (student.arguments["num_layers"], student.arguments["num_decoder_layers"]) == (2, 1)
+    np.testing.assert_allclose(*(ops.convert_to_numpy(m(x)) for m in (student, teacher)), atol=1e-5)
+    shared = student_of(blocks(kerasllm.Summarizer, share=True), [0, 2])
+    assert shared.arguments["num_layers"] == 2
+    for layers, decoder_layers, name in (
+        ([0, 3], None, "layers"),
+        ([0], [2], "decoder_layers"),
+        ([1, 0], None, "layers"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} "):
+            student_of(teacher, layers, decoder_layers)
+    with pytest.raises(ValueError, match="decoder_layers"):
+        student_of(blocks(kerasllm.Summarizer, share=True), [0, 2], [0, 1])
+
+
+def test_a_student_keeps_what_is_set_on_the_blocks_it_has():
+    teacher = blocks(kerasllm.BERTClassifier, labels=["a", "b"])
+    teacher.encoder.blocks[1].trainable = False
+    teacher.encoder.blocks[2].attention.query.enable_lora(2)
+    student = student_of(teacher, [1, 2])
+    assert not student.encoder.blocks[0].trainable and student.encoder.blocks[1].attention.query.lora_enabled
+    assert student_of(teacher, [0]).encoder.blocks[0].trainable
+    for wrong in (None, "x", 3, [], [3], [-1], [0, 0], [0.5], [True], {0}):
+        with pytest.raises(ValueError, match="^layers "):
+            student_of(teacher, wrong)
+    for other in ("x", kerasllm.RNNLanguageModel(9, hidden_dim=4)):
+        with pytest.raises(ValueError, match="^model "):
+            student_of(other, [0])
+    with pytest.raises(ValueError, match="^decoder_layers "):
+        student_of(teacher, [0], [0])
+    teacher.quantize("int8")
+    with pytest.raises(ValueError, match="quantized"):
+        student_of(teacher, [0])

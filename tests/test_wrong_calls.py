@@ -364,6 +364,7 @@ def all_calls(folder):
             {"ranked": [[1, 2]], "relevant": [[1]], "at": [1]},
             {"ranked": "choice", "relevant": "choice", "at": "counts"},
         ),
+        (training.DistillationLoss, {"teacher": gpt}, {"temperature": "positive", "alpha": "part"}),
         (training.Perplexity, {}, {"ignore_class": "whole or None"}),
         (training.WarmupLinear, {**steps, "total_steps": 9}, dict(peak_learning_rate="positive", total_steps="count")),
         (

@@ -2,7 +2,7 @@
 
 from kerasllm import extras
 from kerasllm.backend.chunked_rows import by_chunks
-from kerasllm.backend.compilation import compiled, compiled_pass, name, while_loop
+from kerasllm.backend.compilation import compiled, compiled_pass, name, while_loop, without_gradient
 from kerasllm.backend.kernels import (
     argmax,
     attention,
@@ -48,5 +48,6 @@ __all__ = [
     "small_masked_scores",
     "token_crossentropy",
     "while_loop",
+    "without_gradient",
     "write_slots",
 ]

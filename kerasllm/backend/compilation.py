@@ -57,6 +57,16 @@ def compiled_pass(function, model):
     return compiled(function, model)
 
 
+def without_gradient(function):
+    """What a function of nothing gives, a nest of tensors, as constants: torch keeps nothing for a gradient."""
+    if name() == "torch":
+        import torch
+
+        with torch.no_grad():
+            return function()
+    return keras.tree.map_structure(ops.stop_gradient, function())
+
+
 def while_loop(keep_going, step, carry, constants):
     """`while keep_going(carry, constants): carry = step(carry, constants)`, inside a compiled function.
 

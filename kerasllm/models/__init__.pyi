@@ -37,6 +37,7 @@ from kerasllm.models.masked_lm import BERTMaskedLM as BERTMaskedLM
 from kerasllm.models.question_answerer import BERTQuestionAnswerer as BERTQuestionAnswerer
 from kerasllm.models.reshaping import add_tokens as add_tokens
 from kerasllm.models.reshaping import prune_vocabulary as prune_vocabulary
+from kerasllm.models.reshaping import student_of as student_of
 from kerasllm.models.reshaping import with_labels as with_labels
 from kerasllm.models.reshaping import with_positions as with_positions
 from kerasllm.models.rnn import RNNLanguageModel as RNNLanguageModel

@@ -13,6 +13,7 @@ from kerasllm.backend.trainer import trainer_class
 from kerasllm.generation.programs import Programs
 from kerasllm.layers.attention import SoftCap
 from kerasllm.training.accumulation import Accumulation, parted
+from kerasllm.training.distillation import inputs_of_loss
 from kerasllm.training.embedding_losses import EmbeddingLoss
 from kerasllm.training.losses import MEANS, OutputLayer
 
@@ -45,7 +46,8 @@ class MeasuredModel(trainer_class(), keras.Model):
         if is_in_step(self) and self._is_chunked:
             loss = self._chunked_loss(x, y, y_pred, sample_weight, training)
         else:
-            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+            with inputs_of_loss(x):
+                loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if is_in_step(self) and self._is_mean:
             labels, weight = (next(iter(v.values())) if isinstance(v, dict) else v for v in (y, sample_weight))
             self.mean_loss.update_state(ops.stop_gradient(loss), self._counting_loss.num_counted(labels, weight))
@@ -88,6 +90,21 @@ class MeasuredModel(trainer_class(), keras.Model):
         ):
             return None
         return Accumulation(steps, self._counting_loss.count if self._counting_loss else _num_rows, class_weight)
+
+    def make_train_function(self, force=False):
+        """The compiled step of training, made anew for a teacher that has changed; Keras calls this."""
+        self._forget_other_teachers()
+        super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        """The compiled step of evaluation, likewise."""
+        self._forget_other_teachers()
+        super().make_test_function(force)
+
+    def _forget_other_teachers(self):
+        losses = keras.tree.flatten(self.loss) if self.compiled else []
+        if any([loss.teacher_has_changed() for loss in losses if hasattr(loss, "teacher_has_changed")]):
+            self.train_function = self.test_function = None
 
     @property
     def metrics(self):

@@ -1,8 +1,9 @@
-"""Models with another vocabulary, other positions or other labels, whose weights are those of the model they come from.
+"""Models of another vocabulary, other positions or labels or fewer blocks, with the weights of the one they come from.
 
 A vocabulary's size is an argument of a model, so each function gives a new model; the old one stays as it is.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -10,14 +11,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_choice, check_positive, is_whole, read_strings, shown
+from kerasllm.arguments import check_choice, check_positive, is_whole, read_sequence, read_strings, shown
 from kerasllm.backend.variables import built_with
 from kerasllm.checkpoints.weight_map import LazyArray
 from kerasllm.generation.config import OPTIONS, GenerationConfig
 from kerasllm.layers import parts
 from kerasllm.models.base import Model
+from kerasllm.stack import by_block
 from kerasllm.text import vocabularies
 
+BY_BLOCK = ("rope_base", "rope_scaling", "sliding_window")  # arguments that may differ from block to block
+BLOCK = re.compile(r"^(encoder|decoder)/(?:.*/)?block_(\d+)(?=/|$)")
 POSITIONS = ("interpolate", "repeat")
 # What a model knows beside its config: the ids of files, and what a generation takes for granted.
 KEPT = ("named_token_ids", "_file_token_ids", "_end_token_ids", "_start_token_id", "_generation_defaults")
@@ -166,6 +170,84 @@ def with_labels(model, labels):
     return _rebuilt(model, {"labels": labels}, {"labels": more + 1}, relabelled)
 
 
+def student_of(model, layers, decoder_layers=None):
+    """A model of some of the blocks of another, with their weights, to be trained as its student.
+
+    DistilBERT (Sanh et al. 2019, arXiv:1910.01108) is every second block of BERT, further trained by a
+    `DistillationLoss`. Embeddings, norms, pooler and head are the model's own.
+
+    Args:
+        model: a BERT or one of its heads, a GPT, a `TransformerTranslator` or `Summarizer`; it stays as it is.
+        layers: numbers of the blocks that are kept, from 0 upwards; of a translator those of its encoder.
+        decoder_layers: those of a translator's decoder. Default: `layers`. [0, 6] beside all of the encoder writes
+            several times as fast (Kasai et al. 2020, arXiv:2006.10369). A `Summarizer` has as many as `layers`, and the
+            same ones where its sides share weights.
+
+    Returns:
+        The new model, of the same class; it is not compiled.
+
+    Raises:
+        ValueError: the model has no blocks, or is quantised; a number is none of its blocks, or not above the one
+            before.
+
+    Example:
+        >>> student = kerasllm.student_of(teacher, layers=[0, 2, 4, 7, 9, 11])
+    """
+    if not isinstance(model, Model):
+        raise ValueError(f"model ({shown(model)}) must be one of kerasllm's.")
+    found = [match for match in (BLOCK.match(v.path) for v in model.weights) if match]
+    depths = {side: 1 + max(int(m[2]) for m in found if m[1] == side) for side in {m[1] for m in found}}
+    if not depths:
+        raise ValueError(f"model ({model.name!r}) has no blocks of a Transformer.")
+    is_written, is_read = hasattr(model, "encoder") and hasattr(model, "decoder"), len(depths) == 2
+    if decoder_layers is not None and not is_written:
+        raise ValueError(f"decoder_layers ({shown(decoder_layers)}) is for models of an encoder and a decoder.")
+    kept = {"encoder": layers, "decoder": layers if decoder_layers is None else decoder_layers}
+    names = {"encoder": "layers", "decoder": "layers" if decoder_layers is None else "decoder_layers"}
+    kept = {side: _read_blocks(names[side], kept[side], depths.get(side)) for side in kept}
+    if is_written and not is_read and kept["encoder"] != kept["decoder"]:
+        raise ValueError(f"decoder_layers ({shown(decoder_layers)}) must be layers: both sides share their weights.")
+    arguments = {"num_layers": len(kept["encoder"])}
+    if "num_decoder_layers" in model.arguments:
+        arguments["num_decoder_layers"] = len(kept["decoder"])
+    elif len(kept["encoder"]) != len(kept["decoder"]):
+        raise ValueError(f"decoder_layers ({shown(decoder_layers)}) must be as many as layers of a {model.name}.")
+    for name in BY_BLOCK:
+        value = model.arguments.get(name)
+        if isinstance(value, list | tuple):
+            values = [[by_block(name, value, depths[side])[i] for i in kept[side]] for side in depths]
+            if any(other != values[0] for other in values):
+                raise ValueError(f"decoder_layers: {name} ({shown(value)}) would differ between encoder and decoder.")
+            arguments[name] = values[0]
+
+    def old(path):
+        """The path that a part or variable of the new model has in the old one."""
+        match = BLOCK.match(path)
+        return path if not match else f"{path[: match.start(2)]}{kept[match[1]][int(match[2])]}{path[match.end(2) :]}"
+
+    def new(path):
+        match = BLOCK.match(path)
+        if not match:
+            return path
+        number = int(match[2])
+        place = kept[match[1]].index(number) if number in kept[match[1]] else None
+        return None if place is None else f"{path[: match.start(2)]}{place}{path[match.end(2) :]}"
+
+    changes = {new(path): change for path, change in parts.changes(model).items()}
+    changes.pop(None, None)
+    return _rebuilt(model, {**arguments, "parts": changes or None}, {}, None, source=old)
+
+
+def _read_blocks(name, numbers, depth):
+    """Numbers of blocks, of which there are `depth`, or None where the other side has them."""
+    numbers = read_sequence(name, numbers)
+    if not numbers or not all(is_whole(i) and 0 <= i < (depth or i + 1) for i in numbers):
+        raise ValueError(f"{name} ({shown(numbers)}) must be numbers of blocks, of which there are {depth}, from 0.")
+    if any(a >= b for a, b in zip(numbers, numbers[1:], strict=False)):
+        raise ValueError(f"{name} ({shown(numbers)}) must be in their order, each once.")
+    return [int(i) for i in numbers]
+
+
 def _renumbered(ids, numbers):
     """Ids, one or several or by names, as a smaller vocabulary has them; those that it has not are gone."""
     if isinstance(ids, Mapping):
@@ -214,15 +296,16 @@ def _sources(tokenizer, tokens, beginnings):
     return [np.array(row) for row in rows]
 
 
-def _rebuilt(model, arguments, larger, change, tokenizer=None):
+def _rebuilt(model, arguments, larger, change, tokenizer=None, source=str):
     """A model of other arguments with the same weights, those changed in which `larger` arguments have another shape.
 
     Args:
         model: the model.
         arguments: dict, in place of its own.
-        larger: dict, arguments by whose shapes is told which axis of which variable is meant.
+        larger: dict, arguments by whose shapes is told which axis of which variable is meant; empty for none.
         change: function (array) -> array, of which the first axis is that.
         tokenizer: in place of its own.
+        source: function, path of a variable of the new model -> its path in the model.
     """
     if not isinstance(model, Model):
         raise ValueError(f"model ({shown(model)}) must be one of kerasllm's.")
@@ -230,11 +313,11 @@ def _rebuilt(model, arguments, larger, change, tokenizer=None):
     if quantized:
         raise ValueError(f"model: {quantized[0]} is quantized; change the model's shape before that.")
     config, values = model.get_config(), {v.path: v for v in model.weights}
-    others = _shapes_of(type(model), config | larger)
+    others = _shapes_of(type(model), config | larger) if larger else {}
 
     def value(path):
-        array = np.array(ops.convert_to_numpy(values[path].value))
-        for axis, (a, b) in enumerate(zip(array.shape, others[path], strict=True)):
+        array = np.array(ops.convert_to_numpy(values[source(path)].value))
+        for axis, (a, b) in enumerate(zip(array.shape, others.get(path, array.shape), strict=True)):
             if a != b:
                 return np.moveaxis(change(np.moveaxis(array, axis, 0)), 0, axis)
         return array

@@ -3,6 +3,7 @@ from kerasllm.text.token_files import TokenFile as TokenFile
 from kerasllm.training import averaging as averaging
 from kerasllm.training import chat_datasets as chat_datasets
 from kerasllm.training import datasets as datasets
+from kerasllm.training import distillation as distillation
 from kerasllm.training import embedding_losses as embedding_losses
 from kerasllm.training import evaluating as evaluating
 from kerasllm.training import event_files as event_files
@@ -24,6 +25,7 @@ from kerasllm.training import throughput as throughput
 from kerasllm.training import translation_datasets as translation_datasets
 from kerasllm.training.averaging import average_weights as average_weights
 from kerasllm.training.chat_datasets import ChatDataset as ChatDataset
+from kerasllm.training.distillation import DistillationLoss as DistillationLoss
 from kerasllm.training.embedding_losses import CoSENTLoss as CoSENTLoss
 from kerasllm.training.embedding_losses import CosineSimilarityLoss as CosineSimilarityLoss
 from kerasllm.training.embedding_losses import InBatchNegativesLoss as InBatchNegativesLoss
