@@ -10,6 +10,7 @@ from kerasllm import models as models
 from kerasllm import pretrained as pretrained
 from kerasllm import text as text
 from kerasllm import training as training
+from kerasllm.evaluation import cross_validate as cross_validate
 from kerasllm.evaluation import evaluate as evaluate
 from kerasllm.generation import GenerationConfig as GenerationConfig
 from kerasllm.models import BERT as BERT
@@ -36,6 +37,7 @@ from kerasllm.models import read_adapter as read_adapter
 from kerasllm.models import save_adapter as save_adapter
 from kerasllm.models import set_adapter as set_adapter
 from kerasllm.models import unfreeze as unfreeze
+from kerasllm.models import student_of as student_of
 from kerasllm.models import unmerge_lora as unmerge_lora
 from kerasllm.models import with_labels as with_labels
 from kerasllm.models import with_positions as with_positions
