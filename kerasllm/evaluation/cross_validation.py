@@ -158,13 +158,13 @@ def _check_apart(texts, groups):
         first = places.setdefault(text, i)
         if first != i and groups is None:
             raise ValueError(
-                f"texts[{i}] ({shown(text)}) is texts[{first}] once more: a model would be judged by what it was trained "
-                "on. Leave it out, or give equal texts one of groups."
+                f"texts[{i}] ({shown(text)}) is texts[{first}] once more: a model would be judged by what it was "
+                "trained on. Leave it out, or give equal texts one of groups."
             )
         if first != i and groups[first] != groups[i]:
             raise ValueError(
-                f"groups[{i}] ({shown(groups[i])}) must be groups[{first}] ({shown(groups[first])}), for their texts are "
-                f"the same ({shown(text)}): a model would be judged by what it was trained on."
+                f"groups[{i}] ({shown(groups[i])}) must be groups[{first}] ({shown(groups[first])}), for their texts "
+                f"are the same ({shown(text)}): a model would be judged by what it was trained on."
             )
 
 
@@ -189,7 +189,8 @@ def _judged(model, texts, labels, truncate):
     """The labels that a model says, as the given ones are names or numbers, and its scores."""
     if not hasattr(model, "classify") or getattr(model, "problem_type", None) != "single_label":
         raise ValueError(
-            f"make_model: its result ({shown(model)}) must be a classifier with one label for a text, or score be given."
+            f"make_model: its result ({shown(model)}) must be a classifier with one label for a text, or score be "
+            "given."
         )
     names = list(model.arguments["labels"])
     by_name = isinstance(labels[0], str)

@@ -5,7 +5,15 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_choice, check_positive, check_text, read_sequence, shown
+from kerasllm.arguments import (
+    check_boolean,
+    check_choice,
+    check_function,
+    check_positive,
+    check_text,
+    read_sequence,
+    shown,
+)
 from kerasllm.text import batches
 from kerasllm.text.limits import as_array, check_finite
 from kerasllm.text.words import first_tokens
@@ -24,11 +32,17 @@ class EncodingsDataset(BucketedDataset):
 
     def make_inputs(self, indices, widths):
         """The inputs of the examples at `indices`, padded to `widths`."""
-        token_ids, padding_mask = batches.pad([self.token_ids[i] for i in indices], widths[0])
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-        if self.segment_ids:
-            inputs["segment_ids"] = batches.pad([self.segment_ids[i] for i in indices], widths[0])[0]
-        return inputs
+        segment_ids = [self.segment_ids[i] for i in indices] if self.segment_ids else None
+        return padded_inputs([self.token_ids[i] for i in indices], segment_ids, widths[0])
+
+
+def padded_inputs(token_ids, segment_ids, width):
+    """Rows of ids, and of segments or None, padded to a width: a model's inputs."""
+    token_ids, padding_mask = batches.pad(token_ids, width)
+    inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+    if segment_ids is not None:
+        inputs["segment_ids"] = batches.pad(segment_ids, width)[0]
+    return inputs
 
 
 class ClassificationDataset(EncodingsDataset):
@@ -55,6 +69,10 @@ class ClassificationDataset(EncodingsDataset):
             `num_too_long` counts them.
         segments: whether there are `segment_ids`: for models with two `num_segments` or more.
         batch_size, batch_tokens, multiple, seed, shuffle, **kwargs: see `BucketedDataset`; 32 texts by default.
+        augment: function (list of texts, `numpy.random.Generator`) -> as many texts, such as
+            `kerasllm.text.drop_words`, that makes the texts of each batch anew in every epoch, those of pairs too. All
+            chance comes from the generator, so a resumed run has the same. What is longer than `max_length` then
+            is cut.
     """
 
     def __init__(
@@ -72,9 +90,12 @@ class ClassificationDataset(EncodingsDataset):
         seed=0,
         shuffle=True,
         batch_tokens=None,
+        augment=None,
         **kwargs,
     ):
         check_positive("max_length", max_length)
+        if augment is not None:
+            check_function("augment", augment)
         check_choice("too_long", too_long, ("error", "drop", "truncate"))
         texts, labels = read_sequence("texts", texts), read_labels(labels, label_names)
         if not texts or len(labels) != len(texts):
@@ -82,10 +103,42 @@ class ClassificationDataset(EncodingsDataset):
         given = {"texts": texts} if pairs is None else {"texts": texts, "pairs": read_sequence("pairs", pairs)}
         encodings, keep, self.num_too_long = encode(tokenizer, given, max_length, too_long)
         self.labels = labels[keep]
+        self.augment, self.tokenizer = augment, tokenizer
+        self.given = {name: [side[i] for i in keep] for name, side in given.items()} if augment else {}
         super().__init__(encodings, segments, batch_size, multiple, max_length, seed, shuffle, batch_tokens, **kwargs)
 
     def make_batch(self, indices, widths, generator):
+        if self.augment is None:
+            return self.plain_batch(indices, widths)
+        sides = [self._augmented(name, [side[i] for i in indices], generator) for name, side in self.given.items()]
+        encodings = self.tokenizer.encodings(*sides, max_length=self.max_length)
+        for encoding, *texts in zip(encodings, *sides, strict=True):
+            if len(set(encoding.sequence_ids) - {None}) < len(sides):
+                raise ValueError(f"augment: of its result {shown(texts)} a text has no tokens.")
+        segment_ids = [np.array(e.type_ids, "int32") for e in encodings] if self.segment_ids else None
+        token_ids = [np.array(e.ids, "int32") for e in encodings]
+        longest = -(-max(map(len, token_ids)) // self.multiple) * self.multiple
+        width = max(widths[0], min(longest, self.max_length))
+        return padded_inputs(token_ids, segment_ids, width), self.labels[indices]
+
+    def plain_batch(self, indices, widths):
         return self.make_inputs(indices, widths), self.labels[indices]
+
+    def description(self):
+        found = super().description()
+        if self.augment is not None:
+            some = np.unique(np.linspace(0, len(self.lengths) - 1, 256).astype(int))
+            found["augmented"] = self.make_batch(some, (1,), np.random.default_rng(self.seed))
+        return found
+
+    def _augmented(self, name, texts, generator):
+        """The texts that `augment` makes of some, as many strings."""
+        made = self.augment(list(texts), generator)
+        if not isinstance(made, list | tuple) or len(made) != len(texts):
+            raise ValueError(f"augment: its result ({shown(made)}) must be a list of {len(texts)} {name}.")
+        for i, text in enumerate(made):
+            check_text(f"augment: {name}[{i}]", text)
+        return list(made)
 
 
 class TokenClassificationDataset(EncodingsDataset):
