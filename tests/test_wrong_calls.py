@@ -127,6 +127,7 @@ WRONG = {
     ]
     + [[[0], 1], LONG, [None, 1]],
     "patterns": [None, 3, [3], [None], object(), ["("], "(", {"a": 1}],
+    "pattern": [None, 3, [3], object(), "(", {"a": 1}, b"x"],
     "dict": [3, "x", ["a"], object(), LONG],
 }
 OTHER_NAMES = {"source": "preset"}
@@ -376,6 +377,12 @@ def all_calls(folder):
             {"ranked": "choice", "relevant": "choice", "at": "counts"},
         ),
         (training.DistillationLoss, {"teacher": gpt}, {"temperature": "positive", "alpha": "part"}),
+        (
+            training.MagnitudePruning,
+            {"final_sparsity": 0.5, "end_step": 10},
+            {"final_sparsity": "rate", "initial_sparsity": "rate", "targets": "pattern"}
+            | {"every": "count", "begin_step": "count from 0", "end_step": "count from 0"},
+        ),
         (training.Perplexity, {}, {"ignore_class": "whole or None"}),
         (training.WarmupLinear, {**steps, "total_steps": 9}, dict(peak_learning_rate="positive", total_steps="count")),
         (

@@ -18,6 +18,7 @@ from kerasllm.training import packed_datasets as packed_datasets
 from kerasllm.training import pair_datasets as pair_datasets
 from kerasllm.training import preference_datasets as preference_datasets
 from kerasllm.training import preference_losses as preference_losses
+from kerasllm.training import pruning as pruning
 from kerasllm.training import quality as quality
 from kerasllm.training import resuming as resuming
 from kerasllm.training import schedules as schedules
@@ -50,6 +51,8 @@ from kerasllm.training.pair_datasets import ScoredPairDataset as ScoredPairDatas
 from kerasllm.training.preference_datasets import PreferenceDataset as PreferenceDataset
 from kerasllm.training.preference_losses import DPOLoss as DPOLoss
 from kerasllm.training.preference_losses import PreferenceAccuracy as PreferenceAccuracy
+from kerasllm.training.pruning import MagnitudePruning as MagnitudePruning
+from kerasllm.training.pruning import sparsity as sparsity
 from kerasllm.training.quality import SummaryQuality as SummaryQuality
 from kerasllm.training.quality import TranslationQuality as TranslationQuality
 from kerasllm.training.resuming import ResumableTraining as ResumableTraining
