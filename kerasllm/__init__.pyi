@@ -29,9 +29,11 @@ from kerasllm.models import add_lora as add_lora
 from kerasllm.models import add_tokens as add_tokens
 from kerasllm.models import freeze as freeze
 from kerasllm.models import get_adapter as get_adapter
+from kerasllm.models import head_scores as head_scores
 from kerasllm.models import load as load
 from kerasllm.models import load_adapter as load_adapter
 from kerasllm.models import merge_lora as merge_lora
+from kerasllm.models import prune_heads as prune_heads
 from kerasllm.models import prune_vocabulary as prune_vocabulary
 from kerasllm.models import read_adapter as read_adapter
 from kerasllm.models import save_adapter as save_adapter

@@ -157,6 +157,15 @@ def test_the_demo_walks_the_whole_road(toy_weights, capsys):
     assert all(name in table for name in ("translator", "BERT", "GPT"))
 
 
+@pytest.mark.once("torch")
+def test_a_classifier_is_made_smaller_in_every_way(toy_weights):
+    rows = importlib.import_module("smaller_classifier").main(tiny=True)
+    assert len(rows) == 7 and all(math.isfinite(x) for row in rows for x in row[2:])
+    megabytes = {row[1]: row[2] for row in rows}
+    assert megabytes["1 blocks, distilled"] == megabytes["fine-tuned"]  # the toy has no more
+    assert megabytes["the same, int8 in Keras"] < megabytes["fine-tuned"]
+
+
 def test_the_word_dictionary_learns_which_word_is_which():
     baselines = importlib.import_module("baselines")
     dictionary = baselines.word_dictionary(datasets.tatoeba().train)

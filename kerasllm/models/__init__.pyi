@@ -6,6 +6,7 @@ from kerasllm.models import embedder as embedder
 from kerasllm.models import embedding_index as embedding_index
 from kerasllm.models import freezing as freezing
 from kerasllm.models import gpt as gpt
+from kerasllm.models import heads as heads
 from kerasllm.models import loading as loading
 from kerasllm.models import lstm_translator as lstm_translator
 from kerasllm.models import masked_lm as masked_lm
@@ -31,6 +32,8 @@ from kerasllm.models.embedding_index import EmbeddingIndex as EmbeddingIndex
 from kerasllm.models.freezing import freeze as freeze
 from kerasllm.models.freezing import unfreeze as unfreeze
 from kerasllm.models.gpt import GPT as GPT
+from kerasllm.models.heads import head_scores as head_scores
+from kerasllm.models.heads import prune_heads as prune_heads
 from kerasllm.models.loading import load as load
 from kerasllm.models.lstm_translator import LSTMTranslator as LSTMTranslator
 from kerasllm.models.masked_lm import BERTMaskedLM as BERTMaskedLM

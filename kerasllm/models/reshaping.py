@@ -65,7 +65,7 @@ def add_tokens(model, tokens, beginnings="mean", special=True, multiple=1):
         return table
 
     old = model.arguments[sizes[0]]
-    return _rebuilt(model, dict.fromkeys(sizes, size), dict.fromkeys(sizes, old + 1), grown, larger)
+    return rebuilt(model, dict.fromkeys(sizes, size), dict.fromkeys(sizes, old + 1), grown, larger)
 
 
 def prune_vocabulary(model, texts):
@@ -89,7 +89,7 @@ def prune_vocabulary(model, texts):
     numbers = {int(old): i for i, old in enumerate(smaller.ids)}
     size = model.arguments[sizes[0]]
     arguments, larger = dict.fromkeys(sizes, len(smaller.ids)), dict.fromkeys(sizes, size + 1)
-    new = _rebuilt(model, arguments, larger, lambda rows: rows[smaller.ids], smaller.tokenizer)
+    new = rebuilt(model, arguments, larger, lambda rows: rows[smaller.ids], smaller.tokenizer)
     for name in KEPT[:4]:
         if name in vars(new):
             object.__setattr__(new, name, _renumbered(vars(new)[name], numbers))
@@ -135,7 +135,7 @@ def with_positions(model, max_sequence_length, beginnings="interpolate"):
     cut = model.arguments.get("truncate_at")
     if cut is not None:
         arguments["truncate_at"] = min(cut, max_sequence_length)
-    return _rebuilt(model, arguments, {"max_sequence_length": length + 1}, resized)
+    return rebuilt(model, arguments, {"max_sequence_length": length + 1}, resized)
 
 
 def with_labels(model, labels):
@@ -167,7 +167,7 @@ def with_labels(model, labels):
                 new[i] = rows[list(before).index(label)]
         return new
 
-    return _rebuilt(model, {"labels": labels}, {"labels": more + 1}, relabelled)
+    return rebuilt(model, {"labels": labels}, {"labels": more + 1}, relabelled)
 
 
 def student_of(model, layers, decoder_layers=None):
@@ -235,7 +235,7 @@ def student_of(model, layers, decoder_layers=None):
 
     changes = {new(path): change for path, change in parts.changes(model).items()}
     changes.pop(None, None)
-    return _rebuilt(model, {**arguments, "parts": changes or None}, {}, None, source=old)
+    return rebuilt(model, {**arguments, "parts": changes or None}, {}, None, source=old)
 
 
 def _read_blocks(name, numbers, depth):
@@ -296,7 +296,7 @@ def _sources(tokenizer, tokens, beginnings):
     return [np.array(row) for row in rows]
 
 
-def _rebuilt(model, arguments, larger, change, tokenizer=None, source=str):
+def rebuilt(model, arguments, larger, change, tokenizer=None, source=str, edit=None):
     """A model of other arguments with the same weights, those changed in which `larger` arguments have another shape.
 
     Args:
@@ -306,6 +306,7 @@ def _rebuilt(model, arguments, larger, change, tokenizer=None, source=str):
         change: function (array) -> array, of which the first axis is that.
         tokenizer: in place of its own.
         source: function, path of a variable of the new model -> its path in the model.
+        edit: function (path, array) -> array, of variables that other arguments do not tell.
     """
     if not isinstance(model, Model):
         raise ValueError(f"model ({shown(model)}) must be one of kerasllm's.")
@@ -320,7 +321,7 @@ def _rebuilt(model, arguments, larger, change, tokenizer=None, source=str):
         for axis, (a, b) in enumerate(zip(array.shape, others.get(path, array.shape), strict=True)):
             if a != b:
                 return np.moveaxis(change(np.moveaxis(array, axis, 0)), 0, axis)
-        return array
+        return array if edit is None else edit(path, array)
 
     def read(shapes):
         return {path: LazyArray(shape, np.dtype("float32"), partial(value, path)) for path, shape in shapes.items()}
