@@ -38,8 +38,8 @@ from kerasllm.models import prune_vocabulary as prune_vocabulary
 from kerasllm.models import read_adapter as read_adapter
 from kerasllm.models import save_adapter as save_adapter
 from kerasllm.models import set_adapter as set_adapter
-from kerasllm.models import unfreeze as unfreeze
 from kerasllm.models import student_of as student_of
+from kerasllm.models import unfreeze as unfreeze
 from kerasllm.models import unmerge_lora as unmerge_lora
 from kerasllm.models import with_labels as with_labels
 from kerasllm.models import with_positions as with_positions
