@@ -42,7 +42,7 @@ def add_tokens(model, tokens, beginnings="mean", special=True, multiple=1):
         The new model, of the same class; it is not compiled.
 
     Raises:
-        ValueError: a token is there already; `beginnings` lacks one; the model is quantised, or its table has LoRA.
+        ValueError: a token is there already; `beginnings` lacks one; the model is quantised.
 
     Example:
         >>> model = add_tokens(model, ["<tool>", "</tool>"], {"<tool>": "call a tool", "</tool>": "end"})
@@ -82,7 +82,7 @@ def prune_vocabulary(model, texts):
         The new model, of the same class; it is not compiled.
 
     Raises:
-        ValueError: the tokenizer is none of WordPiece, BPE and Unigram; the model is quantised, or its table has LoRA.
+        ValueError: the tokenizer is none of WordPiece, BPE and Unigram; the model is quantised.
     """
     tokenizer, sizes = _one_tokenizer(model)
     smaller = vocabularies.pruned(tokenizer, texts)
