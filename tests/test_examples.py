@@ -157,7 +157,7 @@ def test_the_demo_walks_the_whole_road(toy_weights, capsys):
     assert all(name in table for name in ("translator", "BERT", "GPT"))
 
 
-@pytest.mark.once("torch")
+@pytest.mark.once("tensorflow")  # which writes without a child
 def test_a_classifier_is_made_smaller_in_every_way(toy_weights):
     rows = importlib.import_module("smaller_classifier").main(tiny=True)
     assert len(rows) == 7 and all(math.isfinite(x) for row in rows for x in row[2:])

@@ -30,6 +30,7 @@ CONSTRUCTORS = {
     "LSTMCell": lambda: layers.LSTMCell(N(4)),
     "GRUCell": lambda: layers.GRUCell(N(4)),
     "TokenCrossentropy": lambda: training.TokenCrossentropy(N(-1), F(0.25)),
+    "DistillationLoss": lambda: training.DistillationLoss(None, F(2), F(0.25), None, N(-1)),
     "Perplexity": lambda: training.Perplexity(N(-1)),
     "WarmupLinear": lambda: training.WarmupLinear(F(0.25), N(1), N(5)),
     "WarmupCosine": lambda: training.WarmupCosine(F(0.25), N(1), N(5), F(0.125)),
