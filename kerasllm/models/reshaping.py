@@ -180,7 +180,7 @@ def student_of(model, layers, decoder_layers=None):
         model: a BERT or one of its heads, a GPT, a `TransformerTranslator` or `Summarizer`; it stays as it is.
         layers: numbers of the blocks that are kept, from 0 upwards; of a translator those of its encoder.
         decoder_layers: those of a translator's decoder. Default: `layers`. [0, 6] beside all of the encoder writes
-            several times as fast (Kasai et al. 2020, arXiv:2006.10369). A `Summarizer` has as many as `layers`, and the
+            faster at little loss (Kasai et al. 2020, arXiv:2006.10369). A `Summarizer` has as many as `layers`, and the
             same ones where its sides share weights.
 
     Returns:
@@ -199,13 +199,13 @@ def student_of(model, layers, decoder_layers=None):
     depths = {side: 1 + max(int(m[2]) for m in found if m[1] == side) for side in {m[1] for m in found}}
     if not depths:
         raise ValueError(f"model ({model.name!r}) has no blocks of a Transformer.")
-    is_written, is_read = hasattr(model, "encoder") and hasattr(model, "decoder"), len(depths) == 2
-    if decoder_layers is not None and not is_written:
+    has_sides = hasattr(model, "encoder") and hasattr(model, "decoder")
+    if decoder_layers is not None and not has_sides:
         raise ValueError(f"decoder_layers ({shown(decoder_layers)}) is for models of an encoder and a decoder.")
     kept = {"encoder": layers, "decoder": layers if decoder_layers is None else decoder_layers}
     names = {"encoder": "layers", "decoder": "layers" if decoder_layers is None else "decoder_layers"}
     kept = {side: _read_blocks(names[side], kept[side], depths.get(side)) for side in kept}
-    if is_written and not is_read and kept["encoder"] != kept["decoder"]:
+    if has_sides and len(depths) == 1 and kept["encoder"] != kept["decoder"]:
         raise ValueError(f"decoder_layers ({shown(decoder_layers)}) must be layers: both sides share their weights.")
     arguments = {"num_layers": len(kept["encoder"])}
     if "num_decoder_layers" in model.arguments:
