@@ -2,6 +2,7 @@
 from kerasllm.checkpoints import description as description
 from kerasllm.checkpoints import files as files
 from kerasllm.checkpoints import generation_config as generation_config
+from kerasllm.checkpoints import peft as peft
 from kerasllm.checkpoints import presets as presets
 from kerasllm.checkpoints import sentence_transformers as sentence_transformers
 from kerasllm.checkpoints import weight_map as weight_map

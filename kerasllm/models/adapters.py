@@ -11,8 +11,9 @@ import keras
 import numpy as np
 from keras import ops
 
+# A package, whose files are imported when first used: `import kerasllm` brings in no safetensors.
+from kerasllm import checkpoints
 from kerasllm.arguments import check_positive, check_positive_number, check_text, shown
-from kerasllm.checkpoints import peft
 from kerasllm.generation.sharing import Changes
 from kerasllm.layers.adapters import Adaptable, Dense
 from kerasllm.models.base import Model
@@ -103,7 +104,7 @@ def get_adapter(model):
     layers = _with_lora(model)
     adapted = {variable for layer in layers.values() for variable in map(id, layer.lora_factors)}
     factors = {
-        _table(layer).path: peft.Factors(*map(_numpy, layer.lora_factors), layer.lora_scale)
+        _table(layer).path: checkpoints.peft.Factors(*map(_numpy, layer.lora_factors), layer.lora_scale)
         for layer in layers.values()
     }
     whole = {v.path: _numpy(v) for v in model.trainable_variables if id(v) not in adapted}
@@ -206,7 +207,7 @@ def save_adapter(model, folder, base=None):
     adapter = get_adapter(model)
     if base is not None:
         check_text("base", base)
-    peft.write_adapter(
+    checkpoints.peft.write_adapter(
         folder, type(model).__name__, model.arguments, _shapes(model), adapter.factors, adapter.whole, base
     )
 
@@ -238,7 +239,7 @@ def read_adapter(model, folder):
         >>> set_adapter(model, adapters["sales"])
     """
     _check_class(model)
-    factors, whole = peft.read_adapter(folder, type(model).__name__, model.arguments, _shapes(model))
+    factors, whole = checkpoints.peft.read_adapter(folder, type(model).__name__, model.arguments, _shapes(model))
     return Adapter(factors, {path: np.array(array) for path, array in whole.items()})
 
 

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+# A package, whose files are imported when first used: `import kerasllm` brings in no tokenizers.
+from kerasllm import text
 from kerasllm.arguments import check_choice, check_positive, is_whole, read_sequence, read_strings, shown
 from kerasllm.backend.variables import built_with
 from kerasllm.checkpoints.weight_map import LazyArray
@@ -18,7 +20,6 @@ from kerasllm.generation.config import OPTIONS, GenerationConfig
 from kerasllm.layers import parts
 from kerasllm.models.base import Model
 from kerasllm.stack import by_block
-from kerasllm.text import vocabularies
 
 BY_BLOCK = ("rope_base", "rope_scaling", "sliding_window")  # arguments that may differ from block to block
 BLOCK = re.compile(r"^(encoder|decoder)/(?:.*/)?block_(\d+)(?=/|$)")
@@ -50,7 +51,7 @@ def add_tokens(model, tokens, beginnings="mean", special=True, multiple=1):
     tokenizer, sizes = _one_tokenizer(model)
     tokens = read_strings("tokens", tokens)
     check_positive("multiple", multiple)
-    larger = vocabularies.with_tokens(tokenizer, tokens, special)
+    larger = text.vocabularies.with_tokens(tokenizer, tokens, special)
     sources = _sources(tokenizer, tokens, beginnings)
     size = max(larger.vocabulary_size, model.arguments[sizes[0]])
     size = -(-size // multiple) * multiple
@@ -85,7 +86,7 @@ def prune_vocabulary(model, texts):
         ValueError: the tokenizer is none of WordPiece, BPE and Unigram; the model is quantised.
     """
     tokenizer, sizes = _one_tokenizer(model)
-    smaller = vocabularies.pruned(tokenizer, texts)
+    smaller = text.vocabularies.pruned(tokenizer, texts)
     numbers = {int(old): i for i, old in enumerate(smaller.ids)}
     size = model.arguments[sizes[0]]
     arguments, larger = dict.fromkeys(sizes, len(smaller.ids)), dict.fromkeys(sizes, size + 1)
