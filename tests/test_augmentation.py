@@ -24,6 +24,7 @@ def masked_lm():
     return kerasllm.BERTMaskedLM(TOKENIZER.vocabulary_size, **SIZES, initializer_range=0.5)
 
 
+@pytest.mark.once("jax")
 def test_words_are_dropped_at_the_rate_in_their_order_and_never_all():
     new = drop_words(TEXTS, seed=1, rate=0.3)
     kept = sum(len(text.split()) for text in new) / sum(len(text.split()) for text in TEXTS)
@@ -35,6 +36,7 @@ def test_words_are_dropped_at_the_rate_in_their_order_and_never_all():
     assert drop_words([" a \n b "], rate=0) == ["a b"] and drop_words([""]) == [""]
 
 
+@pytest.mark.once("jax")
 def test_swapped_words_are_the_same_words():
     new = swap_words(TEXTS, seed=1, rate=0.2)
     assert all(Counter(a.split()) == Counter(b.split()) for a, b in zip(TEXTS, new, strict=True))
@@ -59,6 +61,7 @@ def test_replaced_words_are_likely_words_and_others_stay(masked_lm):
             replace_words(texts, wrong)
 
 
+@pytest.mark.once("jax")
 def test_a_seed_says_all(masked_lm):
     for make in (drop_words, swap_words, partial(replace_words, model=masked_lm)):
         first, again, other = (make(TEXTS[:30], seed=seed) for seed in (1, np.random.default_rng(1), 2))
@@ -96,6 +99,7 @@ def test_a_dataset_has_new_texts_in_each_epoch_and_the_same_when_it_is_resumed()
             make(augment=wrong)[0]
 
 
+@pytest.mark.once("torch")
 def test_a_run_that_is_stopped_goes_on_with_the_texts_it_would_have_had(tmp_path):
     def fit(folder, epochs):
         keras.utils.set_random_seed(1)

@@ -49,6 +49,7 @@ def learnt(row, tokenizer):
     return [tokenizer.decode(row.ids[r].tolist(), skip_special_tokens=False) for r in runs if row.learnt[r[0]]]
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("template", [CHATML, TAGGED])
 def test_answers_count_with_their_end(template, tokenizer):
     row = encode_chat("chats[0]", CHAT, tokenizer, chat_template=template)
@@ -62,6 +63,7 @@ def test_answers_count_with_their_end(template, tokenizer):
     assert learnt(encode_chat("chats[0]", parted, tokenizer, chat_template=template), tokenizer) == ["Yes.<|im_end|>"]
 
 
+@pytest.mark.once("torch")
 def test_tags_are_read_as_transformers_reads_them(tokenizer):
     transformers = pytest.importorskip("transformers")
     reference = transformers.PreTrainedTokenizerFast(
@@ -76,18 +78,21 @@ def test_tags_are_read_as_transformers_reads_them(tokenizer):
         assert row.learnt.astype(int).tolist() == theirs["assistant_masks"]
 
 
+@pytest.mark.once("torch")
 def test_the_prompt_is_what_generation_reads(tokenizer):
     row = encode_chat("chats[0]", CHAT[:3], tokenizer)
     prompt = tokenizer.encode_chat(CHAT[:2])
     assert row.ids[: len(prompt)].tolist() == prompt and row.learnt.argmax() == len(prompt)
 
 
+@pytest.mark.once("torch")
 def test_prompts_and_completions_of_text_need_no_template(tokenizer):
     row = encode_chat("chats[0]", {"prompt": "Hi, who ", "completion": "are you?"}, tokenizer)
     assert learnt(row, tokenizer) == ["are you?<|im_end|>"]
     assert row.ids[0] == tokenizer.bos_id and row.ids[-1] == tokenizer.eos_id
 
 
+@pytest.mark.once("torch")
 def test_a_template_that_forgets_is_refused_but_for_the_last_answer(tokenizer):
     with pytest.raises(ValueError, match=r"chats\[3\]: the chat template writes messages\[2\] in another way"):
         encode_chat("chats[3]", CHAT, tokenizer, chat_template=FORGETS)
@@ -95,6 +100,7 @@ def test_a_template_that_forgets_is_refused_but_for_the_last_answer(tokenizer):
     assert learnt(row, tokenizer) == ["<think></think>Yes.<|im_end|>"]
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(
     ("chat", "message"),
     [
@@ -116,6 +122,7 @@ def test_bad_chats_are_named(chat, message, tokenizer):
         ChatDataset([chat], tokenizer)
 
 
+@pytest.mark.once("torch")
 def test_files_name_their_lines(tokenizer, tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(chat) + "\n" for chat in ({"messages": CHAT}, {"messages": CHAT[:2]})))
@@ -133,6 +140,7 @@ def some_chats(count=12):
     ]
 
 
+@pytest.mark.once("torch")
 def test_every_answer_comes_once_in_an_epoch(tokenizer):
     chats = some_chats()
     rows = [encode_chat("", chat, tokenizer) for chat in chats]
@@ -149,6 +157,7 @@ def test_every_answer_comes_once_in_an_epoch(tokenizer):
         assert dataset.num_tokens == sum(map(len, expected))
 
 
+@pytest.mark.once("torch")
 def test_too_long_chats_are_cut_dropped_or_refused(tokenizer):
     chats = [*some_chats(2), [CHAT[1], {"role": "assistant", "content": "Yes. " * 60}]]
     with pytest.raises(ValueError, match=r"chats\[2\] has \d+ tokens, more than max_length"):

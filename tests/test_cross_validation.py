@@ -28,6 +28,7 @@ class Reader:
         return [[{"label": self.common if isinstance(self.common, str) else NAMES[self.common]}] for _ in texts]
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("stratify", [True, False])
 @pytest.mark.parametrize("groups", [None, AUTHORS, [f"author {i}" for i in AUTHORS]])
 def test_every_text_is_judged_once_by_a_model_that_has_not_seen_it(groups, stratify):
@@ -50,6 +51,7 @@ def test_every_text_is_judged_once_by_a_model_that_has_not_seen_it(groups, strat
     assert "macro_f1" in str(found) and "std" in str(found)
 
 
+@pytest.mark.once("torch")
 def test_labels_may_be_numbers_and_scores_the_users():
     pytest.importorskip("sklearn")
     numbers = [NAMES.index(label) for label in LABELS]
@@ -76,6 +78,7 @@ def test_a_model_of_kerasllm_is_judged():
     assert all(0 <= fold["accuracy"] <= 1 for fold in found.folds) and set(found.predictions) <= set(NAMES)
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(
     "given, message",
     [

@@ -115,6 +115,7 @@ def test_both_outputs_of_an_answerer_are_taught():
         student.fit(x, y, verbose=0)
 
 
+@pytest.mark.once("torch")
 def test_what_no_loss_can_be_made_of_is_named():
     teacher, student = gpt(1, 1), kerasllm.GPT(13, num_layers=1, **SIZES)
     for wrong in ({"teacher": "x"}, {"temperature": 0}, {"alpha": 1.5}, {"output": 3}, {"ignore_class": "x"}):

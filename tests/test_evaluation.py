@@ -60,6 +60,7 @@ def jsonl(path, *rows):
     return path
 
 
+@pytest.mark.once("jax")
 def test_files_of_every_kind_give_the_same_rows(tmp_path):
     rows = [{"text": 'a "b", c', "label": "x"}, {"text": "d", "label": "y"}]
     (tmp_path / "a.csv").write_text('\ufefflabel,text\r\nx,"a ""b"", c"\r\n\r\ny,d\r\n', newline="")
@@ -84,6 +85,7 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path):
     assert read_rows(tmp_path / "a.en", COLUMNS, plain="text")[0].values == {"text": "one\ntwo\n"}
 
 
+@pytest.mark.once("jax")
 @pytest.mark.parametrize(
     "content, name, message",
     [
@@ -108,6 +110,7 @@ def test_bad_rows_are_named_by_file_and_line(content, name, message, tmp_path):
         read_rows(tmp_path / name, COLUMNS)
 
 
+@pytest.mark.once("jax")
 def test_files_that_are_no_pairs_are_refused(tmp_path):
     pair = {"source": Column(text), "target": Column(text)}
     (tmp_path / "a").write_text("one\n\n")
@@ -120,6 +123,7 @@ def test_files_that_are_no_pairs_are_refused(tmp_path):
         read_rows([tmp_path / "b", tmp_path / "b"], COLUMNS)
 
 
+@pytest.mark.once("tensorflow")
 def test_a_classifier_is_judged_as_its_measures_say():
     given = ["good", "good", "bad", "bad", "good", "bad"]
     found = ["good", "bad", "bad", "bad", "good", "good"]
@@ -143,6 +147,7 @@ def test_a_classifier_is_judged_as_its_measures_say():
     assert "accuracy" in str(report) and "given \\ predicted" in str(report)
 
 
+@pytest.mark.once("torch")
 def test_a_tagger_is_judged_by_entities_and_by_words():
     rows = [
         {"words": ["B-PER", "I-PER", "O", "B-PER"], "labels": ["B-PER", "I-PER", "O", "B-LOC"]},
@@ -248,6 +253,7 @@ def test_perplexity_of_texts_however_long(gpt):
     assert both.measures["token_perplexity"].low < both["token_perplexity"] < both.measures["token_perplexity"].high
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -296,6 +302,7 @@ def test_what_cannot_be_judged_is_named(call, message):
         call()
 
 
+@pytest.mark.once("jax")
 def test_bad_windows_are_refused(gpt):
     for options, message in (
         ({"window": 17}, "window .17. must be 2 or more, at most max_sequence_length .16."),

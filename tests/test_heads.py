@@ -29,6 +29,7 @@ def output_kernel(model, block):
     return next(v for v in model.weights if v.path.endswith(f"block_{block}/attention/output/kernel"))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_derivatives_by_what_a_head_is_multiplied_with(name):
     make, x, y = MODELS[name]
@@ -50,6 +51,7 @@ def test_scores_are_derivatives_by_what_a_head_is_multiplied_with(name):
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_without_heads_is_one_whose_heads_are_masked(name, tmp_path):
     make, x, _ = MODELS[name]
@@ -70,6 +72,7 @@ def test_a_model_without_heads_is_one_whose_heads_are_masked(name, tmp_path):
     np.testing.assert_allclose(ops.convert_to_numpy(again(x)), expected, atol=1e-5)
 
 
+@pytest.mark.once("torch")
 def test_what_has_no_such_heads_is_named():
     model, (_, x, y) = kerasllm.GPT(12, **SIZES), MODELS["gpt"]
     translator = kerasllm.TransformerTranslator(9, 9, num_layers=1, num_heads=2, hidden_dim=4)

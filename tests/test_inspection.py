@@ -46,6 +46,7 @@ def inputs_of(model, answers):
     return inputs
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", CLASSES)
 def test_states_and_weights_equal_those_of_transformers(name):
     model = getattr(kerasllm, CLASSES[name]).from_preset(DATA / name)
@@ -98,6 +99,7 @@ def test_documents_in_rows_see_only_themselves():
     np.testing.assert_allclose(packed["hidden_states"][-1][:, 2:], alone["hidden_states"][-1], atol=1e-5)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("share", [False, True])
 def test_both_sides_of_a_summariser_are_told_apart(share):
     model = kerasllm.Summarizer(10, 2, 2, 6, share=share, max_sequence_length=8)
@@ -155,6 +157,7 @@ def test_a_recurrent_translator_shows_its_states_and_its_alignment(cell, attenti
     np.testing.assert_allclose(result[TARGET_REAL], hidden[-1][TARGET_REAL], atol=1e-5)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("heads", [None, 2])
 def test_a_recurrent_language_model_shows_its_states(heads):
     model = kerasllm.RNNLanguageModel(10, num_layers=2, hidden_dim=4, num_attention_heads=heads)
@@ -186,6 +189,7 @@ def test_inspecting_leaves_the_ordinary_path_alone(tmp_path):
     json.dumps({name: len(x) for name, x in half.items()})
 
 
+@pytest.mark.once("torch")
 def test_bad_inputs_are_named():
     model = kerasllm.GPT(10, num_heads=2, **SMALL)
     for inputs, message in (

@@ -198,6 +198,7 @@ def test_a_head_that_begins_at_random_is_trained_too():
     assert {v.path.split("/")[-2] for v in model.trainable_variables if "lora" not in v.path} > {"classifier"}
 
 
+@pytest.mark.once("jax")
 def test_what_is_wrong_is_named(tmp_path):
     model = small_gpt()
     with pytest.raises(ValueError, match="has no layer with LoRA"):
@@ -249,6 +250,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("field", CHANGES)
 def test_fields_that_are_not_computed_are_errors(field, tmp_path):
     value, message = CHANGES[field]
@@ -259,6 +261,7 @@ def test_fields_that_are_not_computed_are_errors(field, tmp_path):
         read_adapter(model_of("gpt2"), folder)
 
 
+@pytest.mark.once("torch")
 def test_tensors_of_another_model_are_errors(tmp_path):
     model, folder = model_of("gpt2"), shutil.copytree(DATA / "adapters" / "gpt2", tmp_path / "adapter")
     tensors = load_file(folder / "adapter_model.safetensors")

@@ -122,6 +122,7 @@ def test_a_model_comes_to_prefer_what_is_chosen(tokenizer):
     assert history["loss"][-1] < 0.6 and history["preference_accuracy"][-1] == 1
 
 
+@pytest.mark.once("torch")
 def test_chats_that_differ_at_their_end_are_pairs(tokenizer):
     tokenizer.config["chat_template"] = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -136,6 +137,7 @@ def test_chats_that_differ_at_their_end_are_pairs(tokenizer):
         assert np.array_equal(a.ids, b.ids) and np.array_equal(a.learnt, b.learnt)
 
 
+@pytest.mark.once("jax")
 @pytest.mark.parametrize(
     ("pair", "message"),
     [

@@ -57,6 +57,7 @@ def test_the_schedule_is_that_of_the_paper_and_each_kernel_has_it():
             assert np.abs(before[path][kernel == 0]).max() <= np.abs(before[path][kernel != 0]).min()
 
 
+@pytest.mark.once("torch")
 def test_zeros_stay_through_files_and_further_training(tmp_path):
     model = gpt()
     model.fit(X, IDS, batch_size=2, verbose=0, callbacks=[MagnitudePruning(0.5, end_step=1)])
@@ -85,6 +86,7 @@ def test_a_resumed_run_prunes_as_the_whole_one(tmp_path):
     assert sparsity(resumed) == pytest.approx(0.8, abs=0.01)
 
 
+@pytest.mark.once("jax")
 def test_what_cannot_be_pruned_is_named():
     for wrong, name in (
         ({"begin_step": 9}, "begin_step"),

@@ -34,6 +34,7 @@ def outputs(model, ids):
     return ops.convert_to_numpy(model(inputs))[0]
 
 
+@pytest.mark.once("jax")
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_tokens_stay_whole_and_get_the_next_ids(kind):
     tokenizer = KINDS[kind]()
@@ -45,6 +46,7 @@ def test_new_tokens_stay_whole_and_get_the_next_ids(kind):
     assert larger.roles == tokenizer.roles and tokenizer.token_to_id("<tool>") is None
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("extra", [0, 5])
 def test_a_model_with_new_tokens_computes_what_it_did(tie, extra, tmp_path):
@@ -70,6 +72,7 @@ def test_a_model_with_new_tokens_computes_what_it_did(tie, extra, tmp_path):
     np.testing.assert_allclose(outputs(mean, ids)[:, size], old[:, :size].mean(axis=1), atol=1e-5)
 
 
+@pytest.mark.once("jax")
 @pytest.mark.parametrize("kind", KINDS)
 def test_pruned_vocabularies_read_the_corpus_alike(kind):
     tokenizer = KINDS[kind]()
@@ -83,6 +86,7 @@ def test_pruned_vocabularies_read_the_corpus_alike(kind):
     assert "".join(smaller.decode(smaller.encode("dog sat")).split()) == "dogsat"
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", ["bert_masked_lm", "bert_classifier", "gpt"])
 def test_a_pruned_model_computes_the_same(name):
     tokenizer = KINDS["bpe" if name == "gpt" else "wordpiece"]()
@@ -162,6 +166,7 @@ def test_lora_and_frozen_parts_go_along():
     np.testing.assert_allclose(new[:, -1], old.mean(axis=1), atol=1e-5)
 
 
+@pytest.mark.once("torch")
 def test_what_is_wrong_is_named():
     tokenizer = KINDS["bpe"]()
     model = gpt(tokenizer)

@@ -25,6 +25,7 @@ def classifier():
     return BERTClassifier(**SIZE, labels=["a", "b", "c"])
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("stride", [0, 3, 9])
 def test_windows_are_parts_of_the_text_one_after_the_other(stride):
     model = types.SimpleNamespace(arguments={"max_sequence_length": 12}, required_tokenizer=lambda: TOKENIZER)
@@ -43,6 +44,7 @@ def test_windows_are_parts_of_the_text_one_after_the_other(stride):
     assert prompted.whole.ids == ids and sum(prompted.lengths) == len(ids) + len(prompted.lengths) - 1
 
 
+@pytest.mark.once("torch")
 def test_a_token_has_what_the_window_with_most_context_says():
     def window(length):
         return types.SimpleNamespace(sequence_ids=[None, *[0] * length, None])
@@ -85,6 +87,7 @@ def test_long_texts_are_tagged_and_classified_by_their_windows(tagger, classifie
     np.testing.assert_allclose([scores[label] for label in "abc"], mean, rtol=1e-5)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("normalize", [True, False])
 def test_long_texts_have_the_mean_of_their_windows_as_vector(normalize):
     model = BERTEmbedder(**SIZE, normalize=normalize)
@@ -100,6 +103,7 @@ def test_long_texts_have_the_mean_of_their_windows_as_vector(normalize):
     assert np.abs(cut.embed(LONG, stride=1) - cut.embed(LONG)).max() > 1e-3
 
 
+@pytest.mark.once("jax")
 def test_windows_without_room_are_refused(tagger, classifier):
     embedder = BERTEmbedder(**SIZE)
     for call, message in (
