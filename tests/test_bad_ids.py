@@ -400,6 +400,15 @@ def test_datasets_that_do_not_fit_a_model_are_refused(models):
 
 
 ROW = [[1, 2, 3]]
+
+
+def fitted(dataset):
+    """A classifier of three labels, trained on a dataset."""
+    model = BERTClassifier(PIECES.vocabulary_size, 1, 2, 8, labels=3)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(dataset, verbose=0)
+
+
 ARGUMENTS = {
     "a string of documents": (lambda: LanguageModelDataset("the cat", WORDS), "documents ('the cat')"),
     "a set of documents": (lambda: LanguageModelDataset({"the cat", "a dog"}, WORDS), "documents"),
@@ -476,7 +485,7 @@ ARGUMENTS = {
         lambda: ClassificationDataset(TEXTS, [["a"], "b", "a"], PIECES, label_names=["a", "b"]),
         "labels[0]",
     ),
-    "fractions of labels": (lambda: ClassificationDataset(TEXTS, [0.5, 1.0, 0.0], PIECES), "labels"),
+    "fractions of labels": (lambda: fitted(ClassificationDataset(TEXTS, [0.5, 1.0, 0.0], PIECES)), "labels[0"),
     "labels beyond int32": (lambda: ClassificationDataset(TEXTS, [2**40 + 1, 1, 0], PIECES), "labels[0]"),
     "labels of nan": (lambda: ClassificationDataset(TEXTS, [[float("nan")]] * 3, PIECES), "labels[0, 0] (nan)"),
     "ragged labels": (lambda: ClassificationDataset(TEXTS, [[0], [1, 0], [1]], PIECES), "labels"),

@@ -120,14 +120,14 @@ def test_peft_opens_what_we_write(name, tmp_path):
 @pytest.mark.in_turn
 @pytest.mark.parametrize("mode", [None, "int8", "int4"])
 def test_only_the_factors_are_trained(mode, tmp_path):
-    model = small_gpt()
+    model = small_gpt(num_layers=1)
     if mode:
         model.quantize(mode)
     before = logits_of(model, X)
     paths = add_lora(model, 4, 8)
     np.testing.assert_array_equal(logits_of(model, X), before)
-    assert len(paths) == 12 and "decoder/block_1/feed_forward/output" in paths
-    assert len(model.trainable_variables) == 24
+    assert len(paths) == 6 and "decoder/block_0/feed_forward/output" in paths
+    assert len(model.trainable_variables) == 12
     frozen = {v.path: ops.convert_to_numpy(v.value) for v in model.variables if "lora" not in v.path}
     model.compile(keras.optimizers.Adam(0.03), kerasllm.training.TokenCrossentropy())
     labels = np.roll(X["token_ids"], -1, axis=1)
