@@ -38,14 +38,16 @@ SIZES = {
         "base": {"num_layers": 6, "num_heads": 8, "hidden_dim": 512, "intermediate_dim": 2048},
     },
 }
-RECIPES = {  # the tiny LSTM's comes to BLEU 38.8 on Tatoeba in 7 epochs; the others are not measured
+# On Tatoeba the tiny LSTM comes to BLEU 38.8 in 7 epochs; the tiny Transformer to 36.8, greedy, in 21 of its 40. The
+# others are not measured.
+RECIPES = {
     "lstm": {
         "tiny": {"vocabulary_size": 6000, "batch_tokens": 512, "learning_rate": 3e-3, "dropout": 0.3, "epochs": 10},
         "small": {"vocabulary_size": 8000, "batch_tokens": 1024, "learning_rate": 2e-3, "dropout": 0.3, "epochs": 10},
         "base": {"vocabulary_size": 16000, "batch_tokens": 2048, "learning_rate": 1e-3, "dropout": 0.2, "epochs": 10},
     },
     "transformer": {
-        "tiny": {"vocabulary_size": 6000, "batch_tokens": 768, "learning_rate": 2e-3, "dropout": 0.2, "epochs": 20},
+        "tiny": {"vocabulary_size": 6000, "batch_tokens": 768, "learning_rate": 2e-3, "dropout": 0.2, "epochs": 40},
         "small": {"vocabulary_size": 8000, "batch_tokens": 2048, "learning_rate": 1e-3, "dropout": 0.2, "epochs": 20},
         "base": {"vocabulary_size": 16000, "batch_tokens": 4096, "learning_rate": 7e-4, "dropout": 0.1, "epochs": 20},
     },
