@@ -38,8 +38,8 @@ class Adaptable:
 
     @property
     def lora_scale(self):
-        """What the product of LoRA's factors is times."""
-        return self.lora_alpha / self.lora_rank
+        """What the product of LoRA's factors is times; None without LoRA, for tracers of torch read all properties."""
+        return self.lora_alpha / self.lora_rank if self.lora_enabled else None
 
     def disable_lora(self):
         """Take LoRA away, and what it has learned; the weights are those that it adapted, and trained again."""
