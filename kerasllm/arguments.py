@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Hashable, KeysView, Mapping, Set
 from numbers import Integral, Real
 from pathlib import Path
@@ -153,6 +154,17 @@ def read_strings(name, value, least=1):
     for i, text in enumerate(texts):
         check_text(f"{name}[{i}]", text)
     return texts
+
+
+def read_patterns(name, value, least=1):
+    """A tuple of regular expressions, strings, of one or a list of them; raise `ValueError` for anything else."""
+    patterns = tuple(read_strings(name, [value] if isinstance(value, str) else value, least))
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name} ({shown(pattern)}) must be a regular expression: {error}.") from error
+    return patterns
 
 
 def read_texts(name, texts):

@@ -8,8 +8,7 @@ from keras import ops, tree
 
 from kerasllm.backend.compilation import name
 from kerasllm.backend.recurrence import over_steps, pull_back
-from kerasllm.backend.rematerialization import call_with, rematerialized, seed_states, values_of
-from kerasllm.backend.tape import on_tape
+from kerasllm.backend.rematerialization import call_with, rematerialized, seed_states, values_of, with_gradient
 
 
 def by_chunks(layer, inputs, chunk_size, **arguments):
@@ -102,23 +101,8 @@ def _in_loops(layer, inputs, chunk_size, arguments):
 
         return (ops.reshape(y, (-1, y.shape[-1]))[:rows], *states), gradient
 
-    tensors = [*values, *starts, *flat]
-    y, *states = _on_tensorflow(call, tensors) if name() == "tensorflow" else ops.custom_gradient(call)(*tensors)
-    for seed, state in zip(seeds, states, strict=True):
-        seed.assign(state)
-    return y
+    return with_gradient(call, [*values, *starts, *flat], seeds)
 
 
 def _split(tensors, count):
     return tensors[:count], tensors[count:]
-
-
-def _on_tensorflow(call, tensors):
-    import tensorflow as tf
-
-    def forward(*tensors):
-        (y, *states), gradient = call(*tensors)
-        return [tf.identity(y)], gradient, states
-
-    (y,), states = on_tape(forward, tensors)
-    return y, *states

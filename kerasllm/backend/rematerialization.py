@@ -63,21 +63,7 @@ def _by_gradient(layer, *args, **kwargs):
 
         return run(tensors), gradient
 
-    y, *states = _on_tensorflow(call, tensors) if name() == "tensorflow" else ops.custom_gradient(call)(*tensors)
-    for seed, state in zip(seeds, states, strict=True):
-        seed.assign(state)
-    return y
-
-
-def _on_tensorflow(call, tensors):
-    import tensorflow as tf
-
-    def forward(*tensors):
-        (y, *states), gradient = call(*tensors)
-        return [tf.identity(y)], gradient, states
-
-    (y,), states = on_tape(forward, tensors)
-    return y, *states
+    return with_gradient(call, tensors, seeds)
 
 
 def _on_torch(layer, *args, **kwargs):
@@ -94,6 +80,31 @@ def _on_torch(layer, *args, **kwargs):
     for seed, state in zip(seeds, after, strict=True):
         seed.assign(state)
     return y
+
+
+def with_gradient(call, tensors, seeds):
+    """On jax and tensorflow: what a function with a gradient of its own gives, whose seeds then have their new states.
+
+    Args:
+        call: function (*tensors) -> ((y, *states of the seeds), function of their gradients -> those of the tensors).
+        tensors: list.
+        seeds: variables.
+    """
+    y, *states = _on_tensorflow(call, tensors) if name() == "tensorflow" else ops.custom_gradient(call)(*tensors)
+    for seed, state in zip(seeds, states, strict=True):
+        seed.assign(state)
+    return y
+
+
+def _on_tensorflow(call, tensors):
+    import tensorflow as tf
+
+    def forward(*tensors):
+        (y, *states), gradient = call(*tensors)
+        return [tf.identity(y)], gradient, states
+
+    (y,), states = on_tape(forward, tensors)
+    return y, *states
 
 
 def call_with(layer, variables, values, seeds, args, kwargs):

@@ -5,6 +5,7 @@ add_lora  ->  fit  ->  save_adapter           a folder of a few megabytes, which
 load_adapter, or get_adapter and set_adapter: one model, several adapters in turn
 """
 
+import re
 from dataclasses import dataclass, field
 
 import keras
@@ -13,11 +14,11 @@ from keras import ops
 
 # A package, whose files are imported when first used: `import kerasllm` brings in no safetensors.
 from kerasllm import checkpoints
-from kerasllm.arguments import check_positive, check_positive_number, check_text, shown
+from kerasllm.arguments import check_positive, check_positive_number, check_text, read_patterns, shown
 from kerasllm.generation.sharing import Changes
 from kerasllm.layers.adapters import Adaptable, Dense
 from kerasllm.models.base import Model
-from kerasllm.models.freezing import matching, read_patterns, train_only, uncompiled, variables_of
+from kerasllm.models.freezing import matching, train_only, uncompiled, variables_of
 
 ALL_LINEAR = "all-linear"
 HEADS = r"^(classifier|answer_span)/"  # of BERT's tasks, which begin at random
@@ -277,8 +278,8 @@ def _targets(model, targets):
         chosen = {p: layer for p, layer in layers.items() if isinstance(layer, Dense) and id(layer) not in own}
     else:
         patterns = read_patterns("targets", targets)
-        chosen = {p: layer for p, layer in layers.items() if any(pattern.search(p) for pattern in patterns)}
-        idle = [pattern.pattern for pattern in patterns if not any(map(pattern.search, layers))]
+        chosen = {p: layer for p, layer in layers.items() if any(re.search(pattern, p) for pattern in patterns)}
+        idle = [pattern for pattern in patterns if not any(re.search(pattern, p) for p in layers)]
         if idle:
             raise ValueError(f"targets: {shown(idle[0])} is found in none of {shown(list(layers), 400)}.")
     if not chosen:

@@ -2,7 +2,7 @@
 
 import re
 
-from kerasllm.arguments import read_strings, shown
+from kerasllm.arguments import read_patterns, shown
 from kerasllm.generation.sharing import Changes
 
 
@@ -55,18 +55,10 @@ def train_only(model, paths):
 def matching(model, name, value):
     """The paths of variables in which a pattern is found; one that is found in none is an error if `name` is given."""
     patterns, paths = read_patterns(name, value), list(variables_of(model))
-    idle = [pattern.pattern for pattern in patterns if not any(map(pattern.search, paths))]
+    idle = [pattern for pattern in patterns if not any(re.search(pattern, path) for path in paths)]
     if idle and name is not None:
         raise ValueError(f"{name}: {shown(idle[0])} is found in no path of a variable, such as {shown(paths[0])}.")
-    return {path for path in paths if any(pattern.search(path) for pattern in patterns)}
-
-
-def read_patterns(name, value):
-    """Compiled regular expressions of one or a list of them."""
-    try:
-        return [re.compile(p) for p in ([value] if isinstance(value, str) else read_strings(name, value))]
-    except re.error as error:
-        raise ValueError(f"{name} ({shown(value)}): {error}") from None
+    return {path for path in paths if any(re.search(pattern, path) for pattern in patterns)}
 
 
 def uncompiled(model):

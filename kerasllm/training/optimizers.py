@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.arguments import check_part, check_positive_number, is_number, read_strings, shown
+from kerasllm.arguments import check_part, check_positive_number, is_number, read_patterns, shown
 from kerasllm.constructors import reading
 
 
@@ -54,7 +54,7 @@ class AdamW(Sparing, backend.adamw_class()):
     @reading
     def __init__(self, learning_rate=1e-3, no_decay=(), learning_rate_factors=None, **kwargs):
         super().__init__(learning_rate, **kwargs)
-        self.no_decay = _read_patterns("no_decay", no_decay)
+        self.no_decay = read_patterns("no_decay", no_decay, 0)
         self.learning_rate_factors = _read_factors(learning_rate_factors)
 
     def rate_factor(self, variable):
@@ -135,9 +135,9 @@ class Muon(Sparing, backend.muon_class()):
     @reading
     def __init__(self, learning_rate=1e-3, no_decay=(), **kwargs):
         excluded = kwargs.get("exclude_layers")
-        kwargs["exclude_layers"] = list(_read_patterns("exclude_layers", () if excluded is None else excluded))
+        kwargs["exclude_layers"] = list(read_patterns("exclude_layers", () if excluded is None else excluded, 0))
         super().__init__(learning_rate, **kwargs)
-        self.no_decay = _read_patterns("no_decay", no_decay)
+        self.no_decay = read_patterns("no_decay", no_decay, 0)
 
     def _should_use_adamw(self, variable):
         is_vector = len(variable.shape) != 2 or min(variable.shape) < 2
@@ -156,22 +156,12 @@ class Muon(Sparing, backend.muon_class()):
 ADAMW_SIDE = re.compile(r"(^|/)(head|classifier|answer_span)/|(^|/|_)bias$|(^|/)lora_")
 
 
-def _read_patterns(name, patterns):
-    patterns = tuple(read_strings(name, [patterns] if isinstance(patterns, str) else patterns, 0))
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{name} ({shown(pattern)}) must be a regular expression: {error}.") from error
-    return patterns
-
-
 def _read_factors(factors):
     if factors is None:
         return {}
     if not isinstance(factors, Mapping):
         raise ValueError(f"learning_rate_factors ({shown(factors)}) must be a dict of patterns and numbers.")
-    _read_patterns("learning_rate_factors", list(factors))
+    read_patterns("learning_rate_factors", list(factors), 0)
     for pattern, factor in factors.items():
         if not is_number(factor) or factor < 0:
             raise ValueError(f"learning_rate_factors[{pattern!r}] ({shown(factor)}) must be a number from 0 on.")

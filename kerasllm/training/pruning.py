@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.arguments import check_from_zero, check_positive, check_rate, shown
+from kerasllm.arguments import check_from_zero, check_positive, check_rate, read_patterns, shown
 from kerasllm.constructors import reading
 
 KERNELS = r"^(encoder|decoder)/.*kernel$"  # all matrices but those of heads and tables
@@ -32,8 +32,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         begin_step: t_0, at most t_1.
         initial_sparsity: s_i, at most s_f.
         every: number of steps from one pruning to the next.
-        targets: regular expression, found in the paths of the kernels that are pruned. Default: those inside encoder
-            and decoder, without heads and tables.
+        targets: regular expression, or a list of them, found in the paths of the kernels that are pruned. Default:
+            those inside encoder and decoder, without heads and tables.
 
     Raises:
         ValueError: an argument is none of these; at `fit`: no trained kernel has such a path, or one is all 0;
@@ -54,7 +54,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         check_from_zero("begin_step", begin_step)
         check_from_zero("end_step", end_step)
         check_positive("every", every)
-        _read_targets(targets)
+        read_patterns("targets", targets)
         if initial_sparsity > final_sparsity:
             raise ValueError(
                 f"initial_sparsity ({initial_sparsity}) must be at most final_sparsity ({final_sparsity})."
@@ -124,7 +124,7 @@ def sparsity(model, targets=KERNELS):
 
     Args:
         model: a built `keras.Model`.
-        targets: regular expression, found in the paths of the kernels that are counted, as for `MagnitudePruning`.
+        targets: as for `MagnitudePruning`, of the kernels that are counted.
 
     Raises:
         ValueError: no kernel has such a path.
@@ -137,8 +137,8 @@ def sparsity(model, targets=KERNELS):
 
 def _found(variables, targets):
     """The kernels among variables that are meant."""
-    pattern = _read_targets(targets)
-    found = [v for v in variables if len(v.shape) > 1 and pattern.search(v.path)]
+    patterns = read_patterns("targets", targets)
+    found = [v for v in variables if len(v.shape) > 1 and any(re.search(p, v.path) for p in patterns)]
     if not found:
         raise ValueError(
             f"targets ({shown(targets)}) is found in no path of a kernel, such as {shown(_some(variables))}."
@@ -148,13 +148,6 @@ def _found(variables, targets):
 
 def _some(variables):
     return [v.path for v in variables if len(v.shape) > 1][-3:]
-
-
-def _read_targets(targets):
-    try:
-        return re.compile("" + targets)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"targets ({shown(targets)}) must be a regular expression.") from error
 
 
 def _nonzero(variable):
