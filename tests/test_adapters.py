@@ -33,6 +33,7 @@ def values(variables):
     return [keras.ops.convert_to_numpy(v.value) for v in variables]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("mode", [None, "int8"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_files_keep_the_factors_of_lora(name, mode, tmp_path):

@@ -220,6 +220,7 @@ def tiny_translator(name):
     return model
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
 def test_translators_equal_plain_python_over_the_full_pass(name):
     model = tiny_translator(name)

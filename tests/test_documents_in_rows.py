@@ -45,6 +45,7 @@ def packed(length):
     return together, ({"token_ids": alone, "padding_mask": alone_mask}, np.where(alone_mask, alone, -1))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", KINDS)
 def test_documents_in_one_row_have_the_logits_of_each_alone(kind):
     model = gpt(**KINDS[kind])
@@ -72,6 +73,7 @@ def test_training_on_packed_rows_is_training_on_documents(chunk_size, remat):
     keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), *results)
 
 
+@pytest.mark.once("torch")
 def test_the_graph_for_documents_is_no_part_of_a_file(tmp_path):
     (inputs, labels), _ = packed(9)
     model = gpt(max_sequence_length=9)

@@ -61,11 +61,13 @@ def test_a_keras_file_computes_and_generates_as_it_did(name):
         check_outputs(model, name, "trained")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_computes_as_it_did(name):
     check_outputs(kerasllm.load(None, DATA / name), name)
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "object" in CONFIGS[name]])
 def test_a_config_makes_the_same_variables(name):
     written = CONFIGS[name]

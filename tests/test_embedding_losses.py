@@ -81,6 +81,7 @@ def test_weights_are_those_of_anchors_and_of_pairs():
         CosineSimilarityLoss()(labels, vectors, np.ones((2 * ROWS, 2)))
 
 
+@pytest.mark.once("torch")
 def test_a_row_without_its_partner_makes_the_loss_and_gradients_nan():
     order = np.arange(2 * ROWS)
     for loss, is_scored in ((InBatchNegativesLoss(), False), (CosineSimilarityLoss(), True), (CoSENTLoss(), True)):

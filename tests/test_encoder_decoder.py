@@ -127,6 +127,7 @@ def reference(layer, case, inputs):
     return keras.tree.map_structure(lambda x: x.detach().cpu().numpy(), (outputs, [*states, [fed]], list(gradients)))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("case", CASES)
 def test_input_feeding_equals_a_plain_loop_over_the_cells_of_torch(case):
     pytest.importorskip("torch")

@@ -204,6 +204,7 @@ def test_a_quantised_model_with_lora_is_written_as_it_is(tmp_path):
         export(model, tmp_path)
 
 
+@pytest.mark.once("torch")
 @pytest.mark.skipif(not IN_CHILD, reason="the model itself is exported, with all it has")
 def test_what_a_copy_would_lack_is_named(tmp_path, monkeypatch):
     model = make("simple rnn")

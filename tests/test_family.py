@@ -96,6 +96,7 @@ def difference(arguments, read):
     }
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("model_type, class_name", READERS)
 def test_no_argument_that_is_varied_is_lost(model_type, class_name):
     own = FOREIGN[model_type].read_config({}, class_name, []) | {"num_layers": 2}
@@ -164,6 +165,7 @@ MARIAN = {"positions": "split_sinusoidal", "use_head_bias": True, "num_decoder_l
 WITHOUT_BASE = {"rope_base": 9.0, "num_buckets": 8, "max_distance": 9}
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(
     "class_name, given, model_type",
     [

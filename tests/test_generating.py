@@ -213,6 +213,7 @@ def test_ids_between_the_tokenizers_size_and_the_models_are_no_text():
             call([[5, size + 8]])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", ["lstm", "transformer"])
 def test_a_translator_streams_and_scores_what_it_translates(kind):
     model, text = translator(kind), "the cat sat"
@@ -228,6 +229,7 @@ def test_a_translator_streams_and_scores_what_it_translates(kind):
     np.testing.assert_allclose(strings[0].log_probs, expected[0].log_probs, atol=1e-4)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", ["lstm", "transformer"])
 def test_translators_take_beams_and_n_best_lists(kind):
     model = translator(kind)
@@ -356,6 +358,7 @@ def test_recurrent_models_take_penalties_beams_and_streams():
     assert "".join(model.stream("the", max_new_tokens=12)) == text
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("change", ["fit", "load_weights", "enable_lora", "quantize"])
 def test_what_changes_the_weights_changes_the_text(change, tmp_path):
     model, prompt = gpt(), [tokenizer().encode(PROMPTS[0])]

@@ -83,6 +83,7 @@ print(json.dumps([*names, sys.modules["keras"].backend.backend()]))
 REGISTERED = ["GPT", "BERT", "LSTMTranslator", "LSTMCell", "TokenCrossentropy", "Perplexity", "WarmupCosine"]
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(
     "imports",
     ["import keras, kerasllm", "import kerasllm; kerasllm.layers.FeedForward"],

@@ -17,6 +17,7 @@ from kerasllm.checkpoints.presets import read_preset
 DATA = Path(__file__).parent / "data" / "keras_hub"
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("name, model_class", [("bert", BERT), ("gpt2", GPT), ("llama", GPT)])
 def test_the_model_answers_as_keras_hubs(name, model_class, tmp_path):
     answers = dict(np.load(DATA / name / "answers.npz"))

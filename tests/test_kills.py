@@ -502,6 +502,7 @@ def check_kills(cls, tmp_path, monkeypatch, times):
     assert not wrong, "\n".join([f"{len(wrong)} of {times} kills", *wrong[:12]])
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("cls", [ShardedOverSharded, KerasFile, ShardedWeights, Index, ExportedFiles])
 def test_a_killed_writer_leaves_the_old_or_the_new(cls, tmp_path, monkeypatch):
     check_kills(cls, tmp_path, monkeypatch, 2)
@@ -539,6 +540,7 @@ def check_full_disk(cls, tmp_path, monkeypatch, limits):
     assert not wrong, wrong
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("cls", [Preset, ShardedWeights])
 def test_on_a_full_disk_the_old_stays_and_the_place_is_named(cls, tmp_path, monkeypatch):
     check_full_disk(cls, tmp_path, monkeypatch, [1000, 10**7])

@@ -52,6 +52,7 @@ def normal(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
+@pytest.mark.once("torch")
 def test_what_layers_share_in_a_users_graph_is_shared_after_load():
     ids = keras.Input((None,), dtype="int32")
     table = keras.layers.ReversibleEmbedding(V, 8, name="table")
@@ -67,6 +68,7 @@ def test_what_layers_share_in_a_users_graph_is_shared_after_load():
     check_user_model(model, IDS)
 
 
+@pytest.mark.once("torch")
 def test_sublayers_and_methods_in_a_users_graph_belong_to_their_layer_after_load():
     ids = keras.Input((None,), dtype="int32")
     encoder, decoder = RecurrentEncoder(V, 1, 6), RecurrentDecoder(V, 1, 8, attention="additive", tie_embeddings=True)
@@ -83,6 +85,7 @@ def test_sublayers_and_methods_in_a_users_graph_belong_to_their_layer_after_load
     check_user_model(model, IDS)
 
 
+@pytest.mark.once("torch")
 def test_graphs_made_of_the_insides_of_our_models_are_saved_and_loaded():
     gpt, masked_lm = (model(V, **MODEL, initializer_range=0.5) for model in (GPT, BERTMaskedLM))
     softmax = keras.layers.Softmax()

@@ -153,6 +153,7 @@ def test_files_of_other_models_keep_what_is_set_on_parts(cls, given):
     check_parts(model, x, loss="mse")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_language_models_do_not_see_padding_on_the_right(name):
     x, _ = language_batch()
@@ -280,6 +281,7 @@ MAPPINGS = {
 }
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("make", MAPPINGS.values(), ids=MAPPINGS)
 def test_any_mapping_of_ids_and_mask_is_read_as_its_rows(make):
     model, rows = LANGUAGE_MODELS["gpt"](), [[1, 2, 3], [4, 5]]
@@ -364,6 +366,7 @@ def test_int8_models_have_activations_of_12_bits_unless_told_otherwise():
     assert activations(keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)) == {None}
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", ["gpt", "general", "transformer", "masked_lm"])
 def test_a_model_has_the_policy_it_was_given_and_outputs_of_its_dtype(name):
     make = {**LANGUAGE_MODELS, **TRANSLATORS, **ENCODERS}[name]

@@ -136,6 +136,7 @@ def test_a_model_that_cannot_read_a_file_says_so_at_once(files, monkeypatch):
         model.fit(dataset(files["all"]))
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("packing", ["wrapped", "best_fit"])
 def test_fit_learns_from_a_file(packing, files):
     model = GPT(TOKENIZER.vocabulary_size, 1, 1, 16, max_sequence_length=LENGTH, dropout=0.0)

@@ -47,6 +47,7 @@ def set_numbers_early(encoder):
     encoder.blocks[1].trainable = False
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("change", [freeze_but_one, adapt, set_numbers, set_numbers_early])
 def test_a_layers_config_carries_what_was_set_on_its_parts(change):
     encoder = TransformerEncoder(7, **SMALL, dropout=0.1, name="encoder")
@@ -100,6 +101,7 @@ def lora(model):
             layer.trainable = False
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("make, change", [(user_model, freeze), (language_model, lora)])
 def test_training_goes_on_after_loading_as_if_uninterrupted(make, change, tmp_path):
     model = make(change)

@@ -87,6 +87,7 @@ LOGITS = (3 * np.random.default_rng(0).normal(size=(6, 300))).astype("float32")
 ROWS = np.random.default_rng(1).normal(size=(4, V)).astype("float32")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("slots, capacity", [(14, 14), (16, 64)])
 @pytest.mark.parametrize("case", CASES)
 def test_each_processor_and_their_chain_equal_transformers(case, slots, capacity):
@@ -369,6 +370,7 @@ def test_a_processor_of_the_caller_may_leave_one_token():
     np.testing.assert_array_equal(result, [[LOW, 0], [1, LOW]])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("temperature", [0.1, 2.5])
 @pytest.mark.parametrize("top_k", [None, 1, 7, 300, 1000])
 @pytest.mark.parametrize("top_p", [None, 1e-6, 0.3, 0.9, 0.999])

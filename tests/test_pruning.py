@@ -35,6 +35,7 @@ class Watch(keras.callbacks.Callback):
         self.seen.append(round(sparsity(self.model), 3))
 
 
+@pytest.mark.once("torch")
 def test_the_schedule_is_that_of_the_paper_and_each_kernel_has_it():
     pruning = MagnitudePruning(0.75, end_step=6, begin_step=2, initial_sparsity=0.25, every=2)
     assert [round(pruning.sparsity_at(t), 4) for t in (0, 2, 4, 6, 9)] == [0, 0.25, 0.6875, 0.75, 0.75]

@@ -590,6 +590,7 @@ def leavings(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.once("torch")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows kills otherwise")
 def test_killed_processes_leave_what_others_leave(tmp_path):
     with ThreadPoolExecutor() as threads:

@@ -71,6 +71,7 @@ def test_models_of_numbers_of_numpy_are_saved(gpt, tmp_path):
     gpt.generation_config = kerasllm.GenerationConfig()
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(
     "given",
     [

@@ -94,6 +94,7 @@ def test_lengths_that_stand_beside_the_parameters_are_read_with_them(given, read
     assert LLAMA.read_config(config, "GPT", [])["rope_scaling"] == arguments["rope_scaling"]
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize(
     "parameters",
     [

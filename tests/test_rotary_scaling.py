@@ -77,6 +77,7 @@ def their_tables(config, length):
     return [table[0, :, : table.shape[-1] // 2].numpy() for table in tables], layer.inv_freq.numpy()
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("case", [*SCALINGS, *MORE])
 @pytest.mark.parametrize("head_dim, fraction, base", HEADS)
 def test_angles_equal_those_of_transformers(case, head_dim, fraction, base):
@@ -139,6 +140,7 @@ def test_cached_steps_equal_the_full_pass(case, fraction):
         np.testing.assert_allclose(steps, whole[:, prompt_length - 1 :], atol=2e-5)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("case", ["dynamic", "longrope"])
 def test_beyond_the_first_lengths_steps_do_not_depend_on_their_width_or_on_padding(case):
     decoder = decoder_with(case)
@@ -148,6 +150,7 @@ def test_beyond_the_first_lengths_steps_do_not_depend_on_their_width_or_on_paddi
     np.testing.assert_allclose(stepped(decoder, IDS, 3, width=5, padding=2), one, atol=2e-5)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("case", ["dynamic", "longrope"])
 def test_padding_on_either_side_changes_nothing(case):
     decoder = decoder_with(case)

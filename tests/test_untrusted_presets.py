@@ -529,6 +529,7 @@ def test_sizes_that_lie_are_refused_before_anything_is_drawn_or_allocated(tmp_pa
                 assert end == "refused", (type(model).__name__, name, value, end, error)
 
 
+@pytest.mark.once("torch")
 def test_a_changed_file_is_refused_by_name_or_read_as_it_says(tmp_path):
     check(*run(40, tmp_path, choose=lambda name: name in ("own_gpt", "bert_classifier", "embedder")))
 
