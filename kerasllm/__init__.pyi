@@ -1,6 +1,7 @@
 # The public names of kerasllm, which are imported when they are first used (kerasllm/lazy.py).
 from kerasllm import checkpoints as checkpoints
 from kerasllm import datasets as datasets
+from kerasllm import distribution as distribution
 from kerasllm import evaluation as evaluation
 from kerasllm import export as export
 from kerasllm import generation as generation
@@ -10,6 +11,8 @@ from kerasllm import models as models
 from kerasllm import pretrained as pretrained
 from kerasllm import text as text
 from kerasllm import training as training
+from kerasllm.distribution import distribute as distribute
+from kerasllm.distribution import sharding_summary as sharding_summary
 from kerasllm.evaluation import cross_validate as cross_validate
 from kerasllm.evaluation import evaluate as evaluate
 from kerasllm.generation import GenerationConfig as GenerationConfig

@@ -26,7 +26,8 @@ ARROWS = {
     "evaluation": {"text", "metrics", "generation"},  # the fields of a `GenerationConfig`
     **{part: {"backend", "text"} for part in MIDDLE},
     "training": {"backend", "text", "metrics"},
-    "models": MIDDLE | {"backend", "text", "checkpoints", "tasks"},
+    "distribution": {"backend"},
+    "models": MIDDLE | {"backend", "text", "checkpoints", "tasks", "distribution"},
     **{part: LOWEST | MIDDLE | {"tasks", "models", "evaluation"} for part in ("export", "cli", "plots")},
 }
 RUNNER = "kerasllm.export.runtime"  # what applications import

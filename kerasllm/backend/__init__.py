@@ -16,7 +16,9 @@ from kerasllm.backend.kernels import (
     write_slots,
 )
 from kerasllm.backend.linear_crossentropy import Product, linear_crossentropy
+from kerasllm.backend.meshes import Whole, check_placed, in_parts, notes_of, placed, placement, rows_multiple, spread
 from kerasllm.backend.optimizers import adamw_class, muon_class
+from kerasllm.backend.ranks import averaged, broadcast, check_agreed, ranks, replicas, share_of_replica
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, scan, simple_rnn
 from kerasllm.backend.rematerialization import rematerialized
 
@@ -24,15 +26,21 @@ extras.check_backend(name())
 
 __all__ = [
     "Product",
+    "Whole",
     "adamw_class",
     "argmax",
     "attention",
+    "averaged",
+    "broadcast",
     "by_chunks",
+    "check_agreed",
+    "check_placed",
     "compiled",
     "compiled_pass",
     "dense_recurrence",
     "gelu_tanh",
     "gru",
+    "in_parts",
     "is_argmax",
     "is_class",
     "linear_crossentropy",
@@ -41,11 +49,19 @@ __all__ = [
     "muon_class",
     "name",
     "not_folded",
+    "notes_of",
+    "placed",
+    "placement",
     "product_with_table",
+    "ranks",
     "rematerialized",
+    "replicas",
+    "rows_multiple",
     "scan",
     "simple_rnn",
+    "share_of_replica",
     "small_masked_scores",
+    "spread",
     "token_crossentropy",
     "while_loop",
     "without_gradient",

@@ -13,6 +13,8 @@ import jax
 import keras
 from jax.extend import core
 
+from kerasllm.backend.meshes import readable
+
 # Smaller kernels stay in a cache, whatever their layout.
 MIN_KERNEL_SIZE = 1 << 16
 
@@ -51,7 +53,7 @@ def jitted(function, model):
         finally:
             _kernels.reset(token)
         wanted = kernels.wanted
-        return results
+        return readable(results)
 
     program = jax.jit(stateless)
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from kerasllm.backend.compilation import name
 from kerasllm.backend.interruption import whole
+from kerasllm.backend.ranks import ranks, summed
 from kerasllm.backend.steps import marked
 
 
@@ -17,7 +18,7 @@ def trainer_class():
         from kerasllm.backend.donation import Keeping
 
         return type("KeepingTrainer", (Keeping, Trainer), {})
-    return {"tensorflow": OrderedTrainer}.get(name(), Trainer)
+    return {"tensorflow": OrderedTrainer, "torch": RankedTrainer}.get(name(), Trainer)
 
 
 class Trainer:
@@ -91,6 +92,16 @@ class Trainer:
             self.train_function = None
 
 
+class RankedTrainer(Trainer):
+    """As `Trainer`, on torch: metrics are those of all processes that train the model."""
+
+    def get_metrics_result(self):
+        if ranks().count == 1:
+            return super().get_metrics_result()
+        with summed(self.metrics_variables):
+            return {metric: float(value) for metric, value in super().get_metrics_result().items()}
+
+
 class OrderedTrainer(Trainer):
     """As `Trainer`, on TensorFlow: a step begins when its data is there.
 
@@ -119,6 +130,12 @@ class OrderedTrainer(Trainer):
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if iterator is not None and self.hears_iterator:
             self.hears_iterator(iterator)
+        if iterator is not None and self._distribute_strategy is not None:
+            # Keras averages the batches of the replicas to see their shapes, which masks of truth values have no
+            # average for (3.15.1, https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/trainer.py).
+            _, _, batches = next(iter(iterator))
+            local = self.distribute_strategy.experimental_local_results(next(batches))
+            iterator, data_batch = None, local[0]
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def mend(self, is_built, functions):

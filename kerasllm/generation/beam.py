@@ -19,7 +19,7 @@ from keras import ops, tree
 from kerasllm import backend
 from kerasllm.arguments import NAN_REASON
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors
-from kerasllm.generation.programs import Programs, copied, feed, first_capacity, grow, prefill, tensors
+from kerasllm.generation.programs import Programs, batch_tensors, copied, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.sequences import Generation
 from kerasllm.text.batches import filled
 
@@ -45,18 +45,17 @@ def search(task):
     inputs, prompt, length = task.padded_prompts()
     capacity, places = first_capacity(length, total), np.repeat(np.arange(task.num_rows, dtype="int32"), num_beams)
     limits = filled(task.limits, task.num_rows, 0)  # what fills up is done from the start
-    constraints, limits, ends, penalty, inputs, prompt, token, places = tensors(
+    constraints, limits, ends, penalty, token, places = tensors(
         (
             constraint_tensors(config),
             limits,
             end_ids,
             np.float32(config.length_penalty),
-            inputs,
-            prompt,
             prompt["token_ids"][places, -1],
             places,
         )
     )
+    inputs, prompt = batch_tensors((inputs, prompt))
     state = programs.run(
         prefill, inputs, prompt, capacity=capacity, num_copies=1, has_history=needs_history(constraints)
     )

@@ -27,7 +27,7 @@ from kerasllm import backend
 from kerasllm.generation import beam
 from kerasllm.generation.config import SAMPLING
 from kerasllm.generation.processors import constrain, constraint_tensors, needs_history, run_processors, warp
-from kerasllm.generation.programs import Programs, copied, feed, first_capacity, grow, prefill, tensors
+from kerasllm.generation.programs import Programs, batch_tensors, copied, feed, first_capacity, grow, prefill, tensors
 from kerasllm.generation.samplers import sample, uniform, wrap_seed
 from kerasllm.generation.sequences import Row, drawn_seed
 from kerasllm.text.batches import bucket_rows, filled
@@ -86,17 +86,11 @@ def decode(task, chunks):
     end_ids, draw, total = task.end_tensor(), _uniforms(task, num_rows), int(task.limits.max())
     limits, done = filled(np.repeat(task.limits, n), num_rows, 0), 0  # what fills up is finished from the start
     inputs, prompt, length = task.padded_prompts()
-    token, constraints, filters, ends, inputs, prompt, places = tensors(
-        (
-            prompt["token_ids"][places, -1],
-            constraint_tensors(config),
-            _filters(config),
-            end_ids,
-            inputs,
-            prompt,
-            places,
-        )
+    token = prompt["token_ids"][places, -1]
+    token, constraints, filters, ends, places = tensors(
+        (token, constraint_tensors(config), _filters(config), end_ids, places)
     )
+    inputs, prompt = batch_tensors((inputs, prompt))
     capacity = first_capacity(length, total)
     state = programs.run(
         prefill, inputs, prompt, capacity=capacity, num_copies=1, has_history=needs_history(constraints)

@@ -34,6 +34,7 @@ class Programs:
         Raises:
             RuntimeError: another thread changes the weights, in `fit` for example.
         """
+        backend.check_placed(model)
         kept, variables = getattr(model, "_generation_programs", None), model.variables
         if kept is None or not kept.are_for(variables):
             with _MAKING:
@@ -89,7 +90,7 @@ class Programs:
             return self.kept.passes[function]
 
         function = function or _outputs
-        return keras.tree.map_structure(ops.convert_to_numpy, self._run((function,), make, tensors((inputs,))))
+        return keras.tree.map_structure(ops.convert_to_numpy, self._run((function,), make, batch_tensors((inputs,))))
 
     def _run(self, what, make, arguments):
         """Call what `make` compiles for the shapes of arguments."""
@@ -186,6 +187,11 @@ def first_capacity(prompt_slots, total):
 def tensors(arrays):
     """A nest of arrays as one of tensors."""
     return keras.tree.map_structure(ops.convert_to_tensor, arrays)
+
+
+def batch_tensors(arrays):
+    """As `tensors`, of arrays with the rows of a batch, which are spread over the devices that are set."""
+    return keras.tree.map_structure(backend.placed, arrays)
 
 
 def _pad(history, capacity):

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.generation.programs import Programs, tensors
+from kerasllm.generation.programs import Programs, batch_tensors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +49,9 @@ def score(model, inputs, token_ids, padding_mask, num_rows):
     """
     copies = np.minimum(np.arange(num_rows), len(token_ids) - 1)
     arguments = keras.tree.map_structure(lambda x: np.asarray(x)[copies], (inputs, token_ids))
-    log_probs = ops.convert_to_numpy(Programs.of(model).run(token_log_probs, *tensors(arguments)))[: len(token_ids)]
+    log_probs = ops.convert_to_numpy(Programs.of(model).run(token_log_probs, *batch_tensors(arguments)))[
+        : len(token_ids)
+    ]
     lengths = np.sum(padding_mask, axis=1)
     return [
         Score(row[:length].astype("int32"), values[: length - 1])

@@ -115,10 +115,14 @@ class MultiHeadAttention(Layer):
             self.head_dim = hidden_dim // self.num_heads
         query_dim, key_dim = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         context_shape = query_shape if context_shape is None else context_shape
-        self.query = self._projection("query", query_dim, query_shape, self.use_qkv_bias)
-        self.key = self._projection("key", key_dim, context_shape, self.use_qkv_bias)
-        self.value = self._projection("value", key_dim, context_shape, self.use_qkv_bias)
-        self.output_projection = self._projection("output", hidden_dim, (*query_shape[:-1], query_dim), self.use_bias)
+        mixed_shape = (*query_shape[:-1], query_dim)
+        with backend.in_parts(self.num_heads):
+            self.query = self._projection("query", query_dim, query_shape, self.use_qkv_bias)
+        with backend.in_parts(self.num_key_value_heads):
+            self.key = self._projection("key", key_dim, context_shape, self.use_qkv_bias)
+            self.value = self._projection("value", key_dim, context_shape, self.use_qkv_bias)
+        with backend.in_parts(self.num_heads):
+            self.output_projection = self._projection("output", hidden_dim, mixed_shape, self.use_bias)
         for norm in filter(None, (self.query_norm, self.key_norm)):
             norm.build((None, None, None, self.head_dim))
 

@@ -8,7 +8,7 @@ from functools import partial
 import keras
 
 # Packages, whose files are imported when first used: `import kerasllm` brings in no tokenizers and no safetensors.
-from kerasllm import checkpoints, constructors, text, writing
+from kerasllm import backend, checkpoints, constructors, text, writing
 from kerasllm.arguments import read_path, shown
 from kerasllm.backend.interruption import whole
 from kerasllm.backend.variables import built_with
@@ -87,6 +87,8 @@ class Model(TrainedModel):
         object.__setattr__(self, "mean_loss", keras.metrics.Mean("loss"))
         object.__setattr__(self, "tokenizers", {})
         object.__setattr__(self, "named_token_ids", None)
+        for note in backend.notes_of(self):
+            print(f"{self.name}: {note}")
 
     @changes_weights
     @functools.wraps(keras.Model.set_weights)

@@ -48,13 +48,17 @@ class MeasuredModel(trainer_class(), keras.Model):
         else:
             with inputs_of_loss(x):
                 loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        share = None if share is None else ops.mean(share)
         if is_in_step(self) and self._is_mean:
-            labels, weight = (next(iter(v.values())) if isinstance(v, dict) else v for v in (y, sample_weight))
-            self.mean_loss.update_state(ops.stop_gradient(loss), self._counting_loss.num_counted(labels, weight))
+            count = self._num_counted(y, sample_weight)
+            self.mean_loss.update_state(ops.stop_gradient(loss) * backend.replicas(), count)
+            of_replica = backend.share_of_replica(count)
+            if of_replica is not None:
+                share = of_replica if share is None else share * of_replica
         if share is None:
             return loss
-        others = sum(map(ops.sum, self.losses))  # regularisers, of which every batch has one
-        return ops.mean(share) * (loss - others) + others
+        others = sum(map(ops.sum, self.losses)) / backend.replicas()  # regularisers, of which every batch has one
+        return share * (loss - others) + others
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """The metrics, as `keras.Model.compute_metrics`; in a step without logits the loss has updated them."""
@@ -85,21 +89,54 @@ class MeasuredModel(trainer_class(), keras.Model):
         """How batches share in the updates of an optimizer that accumulates gradients, an `Accumulation`, or None."""
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         steps = getattr(optimizer, "gradient_accumulation_steps", None)
-        if not steps or not all(
-            getattr(loss, "reduction", MEANS[0]) in MEANS for loss in keras.tree.flatten(self.loss)
-        ):
+        if _has_shares():
+            steps = steps or 1  # whose share several processes part
+        if not steps or not self._is_mean:
             return None
-        return Accumulation(steps, self._counting_loss.count if self._counting_loss else _num_rows, class_weight)
+        return Accumulation(steps, self.count_of_batch, class_weight)
+
+    def count_of_batch(self, labels, sample_weight=None):
+        """What the mean of the loss of a batch of arrays is divided by, a float."""
+        count = self._counting_loss.count if self._counting_loss else _num_rows
+        return count(labels, sample_weight)
+
+    def _num_counted(self, labels, sample_weight):
+        """The same of tensors, a scalar."""
+        if self._counting_loss is None:
+            return ops.cast(ops.shape(keras.tree.flatten(labels)[0])[0], "float32")
+        labels, weight = (next(iter(v.values())) if isinstance(v, dict) else v for v in (labels, sample_weight))
+        return self._counting_loss.num_counted(labels, weight)
 
     def make_train_function(self, force=False):
         """The compiled step of training, made anew for a teacher that has changed; Keras calls this."""
         self._forget_other_teachers()
+        made = self.train_function
         super().make_train_function(force)
+        if self.train_function is not made and _has_shares():
+            self.train_function = self._not_measuring_idle(self.train_function)
 
     def make_test_function(self, force=False):
         """The compiled step of evaluation, likewise."""
         self._forget_other_teachers()
+        made = self.test_function
         super().make_test_function(force)
+        if self.test_function is not made and _has_shares():
+            self.test_function = self._not_measuring_idle(self.test_function)
+
+    def _not_measuring_idle(self, function):
+        """A step on torch whose metrics take no notice of a batch that has no share in that of all processes."""
+
+        def run(batches):
+            _, share = parted(keras.utils.unpack_x_y_sample_weight(batches[0])[2])
+            if share is None or ops.any(share):
+                return function(batches)
+            before = [ops.copy(v.value) for v in self.metrics_variables]
+            logs = function(batches)
+            for variable, value in zip(self.metrics_variables, before, strict=True):
+                variable.assign(value)
+            return logs
+
+        return run
 
     def _forget_other_teachers(self):
         losses = keras.tree.flatten(self.loss) if self.compiled else []
@@ -134,7 +171,8 @@ class MeasuredModel(trainer_class(), keras.Model):
 
     @property
     def _is_mean(self):
-        return self._counting_loss is not None and self._counting_loss.reduction in MEANS
+        losses = keras.tree.flatten(self.loss) if self.compiled else []
+        return bool(losses) and all(getattr(loss, "reduction", MEANS[0]) in MEANS for loss in losses)
 
     @property
     def _is_chunked(self):
@@ -226,6 +264,11 @@ def _row_log_probs(model, inputs, labels, chunk_size):
     weights = ops.ones_like(ids, "float32")
     _, losses, _ = backend.linear_crossentropy(flat, trunk.product(), ids, weights, -1, 0.0, chunk_size, False)
     return -ops.sum(ops.reshape(losses, ops.shape(labels)), axis=1)
+
+
+def _has_shares():
+    """Whether several processes have a loss each, and not one together."""
+    return backend.ranks().count > 1 and not backend.ranks().sees_all
 
 
 def _num_rows(labels, sample_weight):

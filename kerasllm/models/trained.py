@@ -10,10 +10,12 @@ from collections.abc import Mapping
 import keras
 from keras import ops
 
+from kerasllm import backend
 from kerasllm.arguments import shown
 from kerasllm.generation.sharing import changes_weights, measures, with_same_weights
 from kerasllm.models.measured import MeasuredModel
 from kerasllm.training.limits import Limits
+from kerasllm.training.ranked import fitted_together, sharded
 from kerasllm.training.resuming import running
 
 DATA = ("x", "y", "sample_weight")  # arguments of Keras's methods
@@ -58,7 +60,7 @@ class TrainedModel(MeasuredModel):
             call.arguments["callbacks"] = _with_dataset(call.arguments.get("callbacks"), dataset)
         if hasattr(dataset, "epoch_callback"):
             call.arguments.setdefault("shuffle", False)  # they shuffle by themselves
-        with running(self, call.arguments):
+        with fitted_together(self, call.arguments), running(self, call.arguments):
             return self._fit(call, dataset)
 
     def _fit(self, call, dataset):
@@ -79,13 +81,17 @@ class TrainedModel(MeasuredModel):
         call = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs)
         if call.arguments.get("kwargs", {}).get("_use_cached_eval_dataset"):  # `fit` calls, which has checked
             return super().evaluate(*args, **kwargs)
-        with self._checked(call.arguments):
-            return super().evaluate(*args, **kwargs)
+        with self._checked(call.arguments), sharded(self, "x", call.arguments.get("x")):
+            if backend.ranks().index:
+                call.arguments["verbose"] = 0
+            return super().evaluate(*call.args[1:], **call.kwargs)
 
     @with_same_weights
     @functools.wraps(keras.Model.predict, assigned=NAMES)
     def predict(self, *args, **kwargs):
         """Compute outputs, as `keras.Model.predict` does, of which all arguments are; data is checked as in `fit`."""
+        if backend.ranks().sees_all:
+            raise ValueError("predict: its outputs lie in several processes; call it in one, or the task's own method.")
         call = inspect.signature(keras.Model.predict).bind(self, *args, **kwargs)
         with self._checked(call.arguments, needed=DATA[:1]):
             return super().predict(*args, **kwargs)
@@ -127,6 +133,7 @@ class TrainedModel(MeasuredModel):
     @contextlib.contextmanager
     def _checked(self, data, ahead=False, tensors=True, needed=DATA[:2]):
         """Check arrays now, `tensors` too; inside it, a dataset of ours checks its batches, or all of them `ahead`."""
+        backend.check_placed(self)
         x, *others = map(data.get, DATA)
         for name in needed:
             if data.get(name) is None and (name == "x" or isinstance(x, Mapping) and self.loss is not None):

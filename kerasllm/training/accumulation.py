@@ -27,7 +27,7 @@ class Accumulation:
         """Begin an epoch with an optimizer, which may be in the middle of an update."""
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         # `iterations` says how many updates were made, its variable how many batches were seen.
-        self.num_before = int(optimizer.variables[0]) % self.num_steps
+        self.num_before = int(keras.ops.convert_to_numpy(optimizer.variables[0])) % self.num_steps
 
     def go_on(self, index):
         """Say at which index an epoch begins that goes on."""

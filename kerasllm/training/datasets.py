@@ -15,9 +15,10 @@ import contextlib
 import keras
 import numpy as np
 
-from kerasllm.arguments import check_boolean, check_positive, check_seed, shown
+from kerasllm.arguments import check_boolean, check_from_zero, check_positive, check_seed, shown
 from kerasllm.text import batches
 from kerasllm.training.file_rows import FileRows
+from kerasllm.training.shards import Shard
 
 
 class BucketedDataset(keras.utils.PyDataset):
@@ -67,7 +68,7 @@ class BucketedDataset(keras.utils.PyDataset):
         self.max_length = max_length
         self.seed = seed
         self.shuffle = shuffle
-        self._limits = self._checked = self.accumulation = None
+        self._limits = self._checked = self.accumulation = self._shard = None
         self.epoch = 0
 
     def make_batch(self, indices, widths, generator):
@@ -166,7 +167,37 @@ class BucketedDataset(keras.utils.PyDataset):
         batch = self._batch(self._plan, self.epoch, index)
         if self._limits:
             self._limits.check(*keras.utils.unpack_x_y_sample_weight(batch), examples=self.rows_of(indices))
-        return batch if self.accumulation is None else self.accumulation.weighed(self, batch, index)
+        batch = batch if self.accumulation is None else self.accumulation.weighed(self, batch, index)
+        return batch if self._shard is None else self._shard.of(batch)
+
+    def shard(self, index, count):
+        """Give from now on the rows of each batch that one of several processes takes, for a loop of one's own.
+
+        All processes have the same batches, in the same order, and together all rows of each: as many as the others, or
+        one less. `fit` and `evaluate` of kerasllm's models do this by themselves.
+
+        Args:
+            index: which process this is, from 0.
+            count: how many there are.
+
+        Returns:
+            The dataset.
+        """
+        check_positive("count", count)
+        check_from_zero("index", index)
+        if index >= count:
+            raise ValueError(f"index ({index}) must be below count ({count}).")
+        self._shard = Shard(index, count)
+        return self
+
+    @contextlib.contextmanager
+    def sharded(self, shard):
+        """Inside it, batches have the rows of one process, a `Shard`; kerasllm's models enter it."""
+        before, self._shard = self._shard, shard
+        try:
+            yield
+        finally:
+            self._shard = before
 
     def _batch(self, plan, epoch, index):
         return self.make_batch(*plan[index], np.random.default_rng([self.seed, epoch, index]))

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasllm import backend
 from kerasllm.arguments import (
     LARGEST,
     MOST,
@@ -67,7 +68,9 @@ class EmbeddingLoss(keras.losses.Loss):
                 f"y_true (shape {tuple(y_true.shape)}) must be (B, 2) and y_pred (shape {tuple(vectors.shape)}) (B, D)."
             )
         total = self.total(y_true, vectors, self._row_weights(sample_weight, vectors))
-        return total if self.reduction == "sum" else total / ops.maximum(self.num_counted(y_true), 1.0)
+        if self.reduction == "sum":
+            return total
+        return total / ops.maximum(self.num_counted(y_true), 1.0) / backend.replicas()  # as Keras's losses
 
     def _label_tensor(self, y_true):
         if self.label_kind == "pairs":

@@ -144,7 +144,7 @@ class TokenCrossentropy(keras.losses.Loss):
         if self.reduction == "sum":
             return total
         counted = weight if self.reduction == "mean_with_sample_weight" else counted_tokens(y_true, self.ignore_class)
-        return ops.divide_no_nan(total, ops.sum(counted))
+        return ops.divide_no_nan(total, ops.sum(counted)) / backend.replicas()  # as Keras's losses
 
     def _class_weights(self, labels, num_classes):
         """The weight of each token by its class: (B, T) float32."""

@@ -74,7 +74,9 @@ class DPOLoss(keras.losses.Loss):
         weight = ops.ones_like(pair)
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(ops.convert_to_tensor(sample_weight), "float32"), (-1,))
-        scale = 1.0 if self.reduction == "sum" else 1.0 / ops.maximum(self.num_counted(y_true), 1.0)
+        scale = 1.0
+        if self.reduction != "sum":
+            scale = 1.0 / ops.maximum(self.num_counted(y_true), 1.0) / backend.replicas()  # as Keras's losses
         if head is None:
             log_probs = _of_rows(_crossentropies(labels, y_pred), labels)
             return scale * self._value(log_probs - reference, pair, which, weight)[0]

@@ -1,0 +1,240 @@
+"""Several processes that train one model: on torch by `torch.distributed`, on JAX by its own.
+
+Each process, a rank, takes its share of every batch. On JAX the arrays of all of them are parts of one, and a mean over
+it is the mean. On torch each rank has a loss and gradients of its own rows, which are averaged here, as
+`torch.nn.parallel.DistributedDataParallel` does. The average of the gradients g_p of P ranks whose rows count n_p
+tokens is that of the mean over all tokens where each loss was multiplied by P n_p / (n_1 + ... + n_P):
+
+    1/P sum_p [P n_p / n] g_p  =  sum_p (n_p / n) g_p
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+
+import keras
+import numpy as np
+from keras.backend import backend as name
+from keras.src.utils import rng_utils
+
+from kerasllm.arguments import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """The processes of a run.
+
+    Attributes:
+        index, count: which this is of how many.
+        sees_all: whether a mean over the rows of a batch is that over the rows of all processes, as on JAX.
+    """
+
+    index: int = 0
+    count: int = 1
+    sees_all: bool = False
+
+
+ALONE = Ranks()
+
+
+def ranks():
+    """The `Ranks` of this run; `ALONE` where it is one process."""
+    if name() == "torch" and _is_started():
+        import torch.distributed
+
+        return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    distribution = keras.distribution.distribution() if name() == "jax" else None
+    if distribution is not None and distribution.num_processes > 1:
+        import jax
+
+        return Ranks(jax.process_index(), jax.process_count(), sees_all=True)
+    return ALONE
+
+
+def start_torch():
+    """Join the processes that `torchrun` has started, on the GPU of this one where there are GPUs.
+
+    Raises:
+        ValueError: `torchrun` has not started this process.
+    """
+    import torch
+
+    if _is_started():
+        return
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "mesh ('data'): on torch a process for each device is started by torchrun, and this was not: "
+            "`torchrun --nproc-per-node 2 script.py`."
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"LOCAL_RANK ({local}) has no GPU: there are {torch.cuda.device_count()}, and torchrun has started "
+                "more processes on this machine."
+            )
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    check_agreed(seed())
+
+
+def _is_started():
+    import torch.distributed
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def check_agreed(facts):
+    """Raise `ValueError` in all processes unless all have the same facts.
+
+    Args:
+        facts: dict name -> what tells one from another by its `repr`.
+    """
+    mine = {fact: hashlib.sha256(repr(value).encode()).hexdigest() for fact, value in facts.items()}
+    for rank, theirs in enumerate(_gathered(mine)):
+        for fact in mine:
+            if theirs.get(fact) != mine[fact]:
+                raise ValueError(f"{fact} of process {rank} is another than that of process {ranks().index}.")
+
+
+def seed():
+    """The seed that `keras.utils.set_random_seed` has set, for `check_agreed`."""
+    return {"the seed of keras.utils.set_random_seed": rng_utils.get_random_seed()}
+
+
+def _gathered(value):
+    """The values of all ranks, which JSON holds: a list."""
+    if name() == "torch":
+        import torch.distributed
+
+        found = [None] * ranks().count
+        torch.distributed.all_gather_object(found, value)
+        return found
+    from jax.experimental import multihost_utils
+
+    written = np.frombuffer(json.dumps(value).encode(), "uint8")
+    sizes = multihost_utils.process_allgather(np.array(len(written), "int32"))
+    padded = np.zeros(sizes.max(), "uint8")
+    padded[: len(written)] = written
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def broadcast(variables):
+    """Give variables the values that they have in the first process."""
+    if name() != "torch":
+        return
+    import torch
+
+    for variable in variables:
+        torch.distributed.broadcast(variable.value.data, 0)
+
+
+def wait():
+    """Wait for all processes to come here."""
+    if name() == "torch":
+        import torch
+
+        torch.distributed.barrier()
+    else:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("kerasllm")
+
+
+@contextlib.contextmanager
+def averaged(optimizer):
+    """Inside it, an optimizer of torch applies the average of all ranks' gradients."""
+    import torch
+
+    apply = optimizer.apply
+
+    def apply_average(gradients, variables=None):
+        there = [g for g in gradients if g is not None]
+        for dtype in {g.dtype for g in there}:
+            same = [g for g in there if g.dtype == dtype]
+            flat = torch.cat([g.reshape(-1) for g in same])
+            torch.distributed.all_reduce(flat)
+            flat /= ranks().count
+            for g, part in zip(same, flat.split([g.numel() for g in same]), strict=True):
+                g.copy_(part.view_as(g))
+        return apply(gradients, variables)
+
+    vars(optimizer)["apply"] = apply_average  # past Keras's tracking
+    try:
+        yield
+    finally:
+        del vars(optimizer)["apply"]
+
+
+@contextlib.contextmanager
+def summed(variables):
+    """Inside it, variables of metrics have the sums over all ranks."""
+    import torch
+
+    before = [v.value.clone() for v in variables]
+    try:
+        with torch.no_grad():
+            for variable in variables:
+                total = variable.value.clone()
+                torch.distributed.all_reduce(total)
+                variable.assign(total)
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+def replicas():
+    """How many replicas of TensorFlow's take a step together, of whose losses Keras's are the share 1 / replicas."""
+    if name() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def share_of_replica(count):
+    """What a replica's mean loss is times in the mean of all, of which it counts `count`: None where it is all.
+
+    TensorFlow adds the gradients of R replicas, each of 1 / R of its mean. So this is R n_r / (n_1 + ... + n_R).
+    """
+    if replicas() == 1:
+        return None
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None:  # nothing is computed: Keras looks at shapes
+        return None
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+    return replicas() * count / tf.maximum(total, 1e-30)
+
+
+def start_replicas(count, devices=None):
+    """Begin to train copies of a model, one on each device: on torch a process for each, on TensorFlow in this one.
+
+    Args:
+        count: how many, -1 for as many as there are.
+        devices: names of them, on TensorFlow.
+
+    Raises:
+        ValueError: there are others than `count`.
+    """
+    if name() == "torch":
+        if devices is not None:
+            raise ValueError(f"devices ({shown(devices)}) must be None on torch: torchrun says which each process has.")
+        start_torch()
+        there, what = ranks().count, ranks()
+    else:
+        import tensorflow as tf
+
+        devices = devices or [device.name for kind in ("GPU", "CPU") for device in tf.config.list_logical_devices(kind)]
+        kinds = [device for device in devices if "GPU" in device.upper()]
+        there, what = len(kinds or devices), tf.distribute.MirroredStrategy(kinds or devices)
+        tf.distribute.experimental_set_strategy(what)
+    if count not in (-1, there):
+        raise ValueError(f"mesh: 'data' ({count}) must be the number of devices, {there}.")
+    return what

@@ -1,0 +1,73 @@
+"""`fit` and `evaluate` of several processes that train one model: each has its rows, one prints and writes."""
+
+import contextlib
+import inspect
+
+import keras
+
+from kerasllm import backend
+from kerasllm.arguments import shown
+from kerasllm.training.comparing import described_run
+from kerasllm.training.losses import MEANS
+from kerasllm.training.shards import Shard
+
+WRITERS = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard, keras.callbacks.RemoteMonitor)
+
+
+@contextlib.contextmanager
+def fitted_together(model, arguments):
+    """Inside it, `fit` with these arguments, a dict, is that of all processes.
+
+    Raises:
+        ValueError: data, model or settings are others than those of another process, or nothing can tell which rows
+            each has; in all processes, and before the first step.
+    """
+    ranks = backend.ranks()
+    if ranks.count == 1:
+        yield
+        return
+    backend.check_agreed(_facts(model, arguments))
+    if ranks.index:
+        arguments["verbose"] = 0
+        callbacks = keras.tree.flatten(arguments.get("callbacks") or [])
+        arguments["callbacks"] = [callback for callback in callbacks if not isinstance(callback, WRITERS)]
+    validation, *_ = keras.utils.unpack_x_y_sample_weight(arguments.get("validation_data"))
+    with sharded(model, "x", arguments.get("x")), sharded(model, "validation_data", validation):
+        if ranks.sees_all:
+            yield
+            return
+        backend.broadcast(model.variables)
+        with backend.averaged(model.optimizer):
+            yield
+
+
+def sharded(model, name, data):
+    """Inside it, a dataset of ours gives this process's rows of each batch; without several processes all."""
+    ranks = backend.ranks()
+    if ranks.count == 1 or data is None:
+        return contextlib.nullcontext()
+    if not hasattr(data, "sharded"):
+        raise ValueError(
+            f"{name} ({shown(data)}) must be a dataset of kerasllm.training in a run of {ranks.count} processes: it "
+            "knows which rows each has, and what they count."
+        )
+    for loss in keras.tree.flatten(model.loss):
+        if not ranks.sees_all and getattr(loss, "label_kind", None) in ("pairs", "scored pairs"):
+            raise ValueError(
+                f"loss ({type(loss).__name__}) compares the rows of a batch with one another, which are in "
+                f"{ranks.count} processes: train it in one, or on JAX."
+            )
+        if not ranks.sees_all and getattr(loss, "reduction", MEANS[0]) not in MEANS:
+            raise ValueError(f"loss: reduction ({loss.reduction!r}) must be a mean in a run of several processes.")
+    if ranks.sees_all:
+        return data.sharded(Shard(ranks.index, ranks.count, multiple=backend.rows_multiple()))
+    return data.sharded(Shard(ranks.index, ranks.count, num_counted=model.count_of_batch))
+
+
+def _facts(model, arguments):
+    """What must be the same in all processes."""
+    defaults = {p.name: p.default for p in inspect.signature(keras.Model.fit).parameters.values()}
+    run = described_run(model, {**defaults, **arguments}, [])
+    names = {"model": "model", "optimizer": "optimizer", "compile": "compile", "data": "x", "fit": "an argument of fit"}
+    names["validation_data"] = "validation_data"
+    return {name: run[fact] for fact, name in names.items()} | {"epochs": arguments.get("epochs", 1)}
