@@ -169,6 +169,7 @@ def test_too_long_chats_are_cut_dropped_or_refused(tokenizer):
         ChatDataset(chats[2:], tokenizer, max_length=8, too_long="truncate")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("packing", [None, "best_fit"])
 def test_a_model_learns_the_answers_alone(packing, tokenizer):
     sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": 64, "dropout": 0.0}

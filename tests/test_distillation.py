@@ -74,6 +74,7 @@ def test_a_student_learns_what_its_teacher_says_and_no_other_weight_moves():
     assert student.fit(X, LABELS, verbose=0).history["loss"][0] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.once("torch")
 def test_classifiers_of_other_inputs_and_files_without_the_teacher(tmp_path):
     tokenizer = kerasllm.Tokenizer.train_wordpiece(TEXTS, 60)
     sizes = {**SIZES, "max_sequence_length": 12, "labels": ["a", "b", "c"], "tokenizer": tokenizer}

@@ -268,6 +268,7 @@ def test_a_table_of_both_sides_begins_as_large_as_both_can_use(tie, expected):
     np.testing.assert_allclose(ops.convert_to_numpy(table.value).std(), expected, rtol=0.05)
 
 
+@pytest.mark.once("torch")
 def test_lora_and_int8_of_a_shared_table_are_saved_and_generate(tmp_path):
     model = LSTMTranslator(V, V, hidden_dim=8, tie_embeddings=True, share_embeddings=True, input_feeding=True)
     table = model.encoder.embedding

@@ -124,6 +124,7 @@ def make(name):
     return model
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("name", ["GPT", "LSTMTranslator", *(name for name in MODELS if name.startswith("BERT"))])
 def test_each_function_says_what_proves_it(name):
     for format, (key, given) in FORMATS.items():

@@ -164,7 +164,7 @@ CASES = [
     pytest.param("gru", "litert", {"batch_size": 2, "max_length": 20}, marks=pytest.mark.slow),
     ("general", "litert", {"signatures": ["encode", "decode"], "max_length": 16}),
     pytest.param("simple", "litert", {"signatures": ["translate"], "max_length": 16}, marks=pytest.mark.slow),
-    ("fed", "litert", {"max_length": 16}),
+    pytest.param("fed", "litert", {"max_length": 16}, marks=pytest.mark.slow),
     ("fed gru", "tf_saved_model", {"signatures": ["forward", "translate", "translate_beams"]}),
     ("penalties", "litert", {"signatures": ["translate", "translate_beams"]}),
     pytest.param("summarizer", "tf_saved_model", {"signatures": ["translate_beams"]}, marks=pytest.mark.slow),

@@ -21,6 +21,7 @@ def fit(model):
     model.fit(inputs, np.array([0, 1]), verbose=0)
 
 
+@pytest.mark.once("tensorflow", "torch")
 def test_what_is_frozen_stays_and_files_keep_it(tmp_path):
     model = model_of()
     fit(model)

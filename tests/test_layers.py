@@ -168,6 +168,7 @@ def make_embed():
     return embedding
 
 
+@pytest.mark.once("tensorflow", "torch")
 @pytest.mark.filterwarnings("error:.*does not support masking.*")
 def test_layers_read_keras_masks_and_pass_them_on():
     embed = make_embed()

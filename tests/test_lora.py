@@ -68,7 +68,7 @@ def with_numbers(model, seed=0):
     return model
 
 
-@pytest.mark.in_turn
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("name", CLASSES)
 def test_peft_files_open_and_answer_as_with_peft(name, tmp_path):
     model = model_of(name)

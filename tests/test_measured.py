@@ -111,6 +111,7 @@ def test_chunks_train_the_factors_of_lora(name):
     check_alike(model)
 
 
+@pytest.mark.once("tensorflow", "torch")
 def test_chunks_under_mixed_precision():
     model = MODELS["translator"](dtype="mixed_bfloat16")
     weights = model.get_weights()

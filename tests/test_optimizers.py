@@ -307,7 +307,8 @@ def test_measuring_the_norm_changes_nothing_that_is_saved(tmp_path):
         model.optimizer.measures_gradient_norm = "yes"
 
 
-@pytest.mark.parametrize("optimizer", [AdamW, Muon, keras.optimizers.Adam, keras.optimizers.SGD])
+@pytest.mark.in_turn
+@pytest.mark.parametrize("optimizer", [AdamW, keras.optimizers.SGD, Muon, keras.optimizers.Adam])
 def test_texts_are_those_of_the_weights_after_each_step(optimizer):
     model = GPT(20, 1, 2, 8, max_sequence_length=8, dropout=0.0, initializer_range=0.5)
     model.compile(optimizer(0.1), TokenCrossentropy())

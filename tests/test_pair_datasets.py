@@ -110,6 +110,7 @@ def test_texts_are_read_as_the_model_embeds_them():
     assert (scored[1][::2] == scored[1][1::2]).all()
 
 
+@pytest.mark.once("torch")
 def test_embedders_learn_from_pairs_and_from_scores():
     model = embedder()
     data = PairDataset(PAIRS[:16], model, batch_size=8, multiple=32)

@@ -69,6 +69,7 @@ def test_the_tokenizers_cls_and_sep_begin_and_end_a_summary(bert_folder):
     assert [row[row >= 0][-1] for row in labels] == [tokenizer().sep_id] * 4
 
 
+@pytest.mark.once("torch")
 def test_it_learns_to_summarise():
     keras.utils.set_random_seed(0)
     model = tiny(share=True)

@@ -297,6 +297,7 @@ def translator(**compiled):
     return model
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("steps", "jit"), [(1, "auto"), (3, True)])
 def test_fit_takes_batches_of_different_numbers_of_rows(steps, jit):
     """It learns what a loop over `train_on_batch` does, with several steps in an execution too."""
@@ -589,6 +590,7 @@ def tiny_model(dataset):
     return model
 
 
+@pytest.mark.in_turn
 @KINDS
 def test_fit_trains_alike_with_any_number_of_workers(make):
     model = tiny_model(make())
@@ -650,6 +652,7 @@ def recorded_batches(dataset):
     return seen
 
 
+@pytest.mark.once("torch")
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_resumed_fit_sees_the_batches_of_its_epoch(workers, tmp_path):
     model = GPTModel(GPT.vocabulary_size, num_layers=1, num_heads=1, hidden_dim=4, max_sequence_length=16)

@@ -63,6 +63,7 @@ def test_variables_get_the_values_in_their_dtype_and_memory_of_their_own(dtype, 
     np.testing.assert_array_equal(np.load(tmp_path / "values.npy"), values)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
 def test_the_memory_taken_is_that_of_the_variables(dtype, size, tmp_path):
     rows, width = 2**14, 2**10  # 64 MB in the file
