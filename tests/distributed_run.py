@@ -98,8 +98,13 @@ CASES = {
 }
 
 
-def run(case):
-    """Weights before and after two epochs, their history, what is measured and predicted, and texts."""
+def run(case, folder=None):
+    """Weights before and after two epochs, their history, what is measured and predicted, and texts.
+
+    Args:
+        case: its name.
+        folder: where a GPT is saved, and opened again.
+    """
     keras.utils.set_random_seed(0)
     model, data, options = CASES[case]()
     before = weights(model)
@@ -108,6 +113,10 @@ def run(case):
     found = {"history": history, "before": before, "weights": weights(model)}
     found["measured"] = model.evaluate(x, y, verbose=0, return_dict=True, **options)
     if isinstance(data, tuple):
+        if folder:
+            model.save(f"{folder}/model.keras")
+            model.save_to_preset(f"{folder}/preset")
+            found["reopened"] = kerasllm.GPT.from_preset(f"{folder}/preset").predict_on_batch(x)
         found["predicted"] = model.predict({k: v[:11] for k, v in x.items()}, verbose=0, batch_size=8)
         found["text"] = model.generate([[1, 2, 3], [4, 5], [6]], max_new_tokens=6, temperature=0.7, seed=3)
         found["beams"] = model.generate([[1, 2, 3], [4, 5]], max_new_tokens=6, num_beams=2)
@@ -148,7 +157,7 @@ def main(out, *meshes):
     found = {}
     for mesh in meshes:
         kerasllm.distribute(json.loads(mesh) if mesh.startswith("{") else mesh)
-        found[mesh] = {case: run(case) for case in os.environ["CASES"].splitlines()}
+        found[mesh] = {case: run(case, os.path.dirname(out)) for case in os.environ["CASES"].splitlines()}
     with open(f"{out}{os.environ.get('RANK', '')}", "wb") as file:
         pickle.dump(found, file)
 

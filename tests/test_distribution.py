@@ -8,10 +8,14 @@ import socket
 import subprocess
 import sys
 
+import distributed_run
 import keras
 import numpy as np
 import pytest
-from distributed_run import run
+
+import kerasllm
+from kerasllm.distribution.rules import split_axis
+from kerasllm.distribution.setting import read_mesh
 
 PROGRAM = pathlib.Path(__file__).with_name("distributed_run.py")
 BACKEND = keras.backend.backend()
@@ -21,7 +25,7 @@ BOTH = '{"data": 2, "model": 4}'
 @functools.cache
 def alone(case):
     """What a case comes to on one device."""
-    return run(case)
+    return distributed_run.run(case)
 
 
 def in_children(folder, cases, *meshes, count=1, **environment):
@@ -87,6 +91,12 @@ def test_eight_devices_come_to_what_one_does(mesh, tmp_path):
     found, printed = in_children(tmp_path, cases, mesh, **devices(8))
     for case in cases:
         check_equal(found[mesh][case], alone(case))
+    # What is split is saved whole, and opened in parts or on one device.
+    learnt = found[mesh][cases[1]]
+    for model in (keras.saving.load_model(tmp_path / "model.keras"), kerasllm.GPT.from_preset(tmp_path / "preset")):
+        outputs = model.predict(distributed_run.gpt()[1][0], verbose=0)
+        np.testing.assert_allclose(outputs, learnt["reopened"], atol=2e-5)
+        np.testing.assert_allclose(outputs[:11], learnt["predicted"], atol=2e-5)
     if mesh == BOTH:
         assert "attention/key/kernel x 2: its 2 heads do not divide by the 4 devices of 'model'" in printed
 
@@ -104,3 +114,81 @@ def test_two_processes_or_replicas_come_to_what_one_does(tmp_path):
 def test_means_of_means_are_told_apart(tmp_path):
     found, _ = in_children(tmp_path, ["transformer"], "data", count=1 if BACKEND == "tensorflow" else 2, WRONG="1")
     assert max(steps_apart(found["data"]["transformer"], alone("transformer")).values()) > 1e-2
+
+
+MODELS = {
+    "gpt": lambda: kerasllm.GPT(40, **SMALL, gated=True, tie_embeddings=False),
+    "t5": lambda: kerasllm.TransformerTranslator(40, 40, **SMALL, positions="relative", gated=True),
+    "masked lm": lambda: kerasllm.BERTMaskedLM(40, **SMALL, embedding_dim=8),
+    "tagger": lambda: kerasllm.BERTTokenClassifier(40, **SMALL, labels=["x", "y"]),
+    "answerer": lambda: kerasllm.BERTQuestionAnswerer(40, **SMALL),
+    "lstm": lambda: kerasllm.LSTMTranslator(40, 40, num_layers=2, hidden_dim=16, input_feeding=True),
+    "rnn": lambda: kerasllm.RNNLanguageModel(40, hidden_dim=16, num_attention_heads=2),
+}
+SMALL = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16}
+
+
+@pytest.mark.once("torch")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_rule_knows_every_matrix(name):
+    model = MODELS[name]()
+    if name == "gpt":
+        kerasllm.add_lora(model, 4)
+    for variable in model.variables:
+        axis = split_axis(variable.path, tuple(variable.shape))
+        assert axis is None or axis < len(variable.shape)
+    if name == "gpt":
+        found = {v.path.removeprefix("decoder/block_0/"): split_axis(v.path, v.shape) for v in model.variables}
+        assert found["attention/query/kernel"] == 1 and found["attention/query/bias"] == 0
+        assert found["attention/output/kernel"] == 0 and found["attention/output/bias"] is None
+        assert found["attention/query/lora_kernel_a"] is None and found["attention/query/lora_kernel_b"] == 1
+        assert found["feed_forward/output/lora_kernel_a"] == 0 and found["feed_forward/output/lora_kernel_b"] is None
+        assert found["decoder/embeddings/token/embeddings"] == 0 and found["head/kernel"] == 1
+    with pytest.raises(KeyError):
+        split_axis("mine/attention/mystery/kernel", (4, 4))
+
+
+@pytest.mark.once("torch")
+def test_parts_of_batches_are_the_whole():
+    words = distributed_run.tokenizer()
+    pairs = list(zip(distributed_run.texts(1, 21), distributed_run.texts(2, 21), strict=True))
+    whole = kerasllm.training.TranslationDataset(pairs, words, words, batch_size=8, multiple=4)
+    parts = [kerasllm.training.TranslationDataset(pairs, words, words, batch_size=8, multiple=4) for _ in range(3)]
+    for index, part in enumerate(parts):
+        assert part.shard(index, 3) is part and len(part) == len(whole)
+    for epoch in (0, 1):
+        for dataset in (whole, *parts):
+            dataset.epoch = epoch
+        for i in range(len(whole)):
+            together = keras.tree.map_structure(lambda *rows: np.concatenate(rows), *[part[i] for part in parts])
+            keras.tree.map_structure(np.testing.assert_array_equal, together, whole[i])
+    with pytest.raises(ValueError, match=r"index \(3\) must be below count \(3\)"):
+        whole.shard(3, 3)
+
+
+def test_what_is_wrong_is_named():
+    for mesh in ("all", {}, {"rows": 2}, {"data": 0}, {"data": "2"}, 8):
+        with pytest.raises(ValueError, match=r"mesh \(.*\) must be 'data', 'fsdp', 'model' or a dict"):
+            read_mesh(mesh)
+    with pytest.raises(ValueError, match="must have one axis of -1 at most"):
+        read_mesh({"data": -1, "model": -1})
+    with pytest.raises(ValueError, match="shard_weights"):
+        kerasllm.distribute("data", shard_weights="yes")
+    with pytest.raises(ValueError, match=r"64"):
+        kerasllm.distribute({"data": 64})
+    if BACKEND != "jax":
+        with pytest.raises(ValueError, match="must be 'data' on .*: JAX splits weights"):
+            kerasllm.distribute("fsdp")
+        return
+    before = distributed_run.gpt()[0]
+    try:
+        kerasllm.distribute("data")
+        with pytest.raises(ValueError, match="was built without a mesh of devices, and now another is set"):
+            before.generate([[1, 2]], max_new_tokens=2)
+        during = distributed_run.gpt()[0]
+    finally:
+        kerasllm.distribute(None)
+    x, y = distributed_run.gpt()[1]
+    with pytest.raises(ValueError, match="was built on a mesh of devices, and now none is set"):
+        during.fit(x, y)
+    before.evaluate(x, y, verbose=0)

@@ -18,7 +18,17 @@ from kerasllm.backend.kernels import (
 from kerasllm.backend.linear_crossentropy import Product, linear_crossentropy
 from kerasllm.backend.meshes import Whole, check_placed, in_parts, notes_of, placed, placement, rows_multiple, spread
 from kerasllm.backend.optimizers import adamw_class, muon_class
-from kerasllm.backend.ranks import averaged, broadcast, check_agreed, ranks, replicas, share_of_replica
+from kerasllm.backend.ranks import (
+    averaged,
+    broadcast,
+    check_agreed,
+    one_writer,
+    ranks,
+    replicas,
+    share_of_replica,
+    summands,
+    sums,
+)
 from kerasllm.backend.recurrence import dense_recurrence, gru, lstm, not_folded, scan, simple_rnn
 from kerasllm.backend.rematerialization import rematerialized
 
@@ -50,6 +60,7 @@ __all__ = [
     "name",
     "not_folded",
     "notes_of",
+    "one_writer",
     "placed",
     "placement",
     "product_with_table",
@@ -62,6 +73,8 @@ __all__ = [
     "share_of_replica",
     "small_masked_scores",
     "spread",
+    "summands",
+    "sums",
     "token_crossentropy",
     "while_loop",
     "without_gradient",

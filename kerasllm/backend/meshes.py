@@ -222,6 +222,15 @@ def notes_of(model):
     return [f"{path}{f' x {n}' if n > 1 else ''}: {note}" for (path, note), n in groups.items()]
 
 
+def in_its_parts(array, layout):
+    """A numpy array as one of JAX's, of which each device of a layout is given its part alone."""
+    import jax
+
+    return jax.make_array_from_callback(
+        array.shape, layout.backend_layout, lambda part: np.ascontiguousarray(array[part])
+    )
+
+
 def rows_multiple():
     """What the rows of a batch of all processes must be a multiple of, so that each device has as many."""
     return current().sizes[DATA]

@@ -54,20 +54,11 @@ def ranks():
 
 
 def start_torch():
-    """Join the processes that `torchrun` has started, on the GPU of this one where there are GPUs.
-
-    Raises:
-        ValueError: `torchrun` has not started this process.
-    """
+    """Join the processes that `torchrun` has started, if it has, on the GPU of this one where there are GPUs."""
     import torch
 
-    if _is_started():
+    if _is_started() or "WORLD_SIZE" not in os.environ:
         return
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            "mesh ('data'): on torch a process for each device is started by torchrun, and this was not: "
-            "`torchrun --nproc-per-node 2 script.py`."
-        )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -170,6 +161,54 @@ def averaged(optimizer):
         del vars(optimizer)["apply"]
 
 
+def sums(variables):
+    """The values of a run's variables of metrics, those of all ranks together: a list of numpy arrays."""
+    if name() != "torch" or ranks().count == 1:
+        return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    with summed(variables):
+        return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+
+
+def summands(values):
+    """What this rank begins with, so that the `sums` are these values: the first has them all."""
+    return values if name() != "torch" or ranks().index == 0 else [np.zeros_like(value) for value in values]
+
+
+@contextlib.contextmanager
+def one_writer(model):
+    """Inside it, the weights of a model are there as a whole for the one process that writes; the others wait.
+
+    All processes must enter it. It gives whether this one writes.
+    """
+    here = ranks()
+    if here.count == 1:
+        yield True
+        return
+    split = [v for v in _all_variables(model) if name() == "jax" and not v.value.is_fully_replicated]
+    values = [v.value for v in split]
+    try:
+        for variable in split:
+            whole = _whole(variable.value)
+            variable._value = whole if here.index == 0 else variable._value
+        yield here.index == 0
+    finally:
+        for variable, value in zip(split, values, strict=True):
+            variable._value = value
+    wait()
+
+
+def _whole(array):
+    """An array of JAX's, of which this process has a part, in numpy."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _all_variables(model):
+    optimizer = getattr(model, "optimizer", None)
+    return [*model.variables, *(optimizer.variables if getattr(optimizer, "built", False) else [])]
+
+
 @contextlib.contextmanager
 def summed(variables):
     """Inside it, variables of metrics have the sums over all ranks."""
@@ -227,14 +266,17 @@ def start_replicas(count, devices=None):
         if devices is not None:
             raise ValueError(f"devices ({shown(devices)}) must be None on torch: torchrun says which each process has.")
         start_torch()
-        there, what = ranks().count, ranks()
+        there, how = ranks().count, "; `torchrun --nproc-per-node N script.py` starts N"
     else:
         import tensorflow as tf
 
         devices = devices or [device.name for kind in ("GPU", "CPU") for device in tf.config.list_logical_devices(kind)]
-        kinds = [device for device in devices if "GPU" in device.upper()]
-        there, what = len(kinds or devices), tf.distribute.MirroredStrategy(kinds or devices)
-        tf.distribute.experimental_set_strategy(what)
+        devices = [device for device in devices if "GPU" in device.upper()] or devices
+        there, how = len(devices), ""
     if count not in (-1, there):
-        raise ValueError(f"mesh: 'data' ({count}) must be the number of devices, {there}.")
-    return what
+        raise ValueError(f"mesh: 'data' ({count}) must be the number of devices, {there}{how}.")
+    if name() == "torch":
+        return ranks()
+    strategy = tf.distribute.MirroredStrategy(devices) if there > 1 else None
+    tf.distribute.experimental_set_strategy(strategy)
+    return tf.distribute.get_strategy()

@@ -1,9 +1,13 @@
 """Models whose variables begin with given values, without initial values made in vain."""
 
+import functools
+import mmap
+
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
+from kerasllm.backend import meshes
 from kerasllm.backend.compilation import name
 
 UNINITIALIZED = "uninitialized_variables"  # where Keras keeps those that a stateless scope has made
@@ -42,10 +46,30 @@ def built_with(build, read):
         for variable in model.weights:
             values.append(_Value(arrays[variable.path]))
             variable._initializer = values[-1]
+            if meshes.current():
+                # Keras makes the whole first, on one device or as a constant of a compiled function.
+                vars(variable)["_initialize_with_initializer"] = functools.partial(_initialize_in_parts, variable)
     for value in values:
         if value.error:
             raise value.error
     return model
+
+
+def _initialize_in_parts(variable, value):
+    """Give a variable its value on the devices of the mesh, each of which is given its part alone."""
+    del vars(variable)["_initialize_with_initializer"]
+    variable._initialize_layout()
+    array = value.host_array(variable._shape, variable.dtype)
+    variable._value = meshes.in_its_parts(array, variable._layout)
+    _forget_pages(array)
+
+
+def _forget_pages(array):
+    """Let the system take back the memory of a file's pages that were read for an array, if it is mapped."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    if array is not None and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 class _Waiting(list):
@@ -72,12 +96,22 @@ class _Value:
     def __init__(self, array):
         self.array, self.error = array, None
 
+    def host_array(self, shape, dtype):
+        """The array as it lies in a file, where it may, for parts of it to be read."""
+        try:
+            array = np.asarray(self.array)
+        except Exception as error:
+            array, self.error = np.zeros(shape, "int8"), error
+        self.array = None
+        return array.astype(keras.backend.standardize_dtype(dtype), copy=False)
+
     def __call__(self, shape, dtype=None):
         dtype = np.dtype(keras.backend.standardize_dtype(dtype))
         try:
             array = np.array(self.array, dtype, order="C")
         except Exception as error:
             array, self.error = np.zeros((), dtype), error
+        _forget_pages(self.array)
         self.array = None
         if name() != "torch":
             return keras.ops.convert_to_tensor(array)

@@ -17,8 +17,11 @@ RULES = (
     (r"feed_forward/output", ROWS),
     (r"(token|embedding)", ROWS),  # tables (V, D)
     (r"(position|segment|position_bias|attention_bias)", WHOLE),  # small tables
-    (r"head", COLUMNS),  # logits of all symbols
-    (r"(.*_head/)?(dense|pooler|projection|combine|h_\d+|c_\d+)", WHOLE),  # one or a few for a model
+    (r"(masked_lm_)?head", COLUMNS),  # logits of all symbols
+    (
+        r"(.*_head/)?(dense|pooler|projection|classifier|answer_span|combine|h_\d+|c_\d+)",
+        WHOLE,
+    ),  # one or a few for a model
     (r"cell", ROWS),  # kernels of recurrent cells, whose columns are those of several gates
 )
 """Pairs: a pattern of the end of a layer's path, and the axis of its matrix."""

@@ -8,6 +8,8 @@ from kerasllm import backend
 def sharding_summary(model, print_fn=print):
     """Print how a model's variables are split over devices, and the bytes of each device, the optimizer's with them.
 
+    Of several processes the first prints, of its own devices.
+
     Blocks that are alike have one line. The state of an optimizer is split as the weights that it belongs to; it counts
     once `fit` has made it.
 
@@ -19,6 +21,8 @@ def sharding_summary(model, print_fn=print):
         dict name of a device of this process -> bytes.
     """
     groups, sizes = {}, {}
+    if backend.ranks().index:
+        print_fn = len
     for variable in model.variables:
         placement = backend.placement(variable)
         key = re.sub(r"\d+", "*", variable.path), tuple(variable.shape), placement.split, placement.note

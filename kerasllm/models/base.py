@@ -104,7 +104,9 @@ class Model(TrainedModel):
         Raises:
             ValueError: `filepath` is no name of such a file, or cannot be written.
         """
-        if keras_files.may_write(filepath, overwrite):
+        with backend.one_writer(self) as writes:
+            if not writes or not keras_files.may_write(filepath, overwrite):
+                return
             with keras_files.replacing(filepath, is_folder=zipped is False) as place:
                 keras_files.check_room(place, self)
                 super().save(place, True, zipped, **kwargs)
@@ -118,7 +120,9 @@ class Model(TrainedModel):
         Raises:
             ValueError: `filepath` is no name of such a file, or cannot be written.
         """
-        if keras_files.may_write(filepath, overwrite):
+        with backend.one_writer(self) as writes:
+            if not writes or not keras_files.may_write(filepath, overwrite):
+                return
             with keras_files.replacing(filepath) as place:
                 keras_files.check_room(place, self, max_shard_size)
                 super().save_weights(place, True, max_shard_size)
@@ -233,10 +237,13 @@ class Model(TrainedModel):
         Raises:
             ValueError: the folder cannot be written; what was there before is whole.
         """
-        ids, arrays, changes = self.special_token_ids(), merged_arrays(self), parts.computed(parts.changes(self))
-        checkpoints.write_preset(
-            folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size, changes
-        )
+        with backend.one_writer(self) as writes:
+            if not writes:
+                return
+            ids, arrays, changes = self.special_token_ids(), merged_arrays(self), parts.computed(parts.changes(self))
+            checkpoints.write_preset(
+                folder, type(self).__name__, self.arguments, arrays, ids, self.save_assets, max_shard_size, changes
+            )
 
     @with_same_weights
     def inspect(self, inputs):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from kerasllm import writing
+from kerasllm import backend, writing
 from kerasllm.training import state_files
 
 NAME = re.compile(r"checkpoint-(\d{6,})")
@@ -37,7 +37,9 @@ class Checkpoints:
         return state_files.read(self.path(number))
 
     def write(self, number, state, also=()):
-        """Add a checkpoint; the oldest go, but for those numbers that are kept `also`."""
+        """Add a checkpoint, in one of several processes; the oldest go, but for those that are kept `also`."""
+        if backend.ranks().index:
+            return
         last = [n for n in self.numbers() if n < number and n not in also][-(self.keep - 1) :] if self.keep > 1 else []
         stay = {*last, *also, number}
 

@@ -8,8 +8,8 @@ import threading
 import time
 
 import keras
-import numpy as np
 
+from kerasllm import backend
 from kerasllm.backend.random_state import random_state, restore_random_state
 from kerasllm.training import callback_states
 from kerasllm.training.checkpoints import Checkpoints
@@ -170,7 +170,7 @@ class Run(keras.callbacks.CallbackList):
         """What validation changes: all but the weights and the optimizer."""
         return {
             "random": {"began": self.position.began, "now": now or random_state()},
-            "metrics": [np.array(keras.ops.convert_to_numpy(v)) for v in self.trained.metrics_variables],
+            "metrics": backend.sums(self.trained.metrics_variables),
             "callbacks": [callback_states.state_of(callback) for callback in self.others],
         }
 
@@ -289,7 +289,7 @@ class Run(keras.callbacks.CallbackList):
             return
         self._set_epochs(place["epochs"], "validation")
         restore_random_state(state["random"]["now"])
-        metrics = state["variables"]["metrics"]
+        metrics = backend.summands(state["variables"]["metrics"])
         self.position.resume({"taken": taken, "batch": place["batch"], "metrics": metrics, **state["random"]})
         say(f"goes on after {self._described()} ({self.checkpoints.path(self.number)}).")
 
