@@ -146,6 +146,18 @@ def go_wrong():
     shards.Shard.of = of
 
 
+def survive(folder):
+    """Train long enough for another process to be killed meanwhile; started again, to the end."""
+    keras.utils.set_random_seed(0)
+    kerasllm.distribute("data")
+    model, data, _ = CASES["transformer"]()
+    log = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: print(f"loss of epoch {epoch}: {logs['loss']:.6f}", flush=True)
+    )
+    callbacks = [kerasllm.training.ResumableTraining(folder), *([log] if os.environ["RANK"] == "0" else [])]
+    model.fit(data, epochs=int(os.environ["EPOCHS"]), verbose=0, callbacks=callbacks)
+
+
 def main(out, *meshes):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -163,4 +175,4 @@ def main(out, *meshes):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    (survive if "EPOCHS" in os.environ else main)(*sys.argv[1:])

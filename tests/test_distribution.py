@@ -4,9 +4,11 @@ import functools
 import os
 import pathlib
 import pickle
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import distributed_run
 import keras
@@ -31,22 +33,31 @@ def alone(case):
 def in_children(folder, cases, *meshes, count=1, **environment):
     """What the program comes to: dict mesh -> dict case -> dict, of the first process of `count`; what it prints."""
     environment = os.environ | {"CASES": "\n".join(cases), "OMP_NUM_THREADS": "1"} | environment
-    command, ranked = [sys.executable, PROGRAM, folder / "found", *meshes], [{}]
+    processes = started([folder / "found", *meshes], count, environment)
+    printed = [process.communicate(timeout=600)[0] for process in processes]
+    assert not any(process.returncode for process in processes), "\n".join(printed)[-4000:]
+    return pickle.loads(min(folder.glob("found*")).read_bytes()), printed[0]
+
+
+def started(arguments, count, environment):
+    """The program in `count` processes, which know of one another: those that were started, of torchrun's one."""
+    command, ranked = [sys.executable, PROGRAM, *arguments], [{}]
     if BACKEND == "torch":
         torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={free_port()}"]
         command[1:1] = torchrun
     elif count > 1:
-        keras_s = {"JOB_ADDRESSES": f"127.0.0.1:{free_port()}", "NUM_PROCESSES": str(count)}
-        ranked = [keras_s | {"PROCESS_ID": str(rank)} for rank in range(count)]
+        address = f"127.0.0.1:{free_port()}"
         ranked = [
-            {"RANK": own["PROCESS_ID"]} | {f"KERAS_DISTRIBUTION_{name}": value for name, value in own.items()}
-            for own in ranked
+            {
+                "RANK": str(rank),
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+                "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
+                "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
+            }
+            for rank in range(count)
         ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen(command, env=environment | own, **pipes) for own in ranked]
-    printed = [process.communicate(timeout=600)[0] for process in processes]
-    assert not any(process.returncode for process in processes), "\n".join(printed)[-4000:]
-    return pickle.loads(min(folder.glob("found*")).read_bytes()), printed[0]
+    return [subprocess.Popen(command, env=environment | own, **pipes) for own in ranked]
 
 
 def free_port():
@@ -192,3 +203,39 @@ def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match="was built on a mesh of devices, and now none is set"):
         during.fit(x, y)
     before.evaluate(x, y, verbose=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="replicas of TensorFlow are in one process")
+def test_a_process_that_dies_ends_the_others_and_all_go_on(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "EPOCHS": "12"}
+
+    def losses(folder, kills=False):
+        first, *others = started([folder], 2, environment)
+        lines = []
+        for line in first.stdout:
+            lines.append(line)
+            if kills and line.startswith("loss of epoch 3"):
+                victim = others[0].pid if others else last_child(first.pid)
+                os.kill(victim, signal.SIGKILL)
+                killed = time.monotonic()
+        status = first.wait(timeout=120)
+        if kills:
+            assert status != 0 and time.monotonic() - killed < 60
+            assert "heartbeat timeout" in "".join(lines) or "SIGKILL" in "".join(lines)
+        else:
+            assert status == 0, "".join(lines)[-3000:]
+        for process in others:
+            process.communicate(timeout=60)
+        return [line for line in dict.fromkeys(lines) if line.startswith("loss of epoch")]
+
+    whole = losses(tmp_path / "whole")
+    begun = losses(tmp_path / "killed", kills=True)
+    assert len(whole) == 12 > len(begun)
+    rest = losses(tmp_path / "killed")
+    assert whole[-len(rest) :] == rest and set(begun) | set(rest) == set(whole)
+
+
+def last_child(pid):
+    """The last process that another has started and that is a Python of ours: a worker of torchrun."""
+    return int(pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1])

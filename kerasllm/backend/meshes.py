@@ -18,6 +18,9 @@ from kerasllm.backend.ranks import check_agreed, seed, start_replicas
 DATA, MODEL = "data", "model"
 """The axes: along the first are the rows of a batch, along the second the parts of the weights."""
 
+VARIABLES = "NUM_PROCESSES", "PROCESS_ID", "JOB_ADDRESSES"
+HEARTBEAT_SECONDS = 30  # without a sign of life of a process the others end
+
 _parts = contextvars.ContextVar("parts", default=None)
 
 
@@ -60,11 +63,25 @@ def spread(sizes, devices=None, split_axis=None, shards_weights=False):
 
 
 def _join_processes():
-    """Join the processes that Keras's environment variables name, before JAX looks for devices."""
-    import jax
+    """Join the processes that Keras's environment variables name, before JAX looks for devices.
 
-    if os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", "1") != "1" and not jax.distributed.is_initialized():
-        keras.distribution.initialize()
+    As `keras.distribution.initialize`, which waits 100 seconds for a process that is gone.
+    """
+    import jax
+    from keras.src.backend.jax.distribution_lib import initialize_rng
+
+    count, rank, addresses = (os.environ.get(f"KERAS_DISTRIBUTION_{name}") for name in VARIABLES)
+    if count in (None, "1") or jax.distributed.is_initialized():
+        return
+    if not (addresses and count.isdecimal() and rank and rank.isdecimal() and int(rank) < int(count)):
+        raise ValueError(
+            f"KERAS_DISTRIBUTION_NUM_PROCESSES ({count}), _PROCESS_ID ({rank}) and _JOB_ADDRESSES ({addresses}) must "
+            "be a number, one below it, and the first process's host:port."
+        )
+    jax.distributed.initialize(
+        addresses.partition(",")[0], int(count), int(rank), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
+    initialize_rng()
 
 
 def _place_each_batch():

@@ -249,8 +249,26 @@ class Run(keras.callbacks.CallbackList):
         place, epochs = state["place"], self.arguments["epochs"]
         if place["finished"] and not place["stopped"] and epochs > place["epoch"]:
             state = self.checkpoints.read(numbers[-2])  # before what ends a run
+        if backend.ranks().index:
+            state = self._with_own_callbacks(state)
         self._check(state)
         return state
+
+    def _with_own_callbacks(self, state):
+        """A state that the first of several processes has written, with the callbacks of this one, which has fewer."""
+        saved, places = list(state["compared"]["callbacks"].items()), []
+        names, own = (
+            [name.partition(" ")[2] for name, _ in saved],
+            [type(callback).__name__ for callback in self.others],
+        )
+        for name in own:
+            start = places[-1] + 1 if places else 0
+            if name not in names[start:]:
+                raise ValueError(f"callbacks: the first process has no {name} there: it has {', '.join(names)}.")
+            places.append(names.index(name, start))
+        described = {f"{i} {names[place]}": saved[place][1] for i, place in enumerate(places)}
+        callbacks = [state["callbacks"][place] for place in places]
+        return {**state, "compared": {**state["compared"], "callbacks": described}, "callbacks": callbacks}
 
     def _check(self, state):
         """Raise `ValueError` where a checkpoint is of another run, with the difference."""
