@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import kerasllm
+from kerasllm import backend
 from kerasllm.distribution.rules import split_axis
 from kerasllm.distribution.setting import read_mesh
 
@@ -177,7 +178,7 @@ def test_parts_of_batches_are_the_whole():
         whole.shard(3, 3)
 
 
-def test_what_is_wrong_is_named():
+def test_what_is_wrong_is_named(monkeypatch):
     for mesh in ("all", {}, {"rows": 2}, {"data": 0}, {"data": "2"}, 8):
         with pytest.raises(ValueError, match=r"mesh \(.*\) must be 'data', 'fsdp', 'model' or a dict"):
             read_mesh(mesh)
@@ -197,6 +198,14 @@ def test_what_is_wrong_is_named():
         with pytest.raises(ValueError, match="was built without a mesh of devices, and now another is set"):
             before.generate([[1, 2]], max_new_tokens=2)
         during = distributed_run.gpt()[0]
+        monkeypatch.setattr(backend.meshes.current(), "sizes", {"data": 4, "model": 1})
+        x, y = distributed_run.gpt()[1]
+        with pytest.raises(ValueError, match=r"batch_size \(6\) must be a multiple of the number of devices"):
+            during.fit(x, y, batch_size=6)
+        data = distributed_run.classifier()[1]
+        data.batch_tokens = 100
+        with pytest.raises(ValueError, match=r"batch_tokens \(100\) makes batches of any number of rows"):
+            during.evaluate(data)
     finally:
         kerasllm.distribute(None)
     x, y = distributed_run.gpt()[1]

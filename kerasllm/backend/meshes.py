@@ -57,6 +57,11 @@ def spread(sizes, devices=None, split_axis=None, shards_weights=False):
         mesh = Mesh(_filled(sizes, len(devices)), devices, split_axis, shards_weights)
         if mesh.num_processes > 1:
             check_agreed({"mesh": mesh.sizes, **seed()})
+            if mesh.sizes[DATA] % mesh.num_processes:
+                raise ValueError(
+                    f"mesh: 'data' ({mesh.sizes[DATA]}) must be a multiple of the number of processes, "
+                    f"{mesh.num_processes}, each of which has rows of its own."
+                )
     keras.distribution.set_distribution(mesh)
     _place_each_batch()
     return mesh
@@ -250,7 +255,7 @@ def in_its_parts(array, layout):
 
 def rows_multiple():
     """What the rows of a batch of all processes must be a multiple of, so that each device has as many."""
-    return current().sizes[DATA]
+    return 1 if current() is None else current().sizes[DATA]
 
 
 def placed(array):

@@ -13,11 +13,16 @@ SHORT = {"data": ({"data": -1}, False), "fsdp": ({"data": -1}, True), "model": (
 def distribute(mesh="data", shard_weights=False, devices=None):
     """Spread the models that are built from now on, and their batches, over several devices.
 
+    `fit`, `evaluate` and what models do with texts then run as on one device, and compute the same.
+
     On JAX that is a `keras.distribution` over all devices, those of other processes too: rows of a batch along the axis
-    "data", heads, channels of feed-forwards and the vocabulary along "model". `fit`, `evaluate`, `predict` and what
-    models do with texts then run as on one device, and compute the same. Rules on the names of our layers say what is
-    split (`kerasllm.distribution.rules`); what cannot be is printed when a model is built, and in
-    `sharding_summary(model)`.
+    "data"; heads, channels of feed-forwards and the vocabulary along "model". Rules on the names of our layers say what
+    is split (`kerasllm.distribution.rules`); what cannot be is printed when a model is built, and in
+    `sharding_summary(model)`. Several processes are those that Keras's variables KERAS_DISTRIBUTION_JOB_ADDRESSES,
+    _NUM_PROCESSES and _PROCESS_ID name, or that `jax.distributed.initialize()` has joined.
+
+    On TensorFlow there is a copy of a model on each GPU of the machine (`tf.distribute.MirroredStrategy`), on PyTorch
+    in each process of `torchrun`: the mesh is "data", and holds until the end of the program.
 
     Args:
         mesh: dict axis -> number of devices, "data", "model" or both, -1 for all that are left; or for short "data",
@@ -27,10 +32,12 @@ def distribute(mesh="data", shard_weights=False, devices=None):
         devices: list of names, such as "gpu:0", in the order of the mesh. Default: all that Keras lists.
 
     Returns:
-        What is set, a `keras.distribution.Distribution`.
+        What is set: a `keras.distribution.Distribution`, a strategy of TensorFlow's, or which process this is of how
+        many (`index`, `count`).
 
     Raises:
-        ValueError: the mesh has more or fewer places than there are devices.
+        ValueError: the mesh has more or fewer places than there are devices; the backend cannot have it; another
+            process has another mesh or seed.
 
     Example:
         >>> kerasllm.distribute({"data": 2, "model": 4})

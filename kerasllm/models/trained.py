@@ -15,7 +15,7 @@ from kerasllm.arguments import shown
 from kerasllm.generation.sharing import changes_weights, measures, with_same_weights
 from kerasllm.models.measured import MeasuredModel
 from kerasllm.training.limits import Limits
-from kerasllm.training.ranked import fitted_together, sharded
+from kerasllm.training.ranked import check_batches, fitted_together, sharded
 from kerasllm.training.resuming import running
 
 DATA = ("x", "y", "sample_weight")  # arguments of Keras's methods
@@ -138,6 +138,8 @@ class TrainedModel(MeasuredModel):
         for name in needed:
             if data.get(name) is None and (name == "x" or isinstance(x, Mapping) and self.loss is not None):
                 raise ValueError(f"{name} (None) must be given: x a dict of {', '.join(self.input)}, y its labels.")
+        if tensors:  # and not one batch
+            check_batches(x, data.get("batch_size"))
         if hasattr(x, "kept_to"):
             with x.kept_to(Limits.of(self), ahead):
                 yield

@@ -64,6 +64,26 @@ def sharded(model, name, data):
     return data.sharded(Shard(ranks.index, ranks.count, num_counted=model.count_of_batch))
 
 
+def check_batches(x, batch_size=None):
+    """Raise `ValueError` where most batches do not divide over the devices of a mesh, each of which would compute all.
+
+    Args:
+        x: a dataset of ours, or arrays.
+        batch_size: rows of a batch of arrays. Default: Keras's 32.
+    """
+    over = backend.rows_multiple()
+    if over == 1:
+        return
+    if getattr(x, "batch_tokens", None) is not None:
+        raise ValueError(
+            f"batch_tokens ({x.batch_tokens}) makes batches of any number of rows, which the {over} devices of 'data' "
+            f"do not divide: give the dataset a batch_size, a multiple of {over}."
+        )
+    rows = getattr(x, "batch_size", None) or batch_size or 32
+    if rows % over:
+        raise ValueError(f"batch_size ({rows}) must be a multiple of the number of devices of 'data', {over}.")
+
+
 def _facts(model, arguments):
     """What must be the same in all processes."""
     defaults = {p.name: p.default for p in inspect.signature(keras.Model.fit).parameters.values()}
