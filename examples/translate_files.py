@@ -38,8 +38,9 @@ SIZES = {
         "base": {"num_layers": 6, "num_heads": 8, "hidden_dim": 512, "intermediate_dim": 2048},
     },
 }
-# On Tatoeba the tiny LSTM comes to BLEU 38.8 in 7 epochs; the tiny Transformer to 36.8, greedy, in 21 of its 40. The
-# others are not measured.
+# On Tatoeba (test set, 5 beams, PyTorch) the tiny LSTM comes to BLEU 40.2 in about 20 minutes of one core, the tiny
+# Transformer to 40.5 in 75. Input feeding takes 1.7 times as long and gains nothing in equal time; forget gates that begin
+# at 0 neither. The others are not measured.
 RECIPES = {
     "lstm": {
         "tiny": {"vocabulary_size": 6000, "batch_tokens": 512, "learning_rate": 3e-3, "dropout": 0.3, "epochs": 10},
