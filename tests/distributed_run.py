@@ -14,6 +14,7 @@ import numpy as np
 
 import kerasllm
 from kerasllm.training import (
+    AdamW,
     ClassificationDataset,
     Perplexity,
     TokenAccuracy,
@@ -64,7 +65,7 @@ def gpt(chunk_size=None, lora=False, **options):
     return model, (x, np.where(mask, ids[:, 1:], -1)), {"batch_size": 8}
 
 
-def translator(kind, **options):
+def translator(kind, optimizer=optimizer, **options):
     words = tokenizer()
     sizes = (
         {"hidden_dim": 32, "dropout": 0.0} if kind is kerasllm.LSTMTranslator else {**SMALL, "max_sequence_length": 32}
@@ -93,6 +94,10 @@ CASES = {
     "gpt, LoRA": lambda: gpt(lora=True),
     "transformer": lambda: translator(kerasllm.TransformerTranslator),
     "transformer, accumulation": lambda: translator(kerasllm.TransformerTranslator, gradient_accumulation_steps=2),
+    # Clipping takes the norm of the gradients of all rows.
+    "transformer, AdamW": lambda: translator(
+        kerasllm.TransformerTranslator, AdamW, learning_rate=1e-2, global_clipnorm=1.0
+    ),
     "lstm": lambda: translator(kerasllm.LSTMTranslator),
     "classifier": classifier,
 }

@@ -76,20 +76,21 @@ def steps_apart(found, expected):
     """How far what a fit has added to each variable is from what is expected, in parts of that: dict path -> float."""
     apart = {}
     for path, weight in expected["weights"].items():
+        if path.endswith("key/bias"):  # its gradient is 0 but for rounding: softmax takes no notice of it
+            continue
         step = np.linalg.norm(weight - expected["before"][path])
-        # What hardly moves has a gradient that is 0 but for rounding: of a key's bias softmax takes no notice.
         apart[path] = np.linalg.norm(found["weights"][path] - weight) / max(step, 1e-2 * np.linalg.norm(weight), 1e-3)
     return apart
 
 
-def check_equal(found, expected):
+def check_equal(found, expected, tolerance=1e-5):
     """Losses, metrics, what a fit has added to each variable, outputs and texts."""
     for name, values in expected["history"].items():
         np.testing.assert_allclose(found["history"][name], values, rtol=2e-6, err_msg=name)
     for name, value in expected["measured"].items():
         np.testing.assert_allclose(found["measured"][name], value, rtol=2e-6, err_msg=name)
     apart = steps_apart(found, expected)
-    assert max(apart.values()) <= 1e-5, apart
+    assert max(apart.values()) <= tolerance, apart
     if "predicted" in expected:
         np.testing.assert_allclose(found["predicted"], expected["predicted"], atol=2e-5)
     for name in {"text", "beams"} & expected.keys():
@@ -114,12 +115,11 @@ def test_eight_devices_come_to_what_one_does(mesh, tmp_path):
 
 
 def test_two_processes_or_replicas_come_to_what_one_does(tmp_path):
-    cases = {"jax": ["classifier"], "tensorflow": ["transformer"]}.get(
-        BACKEND, ["transformer, accumulation", "classifier"]
-    )
+    cases = ["transformer, AdamW", *(["transformer, accumulation"] if BACKEND == "torch" else [])]
     found, _ = in_children(tmp_path, cases, "data", count=1 if BACKEND == "tensorflow" else 2, **devices(2))
     for case in cases:
-        check_equal(found["data"][case], alone(case))
+        # Adam divides by what it has seen, so that rounding tells where gradients are small.
+        check_equal(found["data"][case], alone(case), 1e-3 if "Adam" in case else 1e-5)
 
 
 @pytest.mark.once("torch", "tensorflow")  # JAX has one mean over all, and none of means to go wrong

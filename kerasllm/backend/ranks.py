@@ -252,6 +252,38 @@ def share_of_replica(count):
     return replicas() * count / tf.maximum(total, 1e-30)
 
 
+def sum_gradients_first(optimizer):
+    """Let an optimizer of TensorFlow's replicas add their gradients before it clips and measures them.
+
+    Keras clips those of each replica, and adds what is left (3.15.1,
+    https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/optimizer.py, `_backend_update_step`).
+
+    Raises:
+        ValueError: it accumulates gradients, whose update TensorFlow cannot begin in the branch of a graph.
+    """
+    import tensorflow as tf
+
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if "apply" in vars(optimizer):
+        return
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        raise ValueError(
+            f"gradient_accumulation_steps ({optimizer.gradient_accumulation_steps}) does not go with several replicas "
+            "of TensorFlow: give the dataset a larger batch_size."
+        )
+    apply = optimizer.apply
+
+    def apply_sum(gradients, variables=None):
+        context, there = tf.distribute.get_replica_context(), [g for g in gradients if g is not None]
+        if context is not None and there:
+            sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, there))
+            gradients = [None if g is None else next(sums) for g in gradients]
+        return apply(gradients, variables)
+
+    # Past Keras's tracking, which would count them among what is saved.
+    vars(optimizer).update(apply=apply_sum, _all_reduce_sum_gradients=list)
+
+
 def start_replicas(count, devices=None):
     """Begin to train copies of a model, one on each device: on torch a process for each, on TensorFlow in this one.
 

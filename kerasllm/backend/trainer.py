@@ -8,7 +8,7 @@ from keras import ops
 
 from kerasllm.backend.compilation import name
 from kerasllm.backend.interruption import whole
-from kerasllm.backend.ranks import ranks, summed
+from kerasllm.backend.ranks import ranks, replicas, sum_gradients_first, summed
 from kerasllm.backend.steps import marked
 
 
@@ -115,6 +115,8 @@ class OrderedTrainer(Trainer):
         if self.optimizer is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
+        if self.optimizer is not None and replicas() > 1:
+            sum_gradients_first(self.optimizer)
         super().make_train_function(force)
 
     def _make_function(self, step_function):
