@@ -10,8 +10,8 @@ import gc
 import os
 import sys
 
-# Threads of OpenMP wait for one another by spinning: where several processes share two cores, that takes torch up to ten
-# times as long as one thread.
+# Threads of OpenMP wait for one another by spinning: where several processes share two cores, torch takes up to ten
+# times as long as with one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # XLA's optimizations are spent in vain on toy models, and its newer code for fused loops takes three times as long to
 # compile; child processes do without them too.
