@@ -73,7 +73,8 @@ def translator(kind, optimizer=optimizer, **options):
     both = {"source_tokenizer": words, "target_tokenizer": words}
     model = kind(words.vocabulary_size, words.vocabulary_size, **sizes, **both)
     model.compile(optimizer(**options), TokenCrossentropy(), metrics=[Perplexity()])
-    pairs = list(zip(texts(1, 21), texts(2, 21), strict=True))
+    count = 20 if os.environ.get("ODD") == os.environ.get("RANK", "0") else 21
+    pairs = list(zip(texts(1, count), texts(2, count), strict=True))
     return model, TranslationDataset(pairs, words, words, batch_size=8, multiple=4), {}
 
 

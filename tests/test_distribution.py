@@ -214,6 +214,16 @@ def test_what_is_wrong_is_named(monkeypatch):
     before.evaluate(x, y, verbose=0)
 
 
+@pytest.mark.once("torch")
+def test_a_process_with_other_data_is_an_error_in_all(tmp_path):
+    environment = os.environ | {"CASES": "transformer", "ODD": "1"}
+    (torchrun,) = started([tmp_path / "found", "data"], 2, environment)
+    printed, _ = torchrun.communicate(timeout=300)
+    assert torchrun.returncode != 0 and not list(tmp_path.iterdir())
+    assert "ValueError: x of process 1 is another than that of process 0." in printed
+    assert "ValueError: x of process 0 is another than that of process 1." in printed
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="replicas of TensorFlow are in one process")
 def test_a_process_that_dies_ends_the_others_and_all_go_on(tmp_path):
