@@ -92,7 +92,7 @@ def classifier(**options):
 CASES = {
     "gpt": gpt,
     "gpt, chunks": lambda: gpt(chunk_size=16),
-    "gpt, LoRA": lambda: gpt(lora=True),
+    "gpt, LoRA": lambda: gpt(chunk_size=16, lora=True),
     "transformer": lambda: translator(kerasllm.TransformerTranslator),
     "transformer, accumulation": lambda: translator(kerasllm.TransformerTranslator, gradient_accumulation_steps=2),
     # Clipping takes the norm of the gradients of all rows.
