@@ -191,6 +191,15 @@ def test_what_is_wrong_is_named(monkeypatch):
     if BACKEND != "jax":
         with pytest.raises(ValueError, match="must be 'data' on .*: JAX splits weights"):
             kerasllm.distribute("fsdp")
+        model, (x, y), _ = distributed_run.gpt()
+        monkeypatch.setattr(backend, "replicas", lambda: 2)
+        for loss, error in (
+            (kerasllm.training.DPOLoss(), r"loss \(DPOLoss\) compares rows of a batch with one another"),
+            (kerasllm.training.TokenCrossentropy(reduction="sum"), r"reduction \('sum'\) must be a mean"),
+        ):
+            model.compile("sgd", loss)
+            with pytest.raises(ValueError, match=error):
+                model.fit(x, y)
         return
     before = distributed_run.gpt()[0]
     try:

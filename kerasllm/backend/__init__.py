@@ -16,7 +16,17 @@ from kerasllm.backend.kernels import (
     write_slots,
 )
 from kerasllm.backend.linear_crossentropy import Product, linear_crossentropy
-from kerasllm.backend.meshes import Whole, check_placed, in_parts, notes_of, placed, placement, rows_multiple, spread
+from kerasllm.backend.meshes import (
+    AXES,
+    Whole,
+    check_placed,
+    in_parts,
+    notes_of,
+    placed,
+    placement,
+    rows_multiple,
+    spread,
+)
 from kerasllm.backend.optimizers import adamw_class, muon_class
 from kerasllm.backend.ranks import (
     averaged,
@@ -35,6 +45,7 @@ from kerasllm.backend.rematerialization import rematerialized
 extras.check_backend(name())
 
 __all__ = [
+    "AXES",
     "Product",
     "Whole",
     "adamw_class",

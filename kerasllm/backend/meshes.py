@@ -13,9 +13,9 @@ from keras import ops
 from keras.backend import backend as name
 
 from kerasllm.arguments import shown
-from kerasllm.backend.ranks import check_agreed, seed, start_replicas
+from kerasllm.backend.ranks import check_agreed, is_copied, replicas, seed, start_replicas
 
-DATA, MODEL = "data", "model"
+AXES = DATA, MODEL = "data", "model"
 """The axes: along the first are the rows of a batch, along the second the parts of the weights."""
 
 VARIABLES = "NUM_PROCESSES", "PROCESS_ID", "JOB_ADDRESSES"
@@ -218,8 +218,10 @@ def current():
 
 
 def check_placed(model):
-    """Raise `ValueError` where a mesh was set after the model was built, or another than then."""
+    """Raise `ValueError` where a mesh, or replicas of TensorFlow's, were set after the model was built, or others."""
     if name() != "jax":
+        if replicas() > 1 and not all(map(is_copied, model.variables)):
+            raise ValueError(f"{model.name} was built for one device: call `kerasllm.distribute` before building it.")
         return
     mesh = current()
     for variable in model.variables:

@@ -236,6 +236,13 @@ def replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def is_copied(variable):
+    """Whether each of TensorFlow's replicas has a variable of its own."""
+    import tensorflow as tf
+
+    return isinstance(variable._value, tf.distribute.DistributedValues)
+
+
 def share_of_replica(count):
     """What a replica's mean loss is times in the mean of all, of which it counts `count`: None where it is all.
 

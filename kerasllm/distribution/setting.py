@@ -6,7 +6,7 @@ from kerasllm import backend
 from kerasllm.arguments import check_boolean, is_whole, shown
 from kerasllm.distribution.rules import split_axis
 
-AXES = ("data", "model")
+AXES = backend.AXES
 SHORT = {"data": ({"data": -1}, False), "fsdp": ({"data": -1}, True), "model": ({"model": -1}, False)}
 
 

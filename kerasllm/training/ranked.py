@@ -23,6 +23,7 @@ def fitted_together(model, arguments):
             each has; in all processes, and before the first step.
     """
     ranks = backend.ranks()
+    _check_losses(model)
     if ranks.count == 1:
         yield
         return
@@ -44,6 +45,7 @@ def fitted_together(model, arguments):
 def sharded(model, name, data):
     """Inside it, a dataset of ours gives this process's rows of each batch; without several processes all."""
     ranks = backend.ranks()
+    _check_losses(model)
     if ranks.count == 1 or data is None:
         return contextlib.nullcontext()
     if not hasattr(data, "sharded"):
@@ -51,17 +53,24 @@ def sharded(model, name, data):
             f"{name} ({shown(data)}) must be a dataset of kerasllm.training in a run of {ranks.count} processes: it "
             "knows which rows each has, and what they count."
         )
-    for loss in keras.tree.flatten(model.loss):
-        if not ranks.sees_all and getattr(loss, "label_kind", None) in ("pairs", "scored pairs"):
-            raise ValueError(
-                f"loss ({type(loss).__name__}) compares the rows of a batch with one another, which are in "
-                f"{ranks.count} processes: train it in one, or on JAX."
-            )
-        if not ranks.sees_all and getattr(loss, "reduction", MEANS[0]) not in MEANS:
-            raise ValueError(f"loss: reduction ({loss.reduction!r}) must be a mean in a run of several processes.")
     if ranks.sees_all:
         return data.sharded(Shard(ranks.index, ranks.count, multiple=backend.rows_multiple()))
     return data.sharded(Shard(ranks.index, ranks.count, num_counted=model.count_of_batch))
+
+
+def _check_losses(model):
+    """Raise `ValueError` for a loss that is not the mean of what processes or replicas have of it."""
+    ranks, copies = backend.ranks(), backend.ranks().count * backend.replicas()
+    if ranks.sees_all or copies == 1:
+        return
+    for loss in keras.tree.flatten(model.loss) if model.compiled else ():
+        if hasattr(loss, "label_kind"):
+            raise ValueError(
+                f"loss ({type(loss).__name__}) compares rows of a batch with one another, which go to {copies} copies "
+                "of the model: train it on one device, or on JAX."
+            )
+        if getattr(loss, "reduction", MEANS[0]) not in MEANS:
+            raise ValueError(f"loss: reduction ({loss.reduction!r}) must be a mean where {copies} copies are trained.")
 
 
 def check_batches(x, batch_size=None):
