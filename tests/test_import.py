@@ -72,7 +72,7 @@ import importlib, json, pkgutil, sys
 sys.modules.update(dict.fromkeys({hidden!r}))  # so that importing one of them fails
 import kerasllm
 packages = [m.name for m in pkgutil.iter_modules(kerasllm.__path__, "kerasllm.") if m.ispkg]
-names = [getattr(package, name).__name__
+names = [getattr(getattr(package, name), "__name__", name)
          for package in map(importlib.import_module, ["kerasllm", *packages]) for name in package.__all__]
 print(json.dumps([*names, sys.modules["keras"].backend.backend()]))
 """)
