@@ -1,7 +1,8 @@
-"""What models of kerasllm have learnt after a number of steps, beside the same recipes in plain PyTorch.
+"""What models of kerasllm have learnt after a number of steps, beside the same recipes in PyTorch.
 
 python benchmarks/quality.py characters --text book.txt     # a GPT of nanoGPT's configuration for CPUs, and an LSTM
 python benchmarks/quality.py translation                    # a Transformer and an LSTM, 30,000 sentences of Tatoeba
+python benchmarks/quality.py embedder                       # MiniLM, three seeds, beside sentence-transformers
 python benchmarks/quality.py characters --backends torch --steps 100
 
 Each runs in a process of its own, one after the other.
@@ -16,7 +17,8 @@ import sys
 from pathlib import Path
 
 BACKENDS = ("jax", "tensorflow", "torch")
-KINDS = {"characters": ("gpt", "lstm"), "translation": ("transformer", "lstm")}
+KINDS = {"characters": ("gpt", "lstm"), "translation": ("transformer", "lstm"), "embedder": ("0", "1", "2")}
+PEERS = {"embedder": "sentence-transformers"}  # of the others it is a loop of PyTorch
 
 
 def main(options):
@@ -28,7 +30,7 @@ def main(options):
     for kind in options.kinds or KINDS[options.task]:
         for function, backend in [("plain_torch", "torch"), *(("ours", backend) for backend in options.backends)]:
             *figures, weights, seconds = run(backend, options.task, function, kind, options.text or "", steps)
-            name = f"ours on {backend}" if function == "ours" else "plain PyTorch"
+            name = f"ours on {backend}" if function == "ours" else PEERS.get(options.task, "plain PyTorch")
             cells = (f"{figure:.3f}" for figure in figures)
             print_row(kind, name, *cells, f"{weights:,}", f"{seconds / 60:.1f}")
 

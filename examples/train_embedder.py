@@ -3,56 +3,74 @@
 python examples/train_embedder.py
 """
 
+import pathlib
 import re
+
+import keras
 
 import kerasllm
 from kerasllm.training import AdamW, InBatchNegativesLoss, PairDataset, WarmupCosine
 
 NUM_PAIRS = 6000  # of 50,000, to train on
-POOL = 2000  # descriptions among which the right one is to be found
+POOL = 5000  # descriptions among which the right one is to be found
 MAX_LENGTH = 64  # tokens at which texts are cut
 BATCH_SIZE = 64  # pairs: each line is told from 63 other packages
 EPOCHS = 1
 LEARNING_RATE = 5e-5
+FILE = pathlib.Path("runs/package_embedder.tflite")
 
 
 def main(tiny=False):
-    """Train and measure the model; with `tiny` a toy of it, for the tests.
+    """Train, measure and export the model; with `tiny` a toy of it, for the tests.
 
     Returns:
         The model, its training data, and figures: (name, value after, {"before": value before}).
     """
-    # Data: a line and the description below it. Packages made of one source say nearly the same ("foo - headers"): they
-    # are one family here, of which one is kept, so that what is measured was never seen in training.
+    keras.utils.set_random_seed(0)
+    train, test = read_pairs(tiny)
+    model = kerasllm.BERTEmbedder.from_preset(kerasllm.pretrained.minilm(), truncate_at=MAX_LENGTH)
+    before = measure(model, test)
+    data = fit(model, train)
+    after = measure(model, test)
+    print(f"\nThe right one of {len(test)} descriptions of packages that were not trained on:")
+    for name in after:
+        print(f"    {name:<9} {before[name]:.3f} before, {after[name]:.3f} after")
+
+    FILE.parent.mkdir(exist_ok=True)
+    model.export(FILE, format="litert")  # and compared with the model, in LiteRT
+    return model, data, [(name, after[name], {"before": before[name]}) for name in after]
+
+
+def read_pairs(tiny=False):
+    """Pairs of a line and the description below it: to train on, and others to measure with.
+
+    Packages made of one source say nearly the same ("foo - headers"): they are one family here, of which one is kept,
+    so that what is measured was never seen in training.
+    """
     descriptions = kerasllm.datasets.debian_descriptions()
     families = {}
     for description, summary in descriptions.test + descriptions.validation + descriptions.train:
         families.setdefault(family(summary), (summary, description))
     pairs = list(families.values())
     num_held_out = len(pairs) // 5 if tiny else POOL
-    test, train = pairs[:num_held_out], pairs[num_held_out:][:NUM_PAIRS]
-
-    model = kerasllm.BERTEmbedder.from_preset(kerasllm.pretrained.minilm(), truncate_at=MAX_LENGTH)
-    before = measure(model, test)
-
-    data = PairDataset(train, model, batch_size=BATCH_SIZE, too_long="truncate")
-    total_steps = EPOCHS * len(data)
-    model.compile(
-        AdamW(WarmupCosine(LEARNING_RATE, total_steps // 10, total_steps), weight_decay=0.01, global_clipnorm=1.0),
-        loss=InBatchNegativesLoss(),
-    )
-    model.fit(data, epochs=EPOCHS)
-
-    after = measure(model, test)
-    print(f"\nThe right one of {len(test)} descriptions of packages that were not trained on:")
-    for name in after:
-        print(f"    {name:<9} {before[name]:.3f} before, {after[name]:.3f} after")
-    return model, data, [(name, after[name], {"before": before[name]}) for name in after]
+    return pairs[num_held_out:][:NUM_PAIRS], pairs[:num_held_out]
 
 
 def family(summary):
     """What the packages of one source have in common: "foo library" of "Foo library - headers"."""
     return re.split(r" - | \(|: |, ", summary.lower())[0]
+
+
+def fit(model, pairs, seed=0):
+    """Train the model; its data."""
+    data = PairDataset(pairs, model, batch_size=BATCH_SIZE, too_long="truncate", seed=seed)
+    total_steps = EPOCHS * len(data)
+    model.compile(
+        AdamW(WarmupCosine(LEARNING_RATE, total_steps // 10, total_steps), weight_decay=0.01, global_clipnorm=1.0),
+        loss=InBatchNegativesLoss(),
+    )
+    model.fit(data, epochs=EPOCHS, verbose=2)
+    return data
 
 
 def measure(model, pairs):
