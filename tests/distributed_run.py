@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 import kerasllm
+from kerasllm.generation import generator
 from kerasllm.training import (
     AdamW,
     ClassificationDataset,
@@ -127,10 +128,22 @@ def run(case, folder=None):
         found["text"] = model.generate([[1, 2, 3], [4, 5], [6]], max_new_tokens=6, temperature=0.7, seed=3)
         found["beams"] = model.generate([[1, 2, 3], [4, 5]], max_new_tokens=6, num_beams=2)
     elif hasattr(model, "translate"):
-        found["text"] = model.translate(texts(5, 3), max_new_tokens=5)
+        found["batches"], found["text"] = counted(lambda: model.translate(texts(5, 3), max_new_tokens=5, batch_size=1))
+        found["scores"] = [x.log_probability for x in model.score(texts(5, 3), texts(6, 3), batch_size=2)]
     else:
-        found["text"] = [row[0]["label"] for row in model.classify(texts(5, 3))]
+        found["text"] = [row[0]["label"] for row in model.classify(texts(5, 5), batch_size=2)]
     return found
+
+
+def counted(translate):
+    """How many batches this process translates, and the translations."""
+    generate, calls = generator.generate, []
+    generator.generate = lambda task: calls.append(task) or generate(task)
+    try:
+        translations = translate()
+    finally:
+        generator.generate = generate
+    return len(calls), translations
 
 
 def weights(model):

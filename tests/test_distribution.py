@@ -120,6 +120,24 @@ def test_two_processes_or_replicas_come_to_what_one_does(tmp_path):
     for case in cases:
         # Adam divides by what it has seen, so that rounding tells where gradients are small.
         check_equal(found["data"][case], alone(case), 1e-3 if "Adam" in case else 1e-5)
+        np.testing.assert_allclose(found["data"][case]["scores"], alone(case)["scores"], rtol=1e-4)
+        assert found["data"][case]["batches"] == (2 if BACKEND == "torch" else 3)  # of three; two processes share them
+
+
+@pytest.mark.once("torch")
+def test_what_fails_in_one_process_fails_in_all(monkeypatch):
+    ranks_file = sys.modules["kerasllm.backend.ranks"]  # kerasllm.backend has a function of this name
+    others = [([], "ValueError: no such word")]
+    monkeypatch.setattr(ranks_file, "ranks", lambda: ranks_file.Ranks(0, 2))
+    monkeypatch.setattr(ranks_file, "check_agreed", lambda facts: None)
+    monkeypatch.setattr(ranks_file, "_gathered", lambda mine: [mine, *others])
+    with pytest.raises(RuntimeError, match="Process 1 has failed: ValueError: no such word"):
+        backend.shared(str, [1, 2, 3], [1, 2, 3])
+    with pytest.raises(ZeroDivisionError):
+        backend.shared(lambda batch: 1 / batch, [0, 1], [0, 1])
+    assert backend.shared(str, [1], [1]) == ["1"]  # one batch is the work of each
+    others[0] = (["2", "4"], None)
+    assert backend.shared(str, [1, 2, 3, 4, 5], []) == ["1", "2", "3", "4", "5"]
 
 
 @pytest.mark.once("torch", "tensorflow")  # JAX has one mean over all, and none of means to go wrong

@@ -1,6 +1,7 @@
 """The examples run from top to bottom, on a little text and tiny models."""
 
 import importlib
+import json
 import math
 import pathlib
 import random
@@ -131,6 +132,32 @@ def test_a_chat_model_learns_from_chats(method, toy_weights):
     loss, *others = figures
     assert loss[1] < loss[2]["before"] and all(math.isfinite(value) for _, value, _ in others)
     assert pathlib.Path("adapters/synopses/adapter_config.json").exists() == (method == "lora")
+
+
+@pytest.mark.slow
+def test_a_cluster_answers_each_line_in_its_place(toys, tmp_path):
+    ray = pytest.importorskip("ray")
+    module = importlib.import_module("batch_inference")
+    (tmp_path / "texts").mkdir()
+    texts = {"a": ["the cat", "a dog sat", "the cat\u2028ran"] * 3, "b": ["one line, without its end"]}
+    (tmp_path / "texts" / "a").write_text("".join(f"{text}\n" for text in texts["a"]), encoding="utf-8")
+    (tmp_path / "texts" / "b").write_text(*texts["b"])
+    arguments = [tmp_path / "texts", tmp_path / "out", toys / "minilm", "embed", 2, 4]
+    environment = {"env_vars": {"PYTHONPATH": str(EXAMPLES), "KERAS_BACKEND": keras.backend.backend()}}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment)
+    try:
+        assert module.main(*arguments) == 10
+        (tmp_path / "out" / "parts" / "a.000001.jsonl").unlink()  # as if killed before it was there
+        assert module.main(*arguments) == 4 and module.main(*arguments) == 0
+    finally:
+        ray.shutdown()
+    model = kerasllm.BERTEmbedder.from_preset(toys / "minilm")
+    for name, lines in texts.items():
+        answers = [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").open(encoding="utf-8")]
+        np.testing.assert_allclose(answers, model.embed(lines), atol=1e-5)
+    (tmp_path / "texts" / "b").write_text("another line")
+    with pytest.raises(SystemExit, match="another model, task or other texts"):
+        module.main(*arguments)
 
 
 def test_pretrained_models_chat_search_and_come_back(toy_weights):

@@ -16,7 +16,7 @@ class Summing:
     def __init__(self, names=("token_ids", "padding_mask")):
         self.arguments, self.input, self.shapes = {"max_sequence_length": 24}, dict.fromkeys(names), []
 
-    progress_bar = BERTModel.progress_bar
+    each_batch, progress_bar = BERTModel.each_batch, BERTModel.progress_bar
 
     def required_tokenizer(self):
         return TOKENIZER

@@ -36,6 +36,7 @@ from kerasllm.backend.ranks import (
     ranks,
     replicas,
     share_of_replica,
+    shared,
     summands,
     sums,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "scan",
     "simple_rnn",
     "share_of_replica",
+    "shared",
     "small_masked_scores",
     "spread",
     "summands",

@@ -96,8 +96,43 @@ def seed():
     return {"the seed of keras.utils.set_random_seed": rng_utils.get_random_seed()}
 
 
+def shared(work, batches, rows):
+    """What `work` makes of batches. Of several processes of torch each takes its share of them, and all get all.
+
+    On JAX the rows of each batch are spread over the devices of all processes.
+
+    Args:
+        work: function of a batch.
+        batches: a list. One alone is the work of each process, which may ask for it without the others.
+        rows: what batches are made of, the same in all processes.
+
+    Returns:
+        A list, in the order of `batches`.
+
+    Raises:
+        ValueError: another process has other rows.
+        RuntimeError: in another process `work` has raised an error, which is named.
+    """
+    here = ranks()
+    if here.count == 1 or here.sees_all or len(batches) < 2:
+        return [work(batch) for batch in batches]
+    check_agreed({"what is read": rows})
+    made, failure = [], None
+    try:
+        made = [work(batch) for batch in batches[here.index :: here.count]]
+    except Exception as error:
+        failure = error
+    found = _gathered((made, failure and f"{type(failure).__name__}: {failure}"))
+    if failure:
+        raise failure
+    for rank, (_, error) in enumerate(found):
+        if error:
+            raise RuntimeError(f"Process {rank} has failed: {error}")
+    return [found[i % here.count][0][i // here.count] for i in range(len(batches))]
+
+
 def _gathered(value):
-    """The values of all ranks, which JSON holds: a list."""
+    """The values of all ranks, which on JAX JSON holds: a list."""
     if name() == "torch":
         import torch.distributed
 

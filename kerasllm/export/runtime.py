@@ -399,6 +399,10 @@ class _Head(MaskFilling, Classification, Tagging, Answering, Embedding):
         """The function from arrays, the inputs of `forward`, to its outputs."""
         return self._outputs_of
 
+    def each_batch(self, work, batches, rows):
+        """What a function makes of each batch."""
+        return [work(batch) for batch in batches]
+
     def _outputs_of(self, inputs):
         """The outputs of `forward`; where its sizes are fixed, inputs are filled up to them."""
         count, size = len(inputs["token_ids"]), self.input["token_ids"]["shape"][0] or len(inputs["token_ids"])

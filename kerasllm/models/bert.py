@@ -7,6 +7,7 @@ from typing import Annotated, Any, Unpack
 
 import keras
 
+from kerasllm import backend
 from kerasllm.arguments import check_boolean, check_choice
 from kerasllm.checkpoints.bert import FAMILIES
 from kerasllm.constructors import Argument, arguments_of, takes
@@ -123,6 +124,10 @@ class BERTModel(Model):
             RuntimeError: another thread changes the weights, or has changed them when the function is called.
         """
         return Programs.of(self).outputs
+
+    def each_batch(self, work, batches, rows):
+        """What a function makes of each batch: see `backend.shared`."""
+        return backend.shared(work, batches, rows)
 
     def progress_bar(self, num_batches):
         """A progress bar on the standard error: a function to call after each batch."""

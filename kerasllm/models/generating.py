@@ -1,10 +1,11 @@
 """Models that write token after token: what `generate`, `translate`, streaming and scoring share."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
-from kerasllm import checkpoints
+from kerasllm import backend, checkpoints
 from kerasllm.arguments import (
     check_boolean,
     check_from_zero,
@@ -203,8 +204,9 @@ class GeneratingModel(Model):
             self._check_draft(
                 draft, num_draft_tokens, config, len(prompts), processors or prefix_allowed_tokens is not None
             )
-        results = []
-        for places, least_rows in _batches(len(prompts), batch_size):
+
+        def of_batch(batch):
+            places, least_rows = batch
             callbacks = list(processors)
             if prefix_allowed_tokens is not None:
                 copies = max(config.num_beams, config.num_return_sequences)
@@ -222,10 +224,12 @@ class GeneratingModel(Model):
                 least_rows=least_rows,
             )
             if draft is None:
-                results += generator.generate(task)
-            else:
-                results += [[speculative.generate(task, draft, num_draft_tokens)]]
-        return [[with_text(generation, writer, config.strip_prompt) for generation in row] for row in results]
+                return generator.generate(task)
+            return [[speculative.generate(task, draft, num_draft_tokens)]]
+
+        results = backend.shared(of_batch, _batches(len(prompts), batch_size), prompts)
+        rows = itertools.chain.from_iterable(results)
+        return [[with_text(generation, writer, config.strip_prompt) for generation in row] for row in rows]
 
     def stream_text(self, prompt, config, inputs):
         """Generate from one list of ids, and yield the completion's text in pieces."""
@@ -255,8 +259,9 @@ class GeneratingModel(Model):
         for i, row in enumerate(rows):
             if len(row) < 2:
                 raise ValueError(f"{name}[{i}] ({shown(row)}) must be of two tokens at least.")
-        scores = []
-        for places, least_rows in _batches(len(rows), batch_size):
+
+        def of_batch(batch):
+            places, least_rows = batch
             longest = max(len(rows[i]) for i in places)
             if self.max_sequence_length and longest > self.max_sequence_length:
                 raise ValueError(
@@ -265,10 +270,12 @@ class GeneratingModel(Model):
             length = batches.bucket_length(longest, self.max_sequence_length)
             token_ids, padding_mask = batches.pad([rows[i] for i in places], length)
             inputs = read_inputs(places, token_ids, padding_mask)
-            scores += scoring.score(self, inputs, token_ids, padding_mask, batches.bucket_rows(least_rows))
-            for i in places:
-                check_numbers("log-probabilities", scores[i].log_probs, f"for row {i}")
-        return scores
+            scores = scoring.score(self, inputs, token_ids, padding_mask, batches.bucket_rows(least_rows))
+            for i, score in zip(places, scores, strict=True):
+                check_numbers("log-probabilities", score.log_probs, f"for row {i}")
+            return scores
+
+        return list(itertools.chain.from_iterable(backend.shared(of_batch, _batches(len(rows), batch_size), rows)))
 
     def required_output_tokenizer(self):
         """The tokenizer that writes the text, or a `ValueError` that says how to give the model one."""
@@ -353,9 +360,9 @@ FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 
 def _batches(num_rows, batch_size):
-    """Yield the places of each batch, and its least rows, those of the first: a smaller one would be compiled anew."""
-    for start in range(0, num_rows, batch_size):
-        yield list(range(start, min(start + batch_size, num_rows))), min(batch_size, num_rows)
+    """The places of each batch, and its least rows, those of the first: a smaller one would be compiled anew."""
+    starts, least_rows = range(0, num_rows, batch_size), min(batch_size, num_rows)
+    return [(list(range(start, min(start + batch_size, num_rows))), least_rows) for start in starts]
 
 
 def _only_allowed(prefix_allowed_tokens, places):

@@ -2,7 +2,8 @@
 
 A model, or an exported file that stands for one, is here what has `arguments`; `input`, a collection of names;
 `tokenizer` and `required_tokenizer()`; `outputs_function()`, for the batches of one call the function from arrays, its
-inputs, to its outputs; and `progress_bar(num_batches)`, a function to call after each batch.
+inputs, to its outputs; `progress_bar(num_batches)`, a function to call after each batch; and `each_batch(work, batches,
+rows)`, what a function makes of each of them.
 """
 
 import itertools
@@ -85,18 +86,24 @@ def predict(model, encodings, batch_size, verbose=False, extra=None):
         rows["segment_ids"] = [e.type_ids for e in encodings]
     lengths = np.array([len(ids) for ids in rows["token_ids"]])
     order = np.argsort(-lengths, kind="stable")
-    starts = range(0, len(order), batch_size)
+    starts = list(range(0, len(order), batch_size))
     advance = model.progress_bar(len(starts)) if verbose and len(starts) > LONG else lambda: None
     results, outputs_of = [None] * len(encodings), model.outputs_function()
-    for start in starts:
+
+    def of_batch(start):
         places = order[start : start + batch_size].tolist()
         filled = places + places[-1:] * (batches.bucket_rows(len(places)) - len(places))
         outputs = outputs_of(_inputs(model, rows, filled))
-        for row, place in enumerate(places):
-            results[place] = _row(outputs, row)
-            for array in results[place].values() if isinstance(outputs, dict) else [results[place]]:
+        found = {place: _row(outputs, row) for row, place in enumerate(places)}
+        for place, answer in found.items():
+            for array in answer.values() if isinstance(outputs, dict) else [answer]:
                 check_numbers("outputs", array, f"for text {place}")
         advance()
+        return found
+
+    for found in model.each_batch(of_batch, starts, rows):
+        for place, answer in found.items():
+            results[place] = answer
     return results
 
 
