@@ -38,9 +38,9 @@ SIZES = {
         "base": {"num_layers": 6, "num_heads": 8, "hidden_dim": 512, "intermediate_dim": 2048},
     },
 }
-# On Tatoeba (test set, 5 beams, PyTorch) the tiny LSTM comes to BLEU 40.2 in about 20 minutes of one core, the tiny
-# Transformer to 40.5 in 75. Input feeding takes 1.7 times as long and gains nothing in equal time, another bias of the
-# forget gates nothing at all. The others are not measured.
+# On Tatoeba's 30,000 pairs (test set, 5 beams, PyTorch) the tiny LSTM comes to BLEU 40.2 in 20 minutes of one core, the
+# tiny Transformer to 40.5 in 75; the small LSTM to 38.9 in 62. More weights are for more pairs. Input feeding takes 1.7
+# times as long and gains nothing in equal time, another bias of the forget gates nothing at all. Base is not measured.
 RECIPES = {
     "lstm": {
         "tiny": {"vocabulary_size": 6000, "batch_tokens": 512, "learning_rate": 3e-3, "dropout": 0.3, "epochs": 10},

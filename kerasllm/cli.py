@@ -28,8 +28,8 @@ from kerasllm.text.cutting import cut
 from kerasllm.text.prompts import find_prompt
 from kerasllm.writing import PREFIX
 
-EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "onnx", "openvino")
-FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm", ".onnx": "onnx", ".xml": "openvino"}
+EXPORT_FORMATS = ("tf_saved_model", "litert", "litertlm", "mediapipe", "gguf", "onnx", "openvino")
+FORMAT_OF = {".tflite": "litert", ".litertlm": "litertlm", ".gguf": "gguf", ".onnx": "onnx", ".xml": "openvino"}
 SOURCE = "a preset's folder, a .gguf file or hf://organisation/name"
 PROGRESS_SECONDS = 5  # from one message to the next
 EXAMPLES = {
@@ -216,7 +216,7 @@ def parser():
     tokenize.add_argument("--force", action="store_true", help="replace OUT")
     _add_encoding(tokenize)
     export = add("export", _export, "write a model as a file that runs without kerasllm")
-    export.add_argument("path", metavar="OUT", help="a SavedModel's folder, or a .tflite or .litertlm file")
+    export.add_argument("path", metavar="OUT", help="a SavedModel's folder, or a .tflite, .litertlm or .gguf file")
     export.add_argument("--format", choices=EXPORT_FORMATS, help="default: what the ending of OUT says")
     export.add_argument("--quantize", metavar="KIND", help="dynamic_int8 or another that the format has")
     export.add_argument("--max-length", type=int, metavar="N", help="most tokens of a text in a TFLite file")

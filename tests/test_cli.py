@@ -291,7 +291,7 @@ def test_export_hands_its_options_to_the_model(flags, expected, gpt, capsys, mon
 def test_an_ending_of_no_format_is_refused(capsys):
     code, _, error = run(capsys, "export", "missing", "out.tflight")
     assert code == 1 and "OUT ('out.tflight')" in error
-    assert ".tflite (litert), .litertlm (litertlm)" in error and "mediapipe, onnx" in error
+    assert ".tflite (litert), .litertlm (litertlm), .gguf (gguf)" in error and "mediapipe, gguf, onnx" in error
 
 
 def test_errors_are_one_line_and_an_exit_code(gpt, capsys):

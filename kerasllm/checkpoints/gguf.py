@@ -145,7 +145,7 @@ def _folder(metadata, tensors):
     tensors = dict(tensors)
     if "rope_freqs.weight" in tensors:
         scaling = _scaling_of(
-            np.asarray(tensors.pop("rope_freqs.weight")), _head_dim(sizes), sizes.get("rope.freq_base", ROPE_BASE)
+            np.asarray(tensors.pop("rope_freqs.weight")), head_dim(sizes), sizes.get("rope.freq_base", ROPE_BASE)
         )
         if scaling and "rope_scaling" in config:
             raise ValueError(f"rope_freqs.weight and metadata: {prefix}rope.scaling exclude each other.")
@@ -170,9 +170,9 @@ def _config(sizes, names):
         if name in sizes:
             sizes[name] = _same_in_all(f"{prefix}{name}", sizes[name], sizes["block_count"])
     for name in WIDTHS:
-        if sizes.get(name, _head_dim(sizes)) != _head_dim(sizes):
+        if sizes.get(name, head_dim(sizes)) != head_dim(sizes):
             raise ValueError(
-                f"metadata: {prefix}{name} ({sizes[name]!r}) must be the width of a head, {_head_dim(sizes)}."
+                f"metadata: {prefix}{name} ({sizes[name]!r}) must be the width of a head, {head_dim(sizes)}."
             )
     window = sizes.get("attention.sliding_window", 0)
     if 0 < window < sizes["context_length"]:
@@ -180,7 +180,8 @@ def _config(sizes, names):
     return {field: sizes[name] for name, field in names.metadata.items() if name in sizes}
 
 
-def _head_dim(sizes):
+def head_dim(sizes):
+    """The width of a head, from a family's metadata."""
     return sizes.get("attention.key_length") or sizes["embedding_length"] // sizes["attention.head_count"]
 
 
@@ -371,17 +372,22 @@ def _byte_level(values, types):
         for i, kind in enumerate(types)
         if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
-    # Words that a pattern has cut are cut no further.
-    by_pattern = any(word["type"] == "Split" for word in pre["words"])
     pairs = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": values["merges"]}
-    words = [*pre["words"], BYTE_LEVEL | {"use_regex": not by_pattern}]
     return {
         "version": "1.0",
         "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": words},
+        "pre_tokenizer": pre_tokenizer(pre),
         "decoder": BYTE_LEVEL,
         "model": pairs | {"ignore_merges": not pre["merge_all"]},
     }
+
+
+def pre_tokenizer(pre):
+    """What cuts a text into words, of one of `PRE_TOKENIZERS`, as tokenizer.json has it."""
+    # Words that a pattern has cut are cut no further.
+    by_pattern = any(word["type"] == "Split" for word in pre["words"])
+    words = [*pre["words"], BYTE_LEVEL | {"use_regex": not by_pattern}]
+    return {"type": "Sequence", "pretokenizers": words}
 
 
 def _sentencepiece(values, types):

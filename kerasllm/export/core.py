@@ -16,7 +16,7 @@ from kerasllm.arguments import (
     shown,
 )
 from kerasllm.checkpoints import files
-from kerasllm.export import calibration, child, litert, litertlm, mediapipe, saved_model, verification
+from kerasllm.export import calibration, child, gguf, litert, litertlm, mediapipe, saved_model, verification
 from kerasllm.export import description as description_
 from kerasllm.export.contents import Contents, Options
 from kerasllm.export.contents_by_model import contents_of
@@ -144,13 +144,13 @@ def check_request(path, format, options):
         ValueError: the format, or an option of it, is unknown, or the path is none of its.
         ImportError: a package is not installed.
     """
-    if not isinstance(format, str) or format not in (*FORMATS, *KERAS_FORMATS):
+    if not isinstance(format, str) or format not in (*FORMATS, "gguf", *KERAS_FORMATS):
         hint = f" Do you mean {ALIASES[format]!r}?" if isinstance(format, str) and format in ALIASES else ""
         raise ValueError(
             f"Unrecognized format={format!s:.80}.{hint} Supported formats are: "
-            f"{', '.join(map(repr, (*FORMATS, *KERAS_FORMATS)))}."
+            f"{', '.join(map(repr, (*FORMATS, 'gguf', *KERAS_FORMATS)))}."
         )
-    accepted = OPTIONS if format in FORMATS else KERAS_FORMATS[format][1]
+    accepted = OPTIONS if format in FORMATS else gguf.OPTIONS if format == "gguf" else KERAS_FORMATS[format][1]
     for name, value in options.items():
         if name not in accepted:
             raise ValueError(

@@ -314,11 +314,12 @@ class Model(TrainedModel):
         how it differs).
 
         Args:
-            filepath: of a SavedModel folder, or of a file that ends in ".tflite" or ".litertlm". What is there is
-                replaced when all has gone well.
+            filepath: of a SavedModel folder, or of a file that ends in ".tflite", ".litertlm" or ".gguf". What is there
+                is replaced when all has gone well.
             format: "tf_saved_model"; "litert", a TFLite file, which `kerasllm.export.runtime.Runner` runs;
                 "litertlm", a GPT with its tokenizer for LiteRT-LM; "mediapipe", a TFLite file of a `BERTClassifier`
-                with its vocabulary and labels, for MediaPipe's TextClassifier. Other formats are left to Keras.
+                with its vocabulary and labels, for MediaPipe's TextClassifier; "gguf", a Llama with its tokenizer for
+                llama.cpp, Ollama and LM Studio. Other formats are left to Keras.
             verbose: whether to print a line at the end. Default: yes.
             input_signature: dict input name -> `keras.InputSpec`, to fix sizes of `forward`. Default: any batch size
                 and length.
@@ -326,7 +327,8 @@ class Model(TrainedModel):
             quantize: for TFLite, how weights are kept. Default: float32. "dynamic_int8": of 8 bits, a quarter of the
                 size, multiplied as whole numbers, several times as fast at batch 1; "int4": the matrices of layers of 4
                 bits in blocks with a scale, tables of 8; "float16": half the size; "int8": all numbers of 8 bits, also
-                those between layers, for devices that know no others, in functions without a loop alone.
+                those between layers, for devices that know no others, in functions without a loop alone. For GGUF:
+                "float16", "bfloat16", "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1", tables of 8 bits at least.
             min_agreement: the least part of choices (largest logits, chosen tokens) in which a quantised file must
                 agree with the model, over all that is compared. Sound files are above 0.85, broken ones below 0.5.
             calibration_data: for quantised files, some dozens of texts, lists of ids or dicts of the model's inputs, as
@@ -354,9 +356,11 @@ class Model(TrainedModel):
                 all, others by more than 1e-5 of the largest; or a quantised file in too many choices. What was at
                 `filepath` before is whole.
         """
-        from kerasllm.export import core
+        from kerasllm.export import core, gguf
 
         core.check_request(filepath, format, options)
+        if format == "gguf":
+            return gguf.export_model(self, filepath, verbose, **options)
         if format not in core.FORMATS:
             core.call_once(self)
             with writing.replacing(filepath) as place:
