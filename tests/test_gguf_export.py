@@ -55,8 +55,7 @@ def pieces():
 
 def model(tokenizer=None, **changes):
     keras.utils.set_random_seed(0)
-    tokenizer = tokenizer or byte_level()
-    return GPT(320, **LLAMA | changes, tokenizer=tokenizer)
+    return GPT(320, **LLAMA | changes, tokenizer=byte_level() if tokenizer is None else tokenizer or None)
 
 
 KINDS = {
@@ -143,7 +142,9 @@ def other_words():
         (lambda: model(Tokenizer.train_wordpiece(TEXTS, 60)), {}, "tokenizer.*byte-level"),
         (lambda: model(hidden_dim=16, intermediate_dim=32), {"quantize": "q8_0"}, "blocks.*32 values"),
         (lambda: model(), {"quantize": "int8"}, "quantize.*q8_0"),
+        (lambda: model(tokenizer=False), {}, "tokenizer"),
         (lambda: model(), {"batch_size": 2}, "batch_size.*no option"),
+        (lambda: model(), {"input_signature": {}}, "input_signature.*must be None"),
         (lambda: model(use_bias=True), {}, "families: llama"),
         (lambda: model(activation="gelu"), {}, "activation .*no word"),
     ],

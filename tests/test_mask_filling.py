@@ -22,6 +22,9 @@ class Padded(MaskFilling):
     def outputs_function(self):
         return self.outputs_of
 
+    def each_batch(self, work, batches, rows):
+        return map(work, batches)
+
     def outputs_of(self, inputs):
         return np.tile(np.arange(SIZE + 2) / 4, (*inputs["masked_positions"].shape, 1))
 

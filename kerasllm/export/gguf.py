@@ -41,7 +41,7 @@ NUM_TOKENS = 16
 CLOSE = 1e-3  # Two logits that are nearer to each other may change places.
 
 
-def export_model(model, path, verbose=None, quantize=None, verify=True):
+def export_model(model, path, verbose=None, input_signature=None, *, quantize=None, verify=True):
     """Write a model with its tokenizer as a GGUF file; `Model.export` says what the arguments are.
 
     Raises:
@@ -51,8 +51,11 @@ def export_model(model, path, verbose=None, quantize=None, verify=True):
     """
     check_choice("quantize", quantize, tuple(KINDS))
     check_boolean("verify", verify)
+    if input_signature is not None:
+        raise ValueError(f"input_signature ({shown(input_signature)}) must be None for the format 'gguf'.")
     if not str(path).endswith(".gguf"):
         raise ValueError(f"filepath ({shown(str(path))}) must end in '.gguf' for the format 'gguf'.")
+    model.required_tokenizer()
     with writing.replacing(path) as place:
         folder = place.parent.parent / "preset"  # taken away with what is beside `place`
         model.save_to_preset(folder)
@@ -264,6 +267,8 @@ def _check_read(path, folder, model_class):
             )
     with read.folder() as texts:
         ours, theirs = (Tokenizer.from_folder(place) for place in (folder, texts))
+    if ours.config.get("chat_template") != theirs.config.get("chat_template"):
+        raise ValueError("the tokenizer: its chat_template cannot be kept.")
     for text in [*HARD_TEXTS, *(f"a{ours.id_to_token(i)} b" for i in ours.special_ids)]:
         if ours.encode(text) != theirs.encode(text):
             raise ValueError(f"the tokenizer: llama.cpp would have other ids for {shown(text)}.")

@@ -360,7 +360,7 @@ class Model(TrainedModel):
 
         core.check_request(filepath, format, options)
         if format == "gguf":
-            return gguf.export_model(self, filepath, verbose, **options)
+            return gguf.export_model(self, filepath, verbose, input_signature, **options)
         if format not in core.FORMATS:
             core.call_once(self)
             with writing.replacing(filepath) as place:
