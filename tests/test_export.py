@@ -307,7 +307,7 @@ def test_examples_keep_to_what_the_model_takes():
         (
             "model",
             "tflite",
-            "Do you mean 'litert'. Supported formats are: .*'litertlm', 'mediapipe', 'onnx', 'openvino'",
+            "Do you mean 'litert'. Supported formats are: .*'litertlm', 'mediapipe', 'gguf', 'onnx', 'openvino'",
         ),
         ("model.pt", "torch", r"model.pt'\) must end in '.pt2' for the format 'torch'"),
     ],

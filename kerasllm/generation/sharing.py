@@ -3,9 +3,10 @@
     thread 1    generate  generate  ----------------  generate
     thread 2    --------  classify  fit               classify      what thread 1 asks for beside `fit` is an error
 
-Nobody waits for that: `fit` may take hours. Only what measures, `evaluate`, is waited for: its sums, in the model's
-metrics, would be those of several. What is computed while another thread changes the weights would be of old ones and
-new ones, so it ends with an error instead of a result.
+Nobody waits for that: `fit` may take hours. Only Keras's `evaluate` and `predict` are waited for: the sums of the one,
+in the model's metrics, would be those of several, and both keep their state on the model (on JAX, Keras 3.15.1). What
+is computed while another thread changes the weights would be of old ones and new ones, so it ends with an error instead
+of a result.
 """
 
 import contextlib
@@ -20,7 +21,9 @@ class Changes:
 
     def __init__(self, model):
         self.name, self.lock = model.name, threading.Lock()
-        self.measuring = threading.RLock()  # for one thread at a time, as metrics keep their sums on the model
+        self.measuring = (
+            threading.RLock()
+        )  # for one thread at a time, as Keras keeps its sums and its state on the model
         self.thread, self.what, self.count = None, None, 0
 
     @classmethod
@@ -118,7 +121,7 @@ def with_same_weights(method):
 
 
 def measures(method):
-    """Make a method of a model that uses its metrics one that threads call in turns, with the same weights."""
+    """Make a method of a model, a loop of Keras's, one that threads call in turns, with the same weights."""
 
     @functools.wraps(method)
     def call(model, *args, **kwargs):

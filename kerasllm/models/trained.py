@@ -12,7 +12,7 @@ from keras import ops
 
 from kerasllm import backend
 from kerasllm.arguments import shown
-from kerasllm.generation.sharing import changes_weights, measures, with_same_weights
+from kerasllm.generation.sharing import changes_weights, measures
 from kerasllm.models.measured import MeasuredModel
 from kerasllm.training.limits import Limits
 from kerasllm.training.ranked import check_batches, fitted_together, sharded
@@ -86,7 +86,7 @@ class TrainedModel(MeasuredModel):
                 call.arguments["verbose"] = 0
             return super().evaluate(*call.args[1:], **call.kwargs)
 
-    @with_same_weights
+    @measures
     @functools.wraps(keras.Model.predict, assigned=NAMES)
     def predict(self, *args, **kwargs):
         """Compute outputs, as `keras.Model.predict` does, of which all arguments are; data is checked as in `fit`."""
@@ -113,7 +113,7 @@ class TrainedModel(MeasuredModel):
         with self._checked(call.arguments, tensors=False):
             return super().test_on_batch(*args, **kwargs)
 
-    @with_same_weights
+    @measures
     @functools.wraps(keras.Model.predict_on_batch, assigned=NAMES)
     def predict_on_batch(self, x):
         """The outputs of one batch, as `keras.Model.predict_on_batch`; what is in numpy is checked as in `fit`."""
